@@ -1,0 +1,17 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import click
+
+isolation_option = click.option(
+    "--isolation",
+    default="namespace",
+    show_default=True,
+    metavar="LEVEL",
+    help="process, namespace, container, gvisor or vm.",
+)
+
+format_option = click.option(
+    "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True, help="How to print."
+)

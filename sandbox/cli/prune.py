@@ -1,0 +1,23 @@
+"""`sandbox prune`: nothing left behind."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command()
+@click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
+def command(dry_run: bool) -> None:
+    """Remove what is not running and what belongs to nobody.
+
+    That is: sandboxes that have ended, debris of commands that were killed, resources that carry one of our ids
+    although no record knows them, half-built images, and the lab network when nobody uses it. Running sandboxes
+    and images are kept.
+    """
+    from sandbox.manager import Manager
+
+    removed = Manager().prune(dry_run=dry_run)
+    for line in removed:
+        click.echo(f"would remove {line}" if dry_run else f"removed {line}")
+    if not removed:
+        click.echo("nothing to remove", err=True)

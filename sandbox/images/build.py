@@ -1,0 +1,134 @@
+"""Builds one stage from the stages below it. The caller holds the lock of the images."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from sandbox.data import data_dir
+from sandbox.errors import ImageError
+from sandbox.images import bootstrap, cache, contained, dockerd, tree
+from sandbox.images.cache import Entry
+from sandbox.images.recipe import Recipe, Stage
+from sandbox.images.workspace import Workspace, explained, workspace
+
+Progress = Callable[[str], None]
+
+ARCHIVE = "base.tar"
+VM_FILES = ("vmlinuz", "initrd", "disk.raw")
+
+MIB = 1024 * 1024
+NEEDED = {Stage.BASE: 700 * MIB, Stage.KERNEL: 500 * MIB, Stage.ROOTFS: 200 * MIB, Stage.VM: 400 * MIB}
+"""Bytes of disk that a build takes at its peak, about, downloads included."""
+
+BELOW: Mapping[Stage, tuple[Stage, ...]] = {
+    Stage.BASE: (),
+    Stage.KERNEL: (),
+    Stage.ROOTFS: (Stage.BASE,),
+    Stage.DOCKER: (Stage.ROOTFS,),
+    Stage.VM: (Stage.ROOTFS, Stage.KERNEL),
+}
+
+
+def stage(which: Stage, digest: str, recipe: Recipe, below: Mapping[Stage, Entry], progress: Progress) -> Entry:
+    """Build a stage that is kept on the disk, from the entries below it.
+
+    Raises:
+        ImageError, UnavailableError: it could not be built; nothing of it is left.
+    """
+    with explained(), workspace(NEEDED[which]) as space:
+        content = space.result / cache.CONTENT
+        content.mkdir(mode=0o755)
+        content.chmod(0o755)
+        match which:
+            case Stage.BASE:
+                bootstrap.packages_tar(recipe, content / ARCHIVE, space, progress)
+                (content / ARCHIVE).chmod(0o600)  # apt's configuration is in it
+                return cache.commit(space, which, digest, [ARCHIVE])
+            case Stage.KERNEL:
+                return _kernel(space, digest, recipe, progress)
+            case Stage.ROOTFS:
+                return _rootfs(space, digest, recipe, below[Stage.BASE], progress)
+            case Stage.VM:
+                return _vm(space, digest, below, progress)
+    raise ValueError(f"{which} is not kept on the disk")
+
+
+def docker(digest: str, recipe: Recipe, rootfs: Entry, progress: Progress) -> None:
+    """Load the root filesystem into the daemon.
+
+    Raises:
+        UnavailableError, EngineError: as dockerd.load.
+    """
+    progress("loading it into docker")
+    dockerd.load(rootfs.path, digest, rootfs.digest, recipe.docker, recipe.layout["user"]["id"])
+
+
+def _kernel(space: Workspace, digest: str, recipe: Recipe, progress: Progress) -> Entry:
+    content = space.result / cache.CONTENT
+    bootstrap.extracted_tree(recipe, content, space, progress)
+    tree.remove(content, recipe.kernel["remove"])
+    content.chmod(0o755)
+    tree.clamp_times(content, recipe.epoch)
+    kernels = sorted(path.relative_to(content).as_posix() for path in content.glob("boot/vmlinu[xz]-*"))
+    if not kernels:
+        raise ImageError("the recipe's kernel packages hold no kernel", "see [kernel.image] of the recipe")
+    return cache.commit(space, Stage.KERNEL, digest, kernels, {"kernel": kernels[-1].partition("-")[2]})
+
+
+def _rootfs(space: Workspace, digest: str, recipe: Recipe, base: Entry, progress: Progress) -> Entry:
+    root = space.result / cache.CONTENT
+    progress("extracting the packages")
+    done = subprocess.run(
+        [
+            "tar", "--extract", "--preserve-permissions", "--numeric-owner", "--xattrs", "--xattrs-include=*",
+            "--file", str(base.path / ARCHIVE), "--directory", str(root),
+        ],
+        capture_output=True,
+        check=False,
+    )  # fmt: skip
+    if done.returncode != 0:
+        message, hint = bootstrap.explain(done.stderr.decode(errors="replace").splitlines())
+        raise ImageError(f"the packages could not be extracted: {message}", hint)
+    packages = tree.installed_packages(root)
+    tree.apply_layout(root, recipe.layout)
+    progress("adding the workloads")
+    target = recipe.layout["workloads"]
+    tree.install(data_dir("workloads"), tree.inside(root, target))
+    compiling = [
+        "chroot", str(root), "/usr/bin/python3", "-I", "-m", "compileall", "-q", "-f",
+        "--invalidation-mode", "unchecked-hash", target,
+    ]  # fmt: skip
+    code, tail = contained.run(
+        compiling,
+        lease=space.lease,
+        log=space.log,
+        environment={"PYTHONHASHSEED": "0"},
+        on_line=lambda _: None,
+    )
+    if code != 0:
+        raise ImageError(f"the workloads do not compile: {tail[-1] if tail else 'no output'}")
+    tree.clamp_times(root, recipe.epoch)
+    installed = sorted(path.relative_to(root).as_posix() for path in tree.inside(root, target).rglob("*.py"))
+    needed = ["usr/bin/python3", "usr/bin/tini", "etc/passwd", "etc/fstab"]
+    folders = [name.lstrip("/") for name in recipe.layout["mount_points"]]
+    return cache.commit(space, Stage.ROOTFS, digest, [*needed, *folders, *installed], {"packages": packages})
+
+
+def _vm(space: Workspace, digest: str, below: Mapping[Stage, Entry], progress: Progress) -> Entry:
+    from sandbox import vmimage
+
+    content = space.result / cache.CONTENT
+    vmimage.build_vm(below[Stage.ROOTFS].path, below[Stage.KERNEL].path, content, progress)
+    missing = [name for name in VM_FILES if not (content / name).is_file()]
+    if missing:
+        raise ImageError(f"the VM's image came out without {', '.join(missing)}")
+    for path in sorted(content.iterdir()):
+        path.chmod(0o644)  # QEMU reads them as a user of its own
+    return cache.commit(space, Stage.VM, digest, VM_FILES, dict(below[Stage.KERNEL].facts))
+
+
+def release_of(path: Path) -> str:
+    """The kernel's release from its file name, such as "6.1.0-9-cloud-amd64"."""
+    return path.name.partition("-")[2]

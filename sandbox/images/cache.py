@@ -1,0 +1,174 @@
+"""Finished stages on the disk: one directory each, `STAGE-DIGEST`, with a manifest, a listing and the content."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sandbox import paths
+from sandbox.images import tree
+from sandbox.images.recipe import Stage
+from sandbox.images.workspace import Workspace, discard, explained, publish
+
+VERSION = 1
+MANIFEST_FILE = "manifest.json"
+LISTING_FILE = "listing"
+CONTENT = "tree"
+
+DIGITS = 12
+"""Hex digits of a digest that appear in names."""
+
+_ENTRY_NAME = re.compile(r"(base|kernel|rootfs|vm)-([0-9a-f]{12})")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A finished stage.
+
+    Attributes:
+        stage: which.
+        digest: 64 hex digits: what it was made from (see recipe.digests).
+        directory: its directory.
+        size: bytes on the disk.
+        created: seconds since the epoch.
+        content: SHA-256 of the listing: what it is, byte by byte.
+        key_files: by relative path, the mode, size and modification time (ns) of some files that every use needs.
+        facts: for people and for `docker inspect`: package versions, where they came from.
+    """
+
+    stage: Stage
+    digest: str
+    directory: Path
+    size: int
+    created: float
+    content: str
+    key_files: dict[str, list[int]]
+    facts: dict[str, Any]
+
+    @property
+    def path(self) -> Path:
+        """The content."""
+        return self.directory / CONTENT
+
+    def damage(self) -> str | None:
+        """What is wrong at a glance: a key file that is missing or changed. None when all looks well."""
+        for name, expected in self.key_files.items():
+            try:
+                status = (self.path / name).lstat()
+            except OSError as error:
+                return f"{self.path / name}: {error.strerror}"
+            if _glance(status) != expected:
+                return f"{self.path / name} was changed"
+        return None
+
+    def differences(self) -> list[str]:
+        """What differs from what was built, compared byte by byte; empty when nothing does.
+
+        Raises:
+            ImageError: the listing cannot be read.
+        """
+        with explained():
+            recorded = (self.directory / LISTING_FILE).read_text(encoding="utf-8").splitlines()
+            found = tree.listing(self.path)
+        before = {json.loads(line)[0]: line for line in recorded}
+        after = {json.loads(line)[0]: line for line in found}
+        lines = [f"{name} is missing" for name in before if name not in after]
+        lines += [f"{name} was added" for name in after if name not in before]
+        lines += [f"{name} was changed" for name in before if name in after and before[name] != after[name]]
+        if tree.content_digest(recorded) != self.content:
+            lines.append(f"{LISTING_FILE} does not belong to this image")
+        return sorted(lines)
+
+
+def directory_of(stage: Stage, digest: str) -> Path:
+    """Where a stage of that digest is, or would be."""
+    return paths.images_dir() / f"{stage}-{digest[:DIGITS]}"
+
+
+def read(stage: Stage, digest: str) -> Entry | None:
+    """The entry of a stage; None when there is none, or its manifest does not say that it is that one."""
+    found = _read(directory_of(stage, digest))
+    return found if found is not None and found.digest == digest and found.stage is stage else None
+
+
+def entries() -> list[Entry]:
+    """All entries with a sound manifest, oldest first."""
+    found = [_read(directory) for directory in _directories()]
+    return sorted((entry for entry in found if entry is not None), key=lambda entry: entry.created)
+
+
+def broken() -> list[Path]:
+    """Directories that have an entry's name, but no sound manifest."""
+    return [directory for directory in _directories() if _read(directory) is None]
+
+
+def commit(
+    space: Workspace, stage: Stage, digest: str, key_files: Sequence[str], facts: dict[str, Any] | None = None
+) -> Entry:
+    """Turn a workspace's `result/tree` into an entry, in one step.
+
+    Raises:
+        ImageError: a key file is missing, or the disk refuses.
+    """
+    content = space.result / CONTENT
+    with explained():
+        lines = tree.listing(content)
+        (space.result / LISTING_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        raw = {
+            "version": VERSION,
+            "stage": stage.value,
+            "digest": digest,
+            "created": time.time(),
+            "size": tree.size(content),
+            "content": tree.content_digest(lines),
+            "key_files": {name: _glance((content / name).lstat()) for name in key_files},
+            "facts": facts or {},
+        }
+        (space.result / MANIFEST_FILE).write_text(json.dumps(raw), encoding="utf-8")
+        target = directory_of(stage, digest)
+        discard(target)
+        publish(space, target)
+    entry = read(stage, digest)
+    assert entry is not None, target  # noqa: S101 - it was written above, under the lock
+    return entry
+
+
+def _directories() -> list[Path]:
+    try:
+        with os.scandir(paths.images_dir()) as found:
+            return sorted(Path(item.path) for item in found if _ENTRY_NAME.fullmatch(item.name))
+    except FileNotFoundError:
+        return []
+
+
+def _read(directory: Path) -> Entry | None:
+    try:
+        raw = json.loads((directory / MANIFEST_FILE).read_text(encoding="utf-8"))
+        if raw["version"] != VERSION:
+            return None
+        return Entry(
+            stage=Stage(raw["stage"]),
+            digest=str(raw["digest"]),
+            directory=directory,
+            size=int(raw["size"]),
+            created=float(raw["created"]),
+            content=str(raw["content"]),
+            key_files={str(name): [int(part) for part in parts] for name, parts in raw["key_files"].items()},
+            facts=dict(raw["facts"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _glance(status: os.stat_result) -> list[int]:
+    # Folders and links are compared by kind alone: a mount or a look may touch a folder's time.
+    if not stat.S_ISREG(status.st_mode):
+        return [stat.S_IFMT(status.st_mode), 0, 0]
+    return [status.st_mode, status.st_size, status.st_mtime_ns]

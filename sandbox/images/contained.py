@@ -1,0 +1,80 @@
+"""Runs a tool that must not outlive its builder, nor leave a mount behind.
+
+It gets mount and pid namespaces of its own (unshare(1)): when its first process dies the kernel ends all others in
+there and undoes their mounts. That first process dies with the builder (prctl(2), PR_SET_PDEATHSIG), even if the
+builder was killed by SIGKILL.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from sandbox.errors import UnavailableError
+
+WRAPPER = (
+    "setpriv", "--pdeathsig", "KILL", "--",
+    "unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", "--",
+)  # fmt: skip
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_PASSED_ON = ("http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    lease: int,
+    log: Path,
+    environment: Mapping[str, str],
+    on_line: Callable[[str], None],
+) -> tuple[int, list[str]]:
+    """Run a command and wait for it.
+
+    The calling thread must stay alive until then: PR_SET_PDEATHSIG watches the thread, not the process.
+
+    Args:
+        argv: the command.
+        lease: a locked descriptor that the command inherits: while any process of it lives, the lock is held.
+        log: a file that its output is appended to.
+        environment: added to PATH and the proxy variables; nothing else is passed on.
+        on_line: takes each line of its output.
+
+    Returns:
+        Its exit code as subprocess has it, and its last lines.
+
+    Raises:
+        UnavailableError: setpriv or unshare (util-linux) is not there.
+    """
+    passed_on = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    try:
+        process = subprocess.Popen(
+            [*WRAPPER, *argv],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={"PATH": PATH, "LC_ALL": "C.UTF-8", **passed_on, **environment},
+            pass_fds=(lease,),
+            start_new_session=True,  # Ctrl-C reaches the builder alone, which then ends this in good order
+            text=True,
+            errors="replace",
+        )
+    except FileNotFoundError as error:
+        raise UnavailableError(f"{error.filename} is not installed", "apt-get install util-linux") from error
+    tail: list[str] = []
+    try:
+        with log.open("a", encoding="utf-8") as file:
+            file.write(f"$ {' '.join(argv)}\n")
+            for raw in process.stdout or ():
+                file.write(raw)
+                line = raw.rpartition("\r")[2].rstrip() if "\r" in raw else raw.rstrip()
+                tail = [*tail[-99:], line]
+                on_line(line)
+        return process.wait(), tail
+    finally:
+        # After an orderly end this does nothing. unshare(1) passes its death on to its child by --kill-child.
+        process.kill()
+        process.wait()
+        if process.stdout:
+            process.stdout.close()

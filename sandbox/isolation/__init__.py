@@ -1,0 +1,36 @@
+"""The isolation levels: a table of lazily imported drivers."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from sandbox.errors import NotFoundError
+
+if TYPE_CHECKING:
+    from sandbox.isolation.base import Isolation
+
+LEVELS: dict[str, str] = {
+    "process": "sandbox.isolation.process:ProcessIsolation",
+    "namespace": "sandbox.isolation.namespace:NamespaceIsolation",
+    "container": "sandbox.isolation.container:ContainerIsolation",
+    "gvisor": "sandbox.isolation.container:GVisorIsolation",
+    "vm": "sandbox.isolation.vm:VmIsolation",
+}
+"""Level to `module:class`, from the thinnest wall to the thickest."""
+
+_loaded: dict[str, Isolation] = {}
+
+
+def driver(level: str) -> Isolation:
+    """The driver of a level; its engine's library is imported here at the earliest.
+
+    Raises:
+        NotFoundError: there is no such level.
+    """
+    if level not in LEVELS:
+        raise NotFoundError(f"there is no isolation level {level!r}", "one of " + ", ".join(LEVELS))
+    if level not in _loaded:
+        module, _, name = LEVELS[level].partition(":")
+        _loaded[level] = getattr(import_module(module), name)()
+    return _loaded[level]

@@ -1,0 +1,110 @@
+"""Docker's view of the lab network: an internal network on the bridge that `sandbox.network` makes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sandbox import network
+from sandbox.errors import EngineError
+from sandbox.isolation.docker_client import Engine, Refusal
+from sandbox.store import named_lock
+
+_BRIDGE_OPTION = "com.docker.network.bridge.name"
+
+
+@dataclass(frozen=True, slots=True)
+class Lab:
+    """Settings of the network; the defaults are those of `sandbox.network`."""
+
+    name: str = network.DOCKER_NETWORK
+    bridge: str = network.BRIDGE
+    subnet: str = network.SUBNET
+    dynamic_range: str = network.DOCKER_RANGE
+    gateway: str = network.HOST_ADDRESS
+
+    def body(self) -> dict[str, Any]:
+        """Arguments of the SDK's create_network."""
+        pool = {"Subnet": self.subnet, "IPRange": self.dynamic_range, "Gateway": self.gateway}
+        return {
+            "name": self.name,
+            "driver": "bridge",
+            "internal": True,
+            "check_duplicate": True,
+            "ipam": {"Driver": "default", "Config": [pool]},
+            "options": {_BRIDGE_OPTION: self.bridge, "com.docker.network.bridge.enable_ip_masquerade": "false"},
+            "labels": {"org.sandbox.lab": "1"},
+        }
+
+    def difference(self, found: dict[str, Any]) -> str | None:
+        """The first setting in which a network (from inspect) is not this one, in words; None when it is."""
+        pools = found["IPAM"].get("Config") or [{}]
+        for what, is_, should in (
+            ("driver", found["Driver"], "bridge"),
+            ("internal", found["Internal"], True),
+            ("bridge", (found.get("Options") or {}).get(_BRIDGE_OPTION), self.bridge),
+            ("subnet", pools[0].get("Subnet"), self.subnet),
+            ("ip-range", pools[0].get("IPRange"), self.dynamic_range),
+            ("gateway", pools[0].get("Gateway"), self.gateway),
+        ):
+            if is_ != should:
+                return f"its {what} is {is_}, not {should}"
+        return None
+
+
+def ensure(engine: Engine, lab: Lab) -> None:
+    """Make the network where it is missing; safe when two commands do it at once.
+
+    Raises:
+        EngineError: a network of that name has other settings, or the engine refuses.
+    """
+    if _there(engine, lab):
+        return
+    with named_lock("docker-network"):
+        if _there(engine, lab):
+            return
+        try:
+            with engine.talking(f"the Docker network {lab.name} could not be made") as api:
+                api.create_network(**lab.body())
+        except Refusal:
+            # The lock is this host's and this state directory's; an engine may have other users.
+            if not _there(engine, lab):
+                raise
+
+
+def _there(engine: Engine, lab: Lab) -> bool:
+    try:
+        with engine.talking(f"the Docker network {lab.name} cannot be inspected") as api:
+            found = api.inspect_network(lab.name)
+    except Refusal as error:
+        if error.status == 404:
+            return False
+        raise
+    different = lab.difference(found)
+    if different is not None:
+        raise EngineError(
+            f"the Docker network {lab.name} is not ours: {different}", f"docker network rm {lab.name}, then again"
+        )
+    return True
+
+
+def remove(engine: Engine, lab: Lab) -> list[str]:
+    """Remove the network unless a container is on it; one that is gone, or never was, is fine.
+
+    Returns:
+        One line per thing removed.
+
+    Raises:
+        EngineError
+    """
+    try:
+        with engine.talking(f"the Docker network {lab.name} could not be removed") as api:
+            found = api.inspect_network(lab.name)
+            if found.get("Containers"):
+                return []
+            api.remove_network(lab.name)
+    except Refusal as error:
+        if error.status == 404:
+            return []
+        raise
+    return [f"docker network {lab.name}"]

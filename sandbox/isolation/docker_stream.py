@@ -1,0 +1,158 @@
+"""Docker's multiplexed streams, and a command run inside through the exec API.
+
+A stream is a sequence of frames: one byte that says which output, three of padding, four of length (big endian), and
+the bytes; see the Docker Engine API, "Attach to a container".
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from sandbox.errors import CannotInvokeError, CommandNotFoundError, EngineError, SandboxError
+from sandbox.isolation.base import ExecResult
+from sandbox.isolation.docker_client import TIMEOUT, Engine, Refusal
+
+if TYPE_CHECKING:
+    from requests import Response
+
+STDERR = 2
+_HEADER = struct.Struct(">BxxxL")
+_KILLED = 128 + 9
+_SLACK = 5.0
+"""Seconds beyond a command's own time limit that the engine gets to tell us of its end."""
+
+_RUNTIME_WORDS = b"OCI runtime exec failed"
+_TIMEOUT_WORDS = b"timeout: "
+
+
+def frames(response: Response) -> Iterator[tuple[int, bytes]]:
+    """(Output number, bytes) until the stream ends; a frame that was cut off is dropped."""
+    while len(header := response.raw.read(_HEADER.size)) == _HEADER.size:
+        output, length = _HEADER.unpack(header)
+        data = response.raw.read(length)
+        if len(data) < length:
+            return
+        if data:
+            yield output, data
+
+
+def read_log(engine: Engine, container: str, *, follow: bool) -> Iterator[bytes]:
+    """What a container wrote to stdout and stderr, in order; nothing when it is gone.
+
+    Raises:
+        EngineError
+    """
+    with engine.talking("the log cannot be read") as api:
+        response = api.get(
+            f"{api.base_url}/v{api.api_version}/containers/{container}/logs",
+            params={"stdout": "1", "stderr": "1", "follow": str(int(follow))},
+            stream=True,
+            timeout=None if follow else TIMEOUT,
+        )
+        try:
+            if response.status_code != 404:
+                api._raise_for_status(response)
+                for _, data in frames(response):
+                    yield data
+        finally:
+            response.close()
+
+
+def run(engine: Engine, container: str, argv: Sequence[str], *, user: str, timeout: float | None) -> ExecResult:
+    """Run a command in a running container and wait for it.
+
+    The API cannot kill a command. So a time limit goes along with it: timeout(1) from the root filesystem runs it in
+    a process group of its own and kills that group. This holds at an engine far away, under gVisor (whose processes
+    the host cannot tell apart), and when this process dies first.
+
+    Args:
+        engine: where the container is.
+        container: its name.
+        argv: the command.
+        user: "uid:gid" inside.
+        timeout: seconds; None waits for ever.
+
+    Raises:
+        EngineError, CommandNotFoundError, CannotInvokeError, TimeoutError
+    """
+    if not argv:
+        raise CommandNotFoundError("there is no command to run inside")
+    command = list(argv)
+    if timeout is not None:
+        command = ["/usr/bin/timeout", "--signal=KILL", f"{max(timeout, 0.001):.3f}", *command]
+    try:
+        code, out, err, took = _run(engine, container, command, user, timeout)
+    except Refusal as error:
+        raise _refused(argv[0], error.reason) or error from error
+    if timeout is not None:
+        if code == _KILLED and took >= timeout:
+            raise TimeoutError(f"{argv[0]!r} took longer than {timeout:g} s")
+        if code in (125, 126, 127) and err.startswith(_TIMEOUT_WORDS):
+            raise _invocation(argv[0], code, err.decode("utf-8", "replace").strip())
+    if code in (126, 127) and out.startswith(_RUNTIME_WORDS):
+        reason = out.decode("utf-8", "replace").strip()
+        raise _refused(argv[0], reason) or EngineError(reason)
+    return ExecResult(code, out, err)
+
+
+def _run(
+    engine: Engine, container: str, command: list[str], user: str, timeout: float | None
+) -> tuple[int, bytes, bytes, float]:
+    """Exit code, stdout, stderr, and the seconds that it took."""
+    limit = None if timeout is None else timeout + _SLACK
+    outputs: tuple[list[bytes], list[bytes]] = ([], [])
+    with engine.talking("the command cannot be run") as api:
+        ident = api.exec_create(container, command, stdout=True, stderr=True, user=user)["Id"]
+        begin = time.monotonic()
+        # Without an Upgrade header the output is the body of a plain answer. The SDK's own exec_start upgrades, then
+        # reads past the buffer that took in the headers, and loses what came along with them.
+        response = api.post(
+            f"{api.base_url}/v{api.api_version}/exec/{ident}/start",
+            json={"Detach": False, "Tty": False},
+            stream=True,
+            timeout=limit,
+        )
+        try:
+            api._raise_for_status(response)
+            for output, data in frames(response):
+                outputs[output == STDERR].append(data)
+                if limit is not None and time.monotonic() - begin > limit:
+                    raise TimeoutError(f"{command[-1]!r} was killed, but something that it started still writes")
+        except Exception as error:
+            if limit is not None and time.monotonic() - begin >= limit and not isinstance(error, SandboxError):
+                raise TimeoutError(f"a command in {container} did not end within {limit:g} s") from error
+            raise
+        finally:
+            response.close()
+        took = time.monotonic() - begin
+        while True:
+            found = api.exec_inspect(ident)
+            if not found["Running"] and found["ExitCode"] is not None:
+                break
+            # The output may end before the command does: it closed both, or the engine has yet to note the end.
+            if limit is not None and time.monotonic() - begin > limit:
+                raise TimeoutError(f"a command in {container} did not end within {limit:g} s")
+            time.sleep(0.005)
+    return int(found["ExitCode"]), b"".join(outputs[0]), b"".join(outputs[1]), took
+
+
+def _refused(command: str, reason: str) -> SandboxError | None:
+    """What the runtime's words mean for the command; None when they are about something else."""
+    if "executable file not found" in reason or "no such file or directory" in reason:
+        return CommandNotFoundError(f"there is no command {command!r} inside")
+    if any(words in reason for words in ("permission denied", "exec format error", "is a directory")):
+        return CannotInvokeError(f"{command!r} cannot be executed: {reason.rpartition(': ')[0] or reason}")
+    return None
+
+
+def _invocation(command: str, code: int, words: str) -> SandboxError:
+    """What timeout(1) says: 127 not found, 126 cannot be invoked, 125 itself failed (it could not fork, say)."""
+    if code == 127:
+        return CommandNotFoundError(f"there is no command {command!r} inside")
+    reason = words.rpartition(": ")[2]
+    if code == 126:
+        return CannotInvokeError(f"{command!r} cannot be executed: {reason}")
+    return EngineError(f"{command!r} could not be run: {reason}")

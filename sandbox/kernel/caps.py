@@ -1,0 +1,110 @@
+"""Gives up capabilities, for good, and reads what the kernel says of a process: capabilities(7), prctl(2)."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import struct
+
+_PR_CAPBSET_READ = 23
+_PR_CAPBSET_DROP = 24
+_PR_SET_SECUREBITS = 28
+_PR_SET_NO_NEW_PRIVS = 38
+_PR_CAP_AMBIENT = 47
+_PR_CAP_AMBIENT_CLEAR_ALL = 4
+_CAPABILITY_VERSION_3 = 0x20080522  # linux/capability.h: two 32-bit words per set
+_MAX_CAPABILITY = 63
+
+SECUREBITS = 0xEF
+"""NOROOT, NO_SETUID_FIXUP and NO_CAP_AMBIENT_RAISE, each with its lock, and the lock of KEEP_CAPS off: user id 0 has
+no meaning of its own any more, neither at exec nor at a change of user (capabilities(7), the securebits flags)."""
+
+SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+FIELDS = (*SETS, "NoNewPrivs", "Seccomp", "Seccomp_filters")
+
+# PyDLL, which keeps the interpreter's lock: a child made by a raw clone has no thread that could give it back.
+_libc = ctypes.PyDLL(None, use_errno=True)
+
+
+def _prctl(option: int, *arguments: int) -> int:
+    padded = [ctypes.c_ulong(argument) for argument in (*arguments, 0, 0, 0, 0)[:4]]
+    result: int = _libc.prctl(option, *padded)
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"prctl({option}): {os.strerror(code)}")
+    return result
+
+
+def drop_all() -> None:
+    """Empty all five sets of the calling thread and lock the door behind them.
+
+    For a caller that still has CAP_SETPCAP in its user namespace. Where a change of user comes between, call
+    `drop_bounding`, change the user, then `clear`.
+
+    Raises:
+        OSError: EPERM, CAP_SETPCAP is not held.
+    """
+    drop_bounding()
+    clear()
+
+
+def drop_bounding() -> None:
+    """Empty the bounding set and lock the securebits; the thread keeps what it has, but nothing exec'd gains any.
+
+    NO_SETUID_FIXUP is among the bits: a change of user after this keeps the permitted set until `clear`.
+
+    Raises:
+        OSError: EPERM, CAP_SETPCAP is not held.
+    """
+    for capability in range(_MAX_CAPABILITY + 1):
+        try:
+            if _prctl(_PR_CAPBSET_READ, capability):
+                _prctl(_PR_CAPBSET_DROP, capability)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            break  # one past the last that this kernel knows
+    _prctl(_PR_SET_SECUREBITS, SECUREBITS)
+
+
+def clear() -> None:
+    """Empty the ambient, effective, permitted and inheritable sets. Needs no privilege.
+
+    Raises:
+        OSError: the kernel refuses, which it does for no capability set that only shrinks.
+    """
+    _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
+    header = ctypes.create_string_buffer(struct.pack("=Ii", _CAPABILITY_VERSION_3, 0))
+    if _libc.capset(header, ctypes.create_string_buffer(bytes(24), 24)) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"capset(2): {os.strerror(code)}")
+
+
+def set_no_new_privs() -> None:
+    """From here on no exec gains privileges: set-user-id bits and file capabilities are ignored.
+
+    Raises:
+        OSError: EINVAL, a kernel before 3.5.
+    """
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+def status(pid: int | str = "self") -> dict[str, int]:
+    """What /proc/<pid>/status says, by the field names there: FIELDS that this kernel shows.
+
+    Raises:
+        OSError: ENOENT or ESRCH, no such process.
+    """
+    with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as stream:
+        return parse(stream.read())
+
+
+def parse(text: str) -> dict[str, int]:
+    """Take FIELDS out of the text of a /proc/<pid>/status file; sets are hexadecimal, the rest decimal."""
+    found = {}
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        if name in FIELDS:
+            found[name] = int(value, 16 if name in SETS else 10)
+    return found

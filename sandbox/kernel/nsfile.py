@@ -1,0 +1,59 @@
+"""Network namespaces with a name: a bind mount of the namespace's file, as ip-netns(8) keeps them."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from sandbox.kernel import syscalls
+
+
+def is_netns(path: str) -> bool:
+    """Whether a network namespace is mounted at the path."""
+    try:
+        here = os.stat(path)
+        return (
+            here.st_dev != os.stat(os.path.dirname(path)).st_dev and here.st_dev == os.stat("/proc/self/ns/net").st_dev
+        )
+    except OSError:
+        return False
+
+
+def make_netns(path: str) -> None:
+    """Make a network namespace and mount it at a path, as ip-netns(8) does.
+
+    Raises:
+        OSError
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.close(os.open(target, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o444))
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 0
+        try:
+            syscalls.unshare(syscalls.CLONE_NEWNET)
+            syscalls.mount("/proc/self/ns/net", path, None, syscalls.MS_BIND)
+        except OSError as error:
+            code = error.errno or 1
+        os.write(writing, code.to_bytes(4, "little"))
+        os._exit(0)
+    os.close(writing)
+    answer = int.from_bytes(os.read(reading, 4), "little")
+    os.close(reading)
+    os.waitpid(child, 0)
+    if answer:
+        target.unlink()
+        raise OSError(answer, os.strerror(answer), path)
+
+
+def remove_netns(path: str) -> bool:
+    """Unmount and remove a named network namespace; False when there is none."""
+    if not os.path.lexists(path):
+        return False
+    with suppress(OSError):
+        syscalls.umount(path, syscalls.MNT_DETACH)
+    os.unlink(path)
+    return True

@@ -1,0 +1,134 @@
+"""The file system that a namespace sandbox sees: a read-only root, sized tmpfs, private /dev and /proc, then pivot.
+
+Runs in the child, inside its new user and mount namespaces, as the root of that user namespace. Standard library
+only. Sources: mount_namespaces(7), user_namespaces(7), pivot_root(2), tmpfs(5), proc(5); the masked paths are those
+of the OCI runtime specification's defaults.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+
+from sandbox.kernel.syscalls import (
+    MNT_DETACH,
+    MS_BIND,
+    MS_NODEV,
+    MS_NOEXEC,
+    MS_NOSUID,
+    MS_PRIVATE,
+    MS_RDONLY,
+    MS_REC,
+    MS_REMOUNT,
+    mount,
+    pivot_root,
+    umount,
+)
+
+DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+MASKED = (
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+)
+READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+DEV_BYTES = 1024 * 1024
+SHM_BYTES = 16 * 1024 * 1024
+
+_STATVFS_TO_MS = (
+    (os.ST_NOSUID, MS_NOSUID),
+    (os.ST_NODEV, MS_NODEV),
+    (os.ST_NOEXEC, MS_NOEXEC),
+    (os.ST_NOATIME, 1024),
+    (os.ST_NODIRATIME, 2048),
+    (os.ST_RELATIME, 1 << 21),
+)
+
+
+def enter(source: int, tmpfs: Sequence[str], tmpfs_bytes: int) -> None:
+    """Make the root at descriptor `source` the root of this mount namespace, and leave the old one.
+
+    Args:
+        source: O_PATH descriptor of the root filesystem's directory.
+        tmpfs: directories to mount a tmpfs on.
+        tmpfs_bytes: size of each.
+
+    Raises:
+        OSError
+    """
+    mount("none", "/", None, MS_REC | MS_PRIVATE)
+    root = f"/proc/self/fd/{source}"
+    target = os.readlink(root)
+    assemble(root, target, tmpfs, tmpfs_bytes)
+    os.chdir(target)
+    pivot_root(".", ".")
+    umount(".", MNT_DETACH)
+    os.chdir("/")
+    _mask()
+
+
+def assemble(source: str, target: str, tmpfs: Sequence[str], tmpfs_bytes: int) -> None:
+    """Mount a root filesystem read-only at `target`, with its tmpfs, /dev, /proc and /sys.
+
+    Unmounting `target` with MNT_DETACH takes all of it away.
+
+    Raises:
+        OSError
+    """
+    mount(source, target, None, MS_BIND | MS_REC)
+    mount("none", target, None, MS_REC | MS_PRIVATE)
+    _remount(target, MS_RDONLY | MS_NOSUID | MS_NODEV)
+    for directory in tmpfs:
+        mount("tmpfs", target + directory, "tmpfs", MS_NOSUID | MS_NODEV, f"size={tmpfs_bytes},mode=1777")
+    _devices(f"{target}/dev")
+    mount("proc", f"{target}/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    mount("sysfs", f"{target}/sys", "sysfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
+
+
+def _remount(path: str, flags: int) -> None:
+    # Flags that the mount has from a more privileged namespace are locked: they have to be given again
+    # (mount_namespaces(7), "restrictions").
+    have = os.statvfs(path).f_flag
+    for seen, flag in _STATVFS_TO_MS:
+        if have & seen:
+            flags |= flag
+    mount("none", path, None, MS_REMOUNT | MS_BIND | flags)
+
+
+def _devices(dev: str) -> None:
+    """A /dev of our own: the harmless nodes bound from outside, for a user namespace may not make nodes."""
+    mount("tmpfs", dev, "tmpfs", MS_NOSUID | MS_NOEXEC, f"size={DEV_BYTES},mode=755")
+    for name in DEVICES:
+        path = f"{dev}/{name}"
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o666))
+        mount(f"/dev/{name}", path, None, MS_BIND)
+        _remount(path, MS_NOSUID | MS_NOEXEC)
+    for name, link in (("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
+        os.symlink(link, f"{dev}/{name}")
+    os.mkdir(f"{dev}/shm", 0o1777)
+    mount("tmpfs", f"{dev}/shm", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, f"size={SHM_BYTES},mode=1777")
+    os.mkdir(f"{dev}/pts", 0o755)
+    mount("devpts", f"{dev}/pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620")
+    os.symlink("pts/ptmx", f"{dev}/ptmx")
+    _remount(dev, MS_RDONLY | MS_NOSUID | MS_NOEXEC)
+
+
+def _mask() -> None:
+    for path in MASKED:
+        with suppress(FileNotFoundError):
+            if os.path.isdir(path):
+                mount("tmpfs", path, "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=0,mode=000")
+            else:
+                mount("/dev/null", path, None, MS_BIND)
+    for path in READ_ONLY:
+        with suppress(FileNotFoundError):
+            mount(path, path, None, MS_BIND | MS_REC)
+            _remount(path, MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)

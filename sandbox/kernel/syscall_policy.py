@@ -1,0 +1,105 @@
+"""Which system calls a sandboxed process may make: a list reviewed by hand, grouped by what the calls are for.
+
+It is about as wide as what Docker lets a container without capabilities do. What is not named here fails with EPERM.
+The reasons for what is left out stand at the end, so that nobody has to guess whether a gap is an oversight.
+"""
+
+FILES = """
+    access chdir chmod chown close close_range copy_file_range creat dup dup2 dup3 faccessat faccessat2 fadvise64
+    fallocate fchdir fchmod fchmodat fchmodat2 fchown fchownat fcntl fdatasync fgetxattr flistxattr flock fremovexattr
+    fsetxattr fstat fstatfs fsync ftruncate futimesat getcwd getdents getdents64 getxattr inotify_add_watch
+    inotify_init inotify_init1 inotify_rm_watch lchown lgetxattr link linkat listxattr llistxattr lremovexattr lseek
+    lsetxattr lstat mkdir mkdirat mknod mknodat name_to_handle_at newfstatat open openat openat2 pread64 preadv preadv2
+    pwrite64 pwritev pwritev2 read readahead readlink readlinkat readv removexattr rename renameat renameat2 rmdir
+    sendfile setxattr splice stat statfs statx symlink symlinkat sync sync_file_range syncfs tee truncate umask unlink
+    unlinkat utime utimensat utimes vmsplice write writev
+"""
+"""mknod is for pipes and sockets: a device node needs CAP_MKNOD, which nobody in here has."""
+
+MEMORY = """
+    brk cachestat madvise map_shadow_stack membarrier memfd_create memfd_secret mincore mlock mlock2 mlockall mmap
+    mprotect mremap mseal msync munlock munlockall munmap pkey_alloc pkey_free pkey_mprotect remap_file_pages
+"""
+
+PROCESSES = """
+    capget capset execve execveat exit exit_group fork getegid geteuid getgid getgroups getpgid getpgrp getpid getppid
+    getpriority getresgid getresuid getrlimit getrusage getsid gettid getuid ioprio_get ioprio_set kill
+    landlock_add_rule landlock_create_ruleset landlock_restrict_self pidfd_open pidfd_send_signal prctl prlimit64
+    process_mrelease sched_get_priority_max sched_get_priority_min sched_getaffinity sched_getattr sched_getparam
+    sched_getscheduler sched_rr_get_interval sched_setaffinity sched_setattr sched_setparam sched_setscheduler
+    sched_yield seccomp setfsgid setfsuid setgid setgroups setpgid setpriority setregid setresgid setresuid setreuid
+    setrlimit setsid setuid vfork wait4 waitid
+"""
+"""Calls that change identity or priority stay: without capabilities the kernel's own checks hold them."""
+
+THREADS = """
+    futex futex_requeue futex_wait futex_waitv futex_wake get_robust_list get_thread_area getcpu restart_syscall rseq
+    set_robust_list set_thread_area set_tid_address
+"""
+
+SIGNALS = """
+    pause rt_sigaction rt_sigpending rt_sigprocmask rt_sigqueueinfo rt_sigreturn rt_sigsuspend rt_sigtimedwait
+    rt_tgsigqueueinfo sigaltstack signalfd signalfd4 tgkill tkill
+"""
+
+WAITING = """
+    epoll_create epoll_create1 epoll_ctl epoll_ctl_old epoll_pwait epoll_pwait2 epoll_wait epoll_wait_old eventfd
+    eventfd2 io_cancel io_destroy io_getevents io_pgetevents io_setup io_submit poll ppoll pselect6 select
+"""
+
+TIME = """
+    adjtimex alarm clock_adjtime clock_getres clock_gettime clock_nanosleep getitimer gettimeofday nanosleep setitimer
+    time timer_create timer_delete timer_getoverrun timer_gettime timer_settime timerfd_create timerfd_gettime
+    timerfd_settime times
+"""
+"""adjtimex and clock_adjtime read the clock's state; setting it needs CAP_SYS_TIME."""
+
+SOCKETS = """
+    accept accept4 bind connect getpeername getsockname getsockopt listen recvfrom recvmmsg recvmsg sendmmsg sendmsg
+    sendto setsockopt shutdown socketpair
+"""
+"""`socket` itself depends on its first argument: see `seccomp.CHECKED`."""
+
+IPC = """
+    mq_getsetattr mq_notify mq_open mq_timedreceive mq_timedsend mq_unlink msgctl msgget msgrcv msgsnd pipe pipe2
+    semctl semget semop semtimedop shmat shmctl shmdt shmget
+"""
+
+SYSTEM = """
+    arch_prctl getrandom modify_ldt sysinfo uname uretprobe
+"""
+
+TRACING = """
+    process_vm_readv process_vm_writev ptrace
+"""
+"""Only from Linux 4.8 on, which applies the filter *after* a tracer had its say; before that, ptrace walks around
+any filter (seccomp(2), NOTES). The pid namespace bounds whom it can reach."""
+
+TRACING_SINCE = (4, 8)
+
+ALLOWED = frozenset(" ".join((FILES, MEMORY, PROCESSES, THREADS, SIGNALS, WAITING, TIME, SOCKETS, IPC, SYSTEM)).split())
+
+NOT_IMPLEMENTED = frozenset({"clone3"})
+"""ENOSYS in place of EPERM: the flags are behind a pointer, where no filter can read them, and the C library falls
+back to `clone`, whose flags it can."""
+
+REFUSED = {
+    "changes mounts": """chroot fsconfig fsmount fsopen fspick mount mount_setattr move_mount open_tree pivot_root
+        umount2""",
+    "makes or enters namespaces": "setns unshare",
+    "attack surface out of proportion": """bpf io_uring_enter io_uring_register io_uring_setup perf_event_open
+        userfaultfd""",
+    "not namespaced: keys of other users of the host": "add_key keyctl request_key",
+    "goes around path look-up": "open_by_handle_at",
+    "reads other processes' secrets": "kcmp lookup_dcookie pidfd_getfd process_madvise",
+    "the whole host's": """acct clock_settime delete_module fanotify_init fanotify_mark finit_module init_module ioperm
+        iopl kexec_file_load kexec_load quotactl quotactl_fd reboot setdomainname sethostname settimeofday swapoff
+        swapon syslog vhangup""",
+    "lists mounts and security modules": """listmount lsm_get_self_attr lsm_list_modules lsm_set_self_attr
+        statmount""",
+    "places memory on nodes of the host": """get_mempolicy mbind migrate_pages move_pages set_mempolicy
+        set_mempolicy_home_node""",
+    "obsolete": """_sysctl afs_syscall create_module get_kernel_syms getpmsg nfsservctl putpmsg query_module security
+        sysfs tuxcall uselib ustat vserver""",
+}
+"""Documentation that the tests hold complete: every call of the table is allowed, checked or here, with a reason."""

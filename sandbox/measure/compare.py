@@ -1,0 +1,339 @@
+"""The comparison: fresh sandboxes of every level, interleaved, each timed, loaded and removed.
+
+One round is each level once, in an order shuffled by the plan's seed, so that what drifts on the host meets all levels
+alike. Round 0 warms up (images are built, engines connected, files read for the first time) and is not counted. The
+document is saved after every sample.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from time import monotonic
+from typing import Protocol
+
+import sandbox
+from sandbox import capability, isolation
+from sandbox.errors import EngineError, SandboxError, UnavailableError
+from sandbox.manager import Manager, Running
+from sandbox.measure import host, load, stats, summary
+from sandbox.results import Document, LevelInfo, Load, Plan, Sample, Status, save
+from sandbox.spec import SandboxSpec
+
+PAGE = "/"
+GIVE_UP = 3
+"""Failures in a row, after which no more of a level's time is spent."""
+WARM_UP_SECONDS = 1
+
+
+class Observer(Protocol):
+    """Who is told how a run is doing."""
+
+    def step(self, done: int, total: int, what: str, remaining: float | None) -> None:
+        """A sample begins; `remaining` is the estimated number of seconds to the end, None when unknown."""
+
+    def detail(self, what: str) -> None:
+        """What is being done within the sample."""
+
+    def note(self, text: str) -> None:
+        """News that stay true: a sample failed, a level cannot be done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What to compare.
+
+    Attributes:
+        workload: its name.
+        levels: in the order of the report.
+        samples: counted sandboxes per level.
+        duration: seconds of load on each; 0 for none.
+        seed: of the order within rounds.
+        probe: whether to examine isolation as well.
+    """
+
+    workload: str
+    levels: tuple[str, ...]
+    samples: int
+    duration: int
+    seed: int
+    probe: bool = True
+
+
+@dataclass(slots=True)
+class Comparison:
+    """One run. `run` is called once.
+
+    Attributes:
+        options: what to compare.
+        path: where the document is kept up to date.
+        observer: who is told.
+        manager: starts and removes the sandboxes.
+    """
+
+    options: Options
+    path: Path
+    observer: Observer
+    manager: Manager = field(default_factory=Manager)
+    _document: Document = field(init=False)
+    _cpus: host.CpuPlan = field(init=False)
+    _page: bytes | None = field(init=False, default=None)
+    _failures: Counter[str] = field(init=False, default_factory=Counter)
+    _pace: dict[str, list[float]] = field(init=False, default_factory=dict)
+
+    def run(self) -> Document:
+        """Measure; returns the document, which is INCOMPLETE after a KeyboardInterrupt.
+
+        Raises:
+            SandboxError: bad options or a full disk; a sample that fails does not raise, it is recorded.
+        """
+        self._document = self._begin()
+        self._save()
+        try:
+            self._rounds()
+            self._examine()
+            self._document.status = Status.COMPLETE
+        except KeyboardInterrupt:
+            self._document.status = Status.INCOMPLETE
+        except BaseException:
+            self._document.status = Status.INCOMPLETE
+            self._finish()
+            raise
+        self._finish()
+        return self._document
+
+    def _begin(self) -> Document:
+        options = self.options
+        self._cpus = host.cpu_plan()
+        specs = [self._spec(level) for level in options.levels]
+        if options.duration:
+            load.generator()
+        self.observer.detail("looking at this host")
+        levels = [_level_info(level) for level in options.levels]
+        usable = [info.name for info in levels if info.available]
+        for info in levels:
+            if not info.available:
+                self.observer.note(f"{info.label}: not on this host: {info.reason}")
+        particulars = host.describe()
+        caveats = host.caveats(
+            particulars, samples=options.samples, few=stats.FEW_SAMPLES, tenants=len(self.manager.store.records())
+        )
+        if self._cpus.caveat is not None:
+            caveats.append(self._cpus.caveat)
+        return Document(
+            sandbox_version=sandbox.__version__,
+            status=Status.RUNNING,
+            started=_now(),
+            finished=None,
+            plan=Plan(
+                workload=options.workload,
+                levels=list(options.levels),
+                baseline=_baseline(usable or list(options.levels)),
+                samples=options.samples,
+                duration_s=options.duration,
+                connections=load.CONNECTIONS,
+                path=PAGE,
+                seed=options.seed,
+                server_cpus=str(self._cpus.server),
+                generator_cpus=str(self._cpus.generator),
+                cpus=specs[0].cpus,
+                memory_bytes=specs[0].memory,
+                pids_limit=specs[0].pids_limit,
+            ),
+            host=particulars,
+            levels=levels,
+            warnings=caveats,
+        )
+
+    def _spec(self, level: str) -> SandboxSpec:
+        return self.manager.make_spec(self.options.workload, level, cpuset=str(self._cpus.server))
+
+    def _rounds(self) -> None:
+        # Not for secrets: the order must be the same again when the seed is.
+        order = random.Random(self.options.seed)  # noqa: S311
+        for number in range(self.options.samples + 1):
+            levels = list(self.options.levels)
+            order.shuffle(levels)
+            for position, level in enumerate(levels):
+                if self._worth_trying(level):
+                    self._step(level, number)
+                    self._add(self._sample(level, number, position))
+            self._document.summary = summary.summarise(self._document)
+            self._save()
+
+    def _worth_trying(self, level: str) -> bool:
+        return self._document.info(level).available and self._failures[level] < GIVE_UP
+
+    def _add(self, sample: Sample) -> None:
+        self._document.samples.append(sample)
+        self._save()
+        if sample.error is None:
+            self._failures[sample.level] = 0
+            return
+        self._failures[sample.level] += 1
+        label = self._document.info(sample.level).label
+        self.observer.note(f"{label}, {_round_name(sample.round)}: failed: {sample.error}")
+        if self._failures[sample.level] == GIVE_UP:
+            self.observer.note(f"{label}: {GIVE_UP} failures in a row; no more are tried")
+
+    def _sample(self, level: str, number: int, position: int) -> Sample:
+        """One fresh sandbox, from nothing to nothing."""
+        started, begin, before = _now(), monotonic(), host.CpuTimes.now()
+        observed = _Observed()
+        error: str | None = None
+        try:
+            with self.manager.running(self._spec(level), progress=self.observer.detail) as running:
+                self._observe(running, observed, warm_up=number == summary.WARM_UP)
+        except UnavailableError as failure:
+            error = str(failure)
+            self._withdraw(level, failure)
+        except SandboxError as failure:
+            error = str(failure)
+        self._pace.setdefault(level, []).append(monotonic() - begin)
+        return Sample(
+            level=level,
+            round=number,
+            position=position,
+            started=started,
+            phases_s=observed.phases,
+            startup_s=observed.startup,
+            load=observed.load,
+            memory_bytes=observed.memory,
+            steal_share=host.CpuTimes.now().steal_since(before),
+            error=error,
+        )
+
+    def _observe(self, running: Running, observed: _Observed, *, warm_up: bool) -> None:
+        timeline = running.timeline
+        observed.phases, observed.startup = timeline.durations(), timeline.total()
+        self._check_page(running)
+        if self.options.duration:
+            seconds = WARM_UP_SECONDS if warm_up else self.options.duration
+            self.observer.detail(f"load for {seconds} s")
+            address, port = running.record.address, running.record.spec.port
+            observed.load = load.saturate(
+                f"http://{address}:{port}{PAGE}",
+                duration=seconds,
+                connections=load.CONNECTIONS,
+                cpu=self._cpus.generator,
+            )
+        observed.memory = running.sandbox.stats().memory
+
+    def _check_page(self, running: Running) -> None:
+        """The same work everywhere: every level must answer with the same bytes."""
+        status, body = load.fetch(running.record.address, running.record.spec.port, PAGE)
+        if status != 200:
+            raise EngineError(f"{PAGE} was answered with status {status}, not 200")
+        if self._page is None:
+            self._page = body
+        elif body != self._page:
+            raise EngineError(f"{PAGE} was answered with other bytes than the first sandbox gave")
+
+    def _withdraw(self, level: str, failure: UnavailableError) -> None:
+        """A level that turned out to be beyond this host: its row says why."""
+        position = [info.name for info in self._document.levels].index(level)
+        label = self._document.levels[position].label
+        self._document.levels[position] = LevelInfo(
+            name=level, label=label, emulated=False, available=False, reason=failure.message, remedy=failure.hint
+        )
+        self.observer.note(f"{label}: not on this host: {failure.message}")
+
+    def _examine(self) -> None:
+        if not self.options.probe:
+            return
+        from sandbox.measure import isolation as walls
+
+        levels = [info.name for info in self._document.levels if self._worth_trying(info.name)]
+        total = self._total()
+        self.observer.step(total - 1, total, "isolation", None)
+        self._document.isolation = list(
+            walls.examine(self.manager, levels, self.options.workload, self.observer.detail)
+        )
+        self._save()
+
+    def _step(self, level: str, number: int) -> None:
+        what = f"{self._document.info(level).label}, {_round_name(number)}"
+        if number:
+            what += f" of {self.options.samples}"
+        self.observer.step(len(self._document.samples), self._total(), what, self._remaining())
+
+    def _total(self) -> int:
+        usable = sum(info.available for info in self._document.levels)
+        return usable * (self.options.samples + 1) + (1 if self.options.probe else 0)
+
+    def _remaining(self) -> float | None:
+        """Seconds, from the median pace of each level after its warm-up; None before all have one."""
+        usable = [info.name for info in self._document.levels if self._worth_trying(info.name)]
+        left = 0.0
+        for level in usable:
+            paces = self._pace.get(level, [])[1:]
+            if not paces:
+                return None
+            left += stats.median(paces) * (self.options.samples - len(paces))
+        return left
+
+    def _save(self) -> None:
+        save(self._document, self.path)
+
+    def _finish(self) -> None:
+        document = self._document
+        document.finished = _now()
+        document.summary = summary.summarise(document)
+        document.warnings += summary.caveats(document)
+        document.host.images.update(host.image_digests())  # a first run built them on the way
+        self._save()
+
+
+@dataclass(slots=True)
+class _Observed:
+    """What a sample has shown so far; kept when a later step fails."""
+
+    phases: dict[str, float] = field(default_factory=dict)
+    startup: float | None = None
+    load: Load | None = None
+    memory: int | None = None
+
+
+def parse_levels(text: str | None) -> tuple[str, ...]:
+    """Levels of a list such as "process,vm", in the order of their walls; all of them for None.
+
+    Raises:
+        NotFoundError: one of them does not exist.
+    """
+    if text is None:
+        return tuple(isolation.LEVELS)
+    asked = {part.strip() for part in text.split(",") if part.strip()}
+    for name in sorted(asked - set(isolation.LEVELS)) or ([] if asked else [""]):
+        isolation.driver(name)  # raises, and names those that there are
+    return tuple(level for level in isolation.LEVELS if level in asked)
+
+
+def _level_info(level: str) -> LevelInfo:
+    missing = list(isolation.driver(level).missing())
+    if missing:
+        reason = "; ".join(lack.reason for lack in missing)
+        return LevelInfo(level, level, emulated=False, available=False, reason=reason, remedy=missing[0].remedy)
+    if isolation.driver(level).shares_kernel or level != "vm":
+        return LevelInfo(level, level, emulated=False, available=True, reason=None, remedy=None)
+    emulated = not capability.kvm_works()
+    label = "vm (TCG, emulated)" if emulated else "vm (KVM)"
+    return LevelInfo(level, label, emulated=emulated, available=True, reason=None, remedy=None)
+
+
+def _baseline(usable: Sequence[str]) -> str:
+    return "process" if "process" in usable else usable[0]
+
+
+def _round_name(number: int) -> str:
+    return f"sample {number}" if number else "warm-up"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+Progress = Callable[[str], None]

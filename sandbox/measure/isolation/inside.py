@@ -1,0 +1,420 @@
+"""The probe: what runs inside a sandbox. Its text is handed to the sandbox's own Python; it is not imported there.
+
+Standard library alone, Python 3.11, no files of its own. It is told what to look for and answers with lines of JSON on
+standard output, each after TAG. Secrets of the host are given to it as hashes only, so that it can name one only if it
+has really seen it. What it tries is harmless where it succeeds: a read, a signal that is ignored by default, a
+connection that carries a random word.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import gc
+import hashlib
+import json
+import mmap
+import os
+import resource
+import secrets
+import signal
+import socket
+import stat
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+TAG = "sandbox-probe "
+PAGE_OF_DISK = 4096
+MAX_NODES = 64
+CONNECT_TIMEOUT = 1.0
+CALLS = {
+    # Name: number on x86_64, on aarch64, arguments. Each needs no privilege and changes nothing but this process.
+    "unshare": (272, 97, (0,)),
+    "keyctl": (250, 219, (0, 0xFFFFFFFD, 0)),
+    "io_uring_setup": (425, 425, (0, 0)),
+    "userfaultfd": (323, 282, (1,)),
+    "personality": (135, 92, (0x0040000,)),
+}
+RISKY_TO_OPEN = ("watchdog", "st", "nst")
+"""Opening the first arms a reset of the machine; closing a tape rewinds it."""
+
+
+def say(answer: dict[str, Any]) -> None:
+    """One line of JSON."""
+    os.write(1, (TAG + json.dumps(answer) + "\n").encode())
+
+
+def reason(error: OSError) -> str:
+    """An error's symbolic name."""
+    return errno.errorcode.get(error.errno or 0, type(error).__name__)
+
+
+def read(path: str, limit: int = 65536) -> str | None:
+    """A small file's text, None where it cannot be read."""
+    try:
+        with open(path, "rb") as stream:
+            return stream.read(limit).decode("utf-8", "replace")
+    except OSError:
+        return None
+
+
+def digest(data: bytes) -> str:
+    """SHA-256 in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def status() -> dict[str, int]:
+    """What the kernel in here says of this process: capability sets, no_new_privs, seccomp."""
+    found = {}
+    for line in (read("/proc/self/status") or "").splitlines():
+        name, _, value = line.partition(":")
+        if name.startswith("Cap") or name in ("NoNewPrivs", "Seccomp"):
+            found[name] = int(value, 16 if name.startswith("Cap") else 10)
+    return found
+
+
+def namespaces() -> dict[str, str]:
+    """The links of /proc/self/ns."""
+    found = {}
+    try:
+        names = os.listdir("/proc/self/ns")
+    except OSError:
+        return {}
+    for name in names:
+        try:
+            found[name] = os.readlink(f"/proc/self/ns/{name}")
+        except OSError as error:
+            found[name] = reason(error)
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """The kernel, the CPUs and the memory as they look from in here."""
+    total = None
+    for line in (read("/proc/meminfo") or "").splitlines():
+        if line.startswith("MemTotal:"):
+            total = int(line.split()[1]) * 1024
+    boot_id = read("/proc/sys/kernel/random/boot_id")
+    return {
+        "uid": os.getuid(),
+        "boot_id": boot_id.strip() if boot_id else None,
+        "release": os.uname().release,
+        "status": status(),
+        "namespaces": namespaces(),
+        "affinity": len(os.sched_getaffinity(0)),
+        "online": os.sysconf("SC_NPROCESSORS_ONLN"),
+        "memory": total,
+    }
+
+
+def processes(marker_hash: str, marker_pid: int) -> dict[str, Any]:
+    """Look for a process of the host by a word in its arguments, and send it a signal by its number."""
+    seen, marker = 0, None
+    try:
+        entries = os.listdir("/proc")
+    except OSError:
+        entries = []
+    for entry in entries:
+        if not entry.isdigit():
+            continue
+        seen += 1
+        for word in (read(f"/proc/{entry}/cmdline") or "").split("\0"):
+            if digest(word.encode()) == marker_hash:
+                marker = word
+    try:
+        os.kill(marker_pid, signal.SIGURG)  # ignored by whoever has that number in here
+        signalled = "sent"
+    except OSError as error:
+        signalled = reason(error)
+    return {"processes": seen, "marker": marker, "signalled": signalled}
+
+
+def outside_chroot(path: str) -> bytes:
+    """Read a file after walking out of a chroot, which root can: chroot(2) keeps the working directory outside."""
+    inner = f"/tmp/{secrets.token_hex(8)}"  # noqa: S108 - inside the sandbox, a name of our own
+    os.mkdir(inner)
+    try:
+        os.chdir("/")
+        os.chroot(inner)
+        for _ in range(64):
+            os.chdir("..")
+        os.chroot(".")
+        with open(path, "rb") as stream:
+            return stream.read(PAGE_OF_DISK)
+    finally:
+        os.rmdir(inner) if os.path.isdir(inner) else None
+
+
+def in_child(action: Callable[[], bytes]) -> bytes:
+    """Run something in a child, for it changes the child's root; its bytes, or its OSError."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(writer, b"+" + action())
+        except OSError as error:
+            os.write(writer, f"-{error.errno}".encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as stream:
+        answer = stream.read()
+    os.waitpid(child, 0)
+    if answer.startswith(b"+"):
+        return answer[1:]
+    code = int(answer[1:] or errno.EIO)
+    raise OSError(code, os.strerror(code))
+
+
+def ways_to(path: str, marker_pid: int) -> dict[str, Callable[[], bytes]]:
+    """Every way that is tried to read a file of the host."""
+
+    def plain(name: str) -> Callable[[], bytes]:
+        def action() -> bytes:
+            with open(name, "rb") as stream:
+                return stream.read(PAGE_OF_DISK)
+
+        return action
+
+    ways = {
+        "path": plain(path),
+        "/proc/1/root": plain(f"/proc/1/root{path}"),
+        "/proc/<pid>/root": plain(f"/proc/{marker_pid}/root{path}"),
+    }
+    if os.getuid() == 0:
+        ways["out of the chroot"] = lambda: in_child(lambda: outside_chroot(path))
+    return ways
+
+
+def files(path: str, marker_pid: int) -> dict[str, str]:
+    """What each way to a file of the host gives: its text, or the error."""
+    found = {}
+    for way, action in ways_to(path, marker_pid).items():
+        try:
+            found[way] = action()[:128].decode("utf-8", "replace")
+        except OSError as error:
+            found[way] = reason(error)
+    return found
+
+
+def nodes() -> list[dict[str, Any]]:
+    """Device nodes below /dev: which there are, and whether they can be opened for reading."""
+    found = []
+    for folder, subfolders, names in os.walk("/dev"):
+        subfolders[:] = [name for name in subfolders if folder.count("/") < 3]
+        for name in sorted(names):
+            path = os.path.join(folder, name)
+            try:
+                mode = os.lstat(path)
+            except OSError:
+                continue
+            if not (stat.S_ISCHR(mode.st_mode) or stat.S_ISBLK(mode.st_mode)) or len(found) >= MAX_NODES:
+                continue
+            number = f"{os.major(mode.st_rdev)}:{os.minor(mode.st_rdev)}"
+            kind = "b" if stat.S_ISBLK(mode.st_mode) else "c"
+            opened = False
+            if not name.rstrip("0123456789").startswith(RISKY_TO_OPEN):
+                try:
+                    os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY))
+                    opened = True
+                except OSError:
+                    opened = False
+            found.append({"name": path[5:], "kind": kind, "number": number, "opened": opened})
+    return found
+
+
+def disk(name: str, major: int, minor: int, offset: int, marker_pid: int) -> dict[str, str]:
+    """Try to read a page of the host's disk; its hash, or the error, for each way."""
+
+    def page(path: str) -> bytes:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            return os.pread(descriptor, PAGE_OF_DISK, offset)
+        finally:
+            os.close(descriptor)
+
+    def made_in(folder: str) -> bytes:
+        path = f"{folder}/{secrets.token_hex(8)}"
+        os.mknod(path, stat.S_IFBLK | 0o600, os.makedev(major, minor))
+        try:
+            return page(path)
+        finally:
+            os.unlink(path)
+
+    found = {}
+    for path in (f"/dev/{name}", f"/proc/1/root/dev/{name}", f"/proc/{marker_pid}/root/dev/{name}"):
+        try:
+            found[path] = digest(page(path))
+        except OSError as error:
+            found[path] = reason(error)
+    for folder in ("/dev/shm", "/tmp", "/run", ""):  # noqa: S108 - inside the sandbox
+        try:
+            found[f"mknod in {folder or '/'}"] = digest(made_in(folder))
+        except OSError as error:
+            found[f"mknod in {folder or '/'}"] = reason(error)
+    return found
+
+
+def calls() -> dict[str, str]:
+    """System calls that a filter is expected to refuse: "ok", or the error."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    column = {"x86_64": 0, "aarch64": 1}.get(os.uname().machine)
+    found = {}
+    for name, entry in CALLS.items():
+        if column is None:
+            continue
+        arguments = [ctypes.c_ulong(value) for value in entry[2]]
+        ctypes.set_errno(0)
+        result = libc.syscall(ctypes.c_long(entry[column]), *arguments)
+        if result < 0:
+            found[name] = errno.errorcode.get(ctypes.get_errno(), "?")
+            continue
+        found[name] = "ok"
+        if name == "userfaultfd":
+            os.close(result)
+    return found
+
+
+def connect(family: str, address: str, port: int, word: str) -> str:
+    """Open a connection, say a random word, and wait for the echo of it."""
+    try:
+        if family == "unix":
+            peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        else:
+            peer = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        with peer:
+            peer.settimeout(CONNECT_TIMEOUT)
+            peer.connect("\0" + address if family == "unix" else (address, port))
+            peer.sendall(word.encode() + b"\n")
+            return "connected" if peer.recv(64) else "closed"
+    except TimeoutError:
+        return "timeout"
+    except OSError as error:
+        return reason(error)
+
+
+def reach(targets: dict[str, list[Any]]) -> dict[str, str]:
+    """All connections at once, for one that is dropped costs its whole timeout."""
+    found: dict[str, str] = {}
+
+    def attempt(name: str, target: list[Any]) -> None:
+        found[name] = connect(*target)
+
+    threads = [threading.Thread(target=attempt, args=item) for item in targets.items()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+def routes() -> dict[str, str]:
+    """Whether there is a route out. Connecting a UDP socket asks the routing table and sends nothing.
+
+    The addresses are for documentation (RFC 5737, RFC 3849).
+    """
+    found = {}
+    for name, family, address in (("IPv4", socket.AF_INET, "203.0.113.1"), ("IPv6", socket.AF_INET6, "2001:db8::1")):
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM) as peer:
+                peer.connect((address, 9))
+                found[name] = f"from {peer.getsockname()[0]}"
+        except OSError as error:
+            found[name] = reason(error)
+    return found
+
+
+def look(asked: dict[str, Any]) -> None:
+    """Everything that can be seen and tried without pushing against a limit."""
+    marker_pid = asked["marker_pid"]
+    answer = machine() | processes(asked["marker_hash"], marker_pid)
+    answer["files"] = files(asked["file"], marker_pid)
+    answer["nodes"] = nodes()
+    answer["disk"] = disk(**asked["disk"], marker_pid=marker_pid) if asked["disk"] else {}
+    answer["reached"] = reach(asked["targets"])
+    answer["routes"] = routes()
+    answer["calls"] = calls()
+    say(answer)
+
+
+def sleep(asked: dict[str, Any]) -> None:
+    """Be there for a while, for the host to look at; a word in the arguments makes it findable."""
+    time.sleep(asked["seconds"])
+    say({"uid": os.getuid(), "proof": digest(asked["salt"].encode() + sys.argv[-1].encode()), "status": status()})
+
+
+def listen(asked: dict[str, Any]) -> None:
+    """Echo every word that comes, until the word to end or the time is up; then say which came."""
+    heard: list[str] = []
+    deadline = time.monotonic() + asked["seconds"]
+    with socket.create_server((asked["address"], asked["port"])) as server:
+        while asked["end"] not in heard and time.monotonic() < deadline and len(heard) < 64:
+            server.settimeout(max(0.01, deadline - time.monotonic()))
+            try:
+                peer, _ = server.accept()
+                with peer:
+                    peer.settimeout(CONNECT_TIMEOUT)
+                    word = peer.recv(128)
+                    heard.append(word.decode("ascii", "replace").strip())
+                    peer.sendall(word)
+            except OSError:
+                continue
+    say({"heard": heard})
+
+
+def memory(asked: dict[str, Any]) -> None:
+    """Take memory, a MiB at a time and every page touched, up to a bound of its own; say how far it came."""
+    try:
+        with open("/proc/self/oom_score_adj", "w") as stream:  # the one to be killed, if one has to be
+            stream.write("1000")
+    except OSError as error:
+        say({"note": reason(error)})
+    step, bound = 1 << 20, asked["bytes"]
+    # Twice the bound: room for the interpreter, and an end even if the loop below were wrong.
+    resource.setrlimit(resource.RLIMIT_AS, (bound * 2 + (256 << 20),) * 2)
+    filling, kept, held = b"\xa5" * step, [], 0
+    try:
+        while held < bound:
+            kept.append(mmap.mmap(-1, step))
+            kept[-1].write(filling)
+            held += step
+            if held % (4 * step) == 0 or held >= bound:
+                say({"held": held})
+    except (OSError, MemoryError) as error:
+        say({"held": held, "refused": reason(error) if isinstance(error, OSError) else "ENOMEM"})
+        return
+    time.sleep(asked["seconds"])
+    say({"held": held, "complete": True})
+
+
+def forks(asked: dict[str, Any]) -> None:
+    """Fork up to a bound of its own; the children wait and do nothing, and end with this process at the latest."""
+    reader, writer = os.pipe()
+    children: list[int] = []
+    refused = None
+    gc.freeze()
+    try:
+        while len(children) < asked["count"]:
+            child = os.fork()
+            if child == 0:
+                os.close(writer)
+                signal.alarm(60)
+                os.read(reader, 1)  # end of file when the parent closes, or is gone
+                os._exit(0)
+            children.append(child)
+    except OSError as error:
+        refused = reason(error)
+    time.sleep(asked["seconds"])
+    os.close(writer)
+    for child in children:
+        os.waitpid(child, 0)
+    say({"forked": len(children), "refused": refused})
+
+
+MODES = {"look": look, "sleep": sleep, "listen": listen, "memory": memory, "forks": forks}
+
+if __name__ == "__main__":
+    MODES[sys.argv[1]](json.loads(sys.argv[2]))

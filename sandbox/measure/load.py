@@ -1,0 +1,147 @@
+"""The saturation load: wrk in the generator's network namespace, on a CPU of its own, for a bounded time.
+
+wrk keeps a fixed number of connections and sends the next request on each as soon as the answer is there (a closed
+loop). This finds the highest throughput. Latency under it is mostly waiting in line: by Little's law its mean is
+connections ÷ throughput, whatever the server, so it compares servers but is not what a lightly loaded one shows.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from sandbox import codec, network
+from sandbox.errors import EngineError, UnavailableError
+from sandbox.results import PERCENTILES, Load
+
+SCRIPT = Path(__file__).with_name("summary.lua")
+CONNECTIONS = 64
+REQUEST_TIMEOUT = 5
+"""Seconds until wrk counts a request as timed out."""
+GRACE = 10.0
+"""Seconds beyond the load's own duration, after which the generator is killed."""
+ERRORS = ("connect", "read", "write", "timeout", "status")
+MAX_BODY = 1024 * 1024
+
+
+def generator() -> str:
+    """The path of the load generator.
+
+    Raises:
+        UnavailableError: it is not installed.
+    """
+    found = shutil.which("wrk")
+    if found is None:
+        raise UnavailableError(
+            "the load generator wrk is not installed", "apt-get install wrk, or: sandbox doctor --fix"
+        )
+    return found
+
+
+def saturate(url: str, *, duration: int, connections: int, cpu: int) -> Load:
+    """Load a server to its limit.
+
+    Args:
+        url: of the page to ask for, on the lab network.
+        duration: seconds, at least 1.
+        connections: kept open.
+        cpu: the CPU that the generator runs on.
+
+    Raises:
+        UnavailableError: wrk is not installed.
+        EngineError: wrk failed, overran its time and was killed, or got no answer at all.
+    """
+    argv = [generator(), "--threads=1", f"--connections={connections}", f"--duration={duration}s"]
+    argv += [f"--timeout={REQUEST_TIMEOUT}s", f"--script={SCRIPT}", url]
+    with _pinned(cpu):  # a child inherits the affinity of the thread that starts it, sched_setaffinity(2)
+        process = subprocess.Popen(
+            network.generator_command(argv),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+    try:
+        out, err = process.communicate(timeout=duration + GRACE)
+    except subprocess.TimeoutExpired:
+        raise EngineError(f"wrk did not end within {duration + GRACE:.0f} s and was killed") from None
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+    if process.returncode:
+        raise EngineError(f"wrk failed ({process.returncode}): {_last_line(err or out)}")
+    return parse(out)
+
+
+def parse(output: bytes) -> Load:
+    """Read the last line of a run, which summary.lua wrote.
+
+    Raises:
+        EngineError: it is not there, or it tells of no answer.
+    """
+    try:
+        raw = codec.decode(dict[str, int], codec.parse(_last_line(output)), "summary")
+        duration = raw["duration_us"] / 1e6
+        load = Load(
+            requests=raw["requests"],
+            duration_s=duration,
+            requests_per_s=raw["requests"] / duration,
+            received_bytes=raw["bytes"],
+            latency_s={name: raw[name] / 1e6 for name in PERCENTILES},
+            errors={name: raw[name] for name in ERRORS},
+        )
+    except (ValueError, KeyError, ZeroDivisionError) as error:
+        raise EngineError(f"wrk gave no summary: {error!r}") from None
+    if not load.requests:
+        raise EngineError("wrk got no answer: " + _named(load.errors))
+    return load
+
+
+def fetch(host: str, port: int, path: str, timeout: float = 10.0) -> tuple[int, bytes]:
+    """One request from the generator's network namespace: status and body.
+
+    Raises:
+        EngineError: no answer, or none that is HTTP.
+    """
+    connection = http.client.HTTPConnection(host, port, timeout=timeout)
+    try:
+        connection.sock = network.generator_socket(timeout)
+        connection.sock.connect((host, port))
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read(MAX_BODY)
+    except (OSError, http.client.HTTPException) as error:
+        raise EngineError(f"no answer from http://{host}:{port}{path}: {error}") from error
+    finally:
+        connection.close()
+
+
+def endpoint(url: str) -> tuple[str, int]:
+    """Host and port of a URL."""
+    parts = urlsplit(url)
+    return parts.hostname or "", parts.port or 80
+
+
+@contextmanager
+def _pinned(cpu: int) -> Iterator[None]:
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {cpu})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _named(errors: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name} errors" for name, count in errors.items() if count) or "no error either"
+
+
+def _last_line(output: bytes) -> str:
+    lines = output.decode("utf-8", errors="replace").strip().splitlines()
+    return lines[-1] if lines else "no output"

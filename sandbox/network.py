@@ -1,0 +1,359 @@
+"""The lab network: one bridge without an uplink, shared by every level, and the generator's namespace on it.
+
+198.18.0.0/15 is reserved for benchmarking (RFC 2544, RFC 6890), so it collides with nobody's LAN. What may talk to
+whom is held by nftables, for Docker's own "internal" network leaves every service of the host open to its containers:
+
+- the host may connect to sandboxes; a sandbox gets answers only;
+- the generator may connect to sandboxes, and to what `process` sandboxes serve on the host; it has no route out;
+- sandboxes do not see each other;
+- nothing is forwarded between the bridge and any other link.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import re
+import socket
+import subprocess
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+from sandbox.errors import EngineError, SandboxError
+from sandbox.kernel import nftables, nsfile, syscalls
+from sandbox.store import Store
+
+BRIDGE = "sbx0"
+SUBNET = "198.18.0.0/16"
+PREFIX = 16
+HOST_ADDRESS = "198.18.0.1"
+GENERATOR_ADDRESS = "198.18.0.2"
+GENERATOR_NETNS = "/run/netns/sbxgen"
+GENERATOR_LINK = "sbxgen"
+GENERATOR_MAC = "02:5b:c6:12:00:02"
+DOCKER_NETWORK = "sandbox-lab"
+DOCKER_RANGE = "198.18.1.0/24"
+"""What Docker may hand out by itself; our sandboxes' addresses are assigned, from above it."""
+FIRST_ADDRESS = int(ipaddress.IPv4Address("198.18.2.0"))
+LAST_ADDRESS = int(ipaddress.IPv4Address("198.18.255.254"))
+
+LINK_PREFIX = "sbx"
+TABLE = "sandbox_lab"
+_COMMENT = "sandbox-lab"
+
+_RULES = f"""
+add table inet {TABLE}
+delete table inet {TABLE}
+table inet {TABLE} {{
+  set served {{ type ipv4_addr . inet_service; }}
+  chain input {{
+    type filter hook input priority -10; policy accept;
+    iifname != "{BRIDGE}" accept
+    ct state established,related accept
+    ip saddr {GENERATOR_ADDRESS} ip daddr . tcp dport @served accept
+    drop
+  }}
+  chain forward {{
+    type filter hook forward priority -10; policy accept;
+    iifname "{BRIDGE}" oifname "{BRIDGE}" accept
+    iifname "{BRIDGE}" drop
+    oifname "{BRIDGE}" drop
+  }}
+}}
+"""
+
+
+def interface_name(ident: str) -> str:
+    """The host's end of a sandbox's veth or tap: at most 15 characters (IFNAMSIZ), unique by 44 bits of the id."""
+    return LINK_PREFIX + ident[:11]
+
+
+def ready() -> bool:
+    """Whether the lab is complete: bridge, generator's namespace and link, and the rules."""
+    links_up = all(os.path.exists(f"/sys/class/net/{name}") for name in (BRIDGE, GENERATOR_LINK))
+    return links_up and nsfile.is_netns(GENERATOR_NETNS) and nftables.table_exists("inet", TABLE)
+
+
+def ensure() -> None:
+    """Make what is missing of the lab. The caller holds the lock `network`.
+
+    Raises:
+        EngineError: the kernel refuses; says what.
+    """
+    try:
+        if not ready():
+            _build()
+    except OSError as error:
+        raise EngineError(f"the lab network cannot be made: {error.strerror or error}") from error
+
+
+def _build() -> None:
+    from sandbox.kernel import netns
+
+    # Rules first: no moment in which a sandbox could be on a bridge that is open. Where someone flushed them under
+    # a running `process` sandbox, that one is closed to the generator from here on: safe, and seen at once.
+    nftables.load(_RULES)
+    _docker_accept(present=True)
+    with netns.Links() as links:
+        if links.index(BRIDGE) is None:
+            links.add_bridge(BRIDGE)
+        links.up(BRIDGE)
+        links.add_address(BRIDGE, HOST_ADDRESS, PREFIX)
+        if not nsfile.is_netns(GENERATOR_NETNS):
+            nsfile.remove_netns(GENERATOR_NETNS)
+            links.delete(GENERATOR_LINK)
+            nsfile.make_netns(GENERATOR_NETNS)
+        if links.index(GENERATOR_LINK) is None:
+            descriptor = os.open(GENERATOR_NETNS, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                bridge = links.index(BRIDGE)
+                if bridge is None:
+                    raise FileNotFoundError(2, "no such link", BRIDGE)
+                links.add_veth(GENERATOR_LINK, bridge, peer="eth0", mac=GENERATOR_MAC, netns_fd=descriptor)
+            finally:
+                os.close(descriptor)
+    with in_generator(), netns.Links() as inside:
+        inside.up("lo")
+        inside.up("eth0")
+        inside.add_address("eth0", GENERATOR_ADDRESS, PREFIX)
+
+
+def _docker_accept(*, present: bool) -> None:
+    """Let bridged frames pass where Docker set iptables' FORWARD policy to DROP.
+
+    With br_netfilter, bridged packets visit that chain, and an accept in our table does not overrule a drop in
+    another's; only a rule in that chain does.
+    """
+    rule = ["FORWARD", "-i", BRIDGE, "-o", BRIDGE, "-m", "comment", "--comment", _COMMENT, "-j", "ACCEPT"]
+    with suppress(FileNotFoundError):
+        there = subprocess.run(["iptables", "-w", "-C", *rule], capture_output=True, check=False, timeout=30)
+        if present != (there.returncode == 0):
+            act = ["-I"] if present else ["-D"]
+            subprocess.run(["iptables", "-w", *act, *rule], capture_output=True, check=False, timeout=30)
+
+
+def remains() -> list[str]:
+    """What there is of the lab, a line each; empty when it is gone."""
+    found = [f"link {name}" for name in (BRIDGE, GENERATOR_LINK) if os.path.exists(f"/sys/class/net/{name}")]
+    if os.path.lexists(GENERATOR_NETNS):
+        found.append(f"network namespace {GENERATOR_NETNS}")
+    with suppress(OSError):
+        if nftables.table_exists("inet", TABLE):
+            found.append(f"nftables table inet {TABLE}")
+    return found
+
+
+def teardown() -> list[str]:
+    """Remove the lab, whole or half; the caller holds the lock `network` and knows that nobody uses it.
+
+    Returns:
+        One line per thing removed.
+
+    Raises:
+        EngineError: something stays.
+    """
+    from sandbox.kernel import netns
+
+    removed = remains()
+    try:
+        with netns.Links() as links:
+            links.delete(GENERATOR_LINK)
+            nsfile.remove_netns(GENERATOR_NETNS)
+            links.delete(BRIDGE)
+        _docker_accept(present=False)
+        if nftables.table_exists("inet", TABLE):
+            nftables.load(f"delete table inet {TABLE}\n")
+    except OSError as error:
+        raise EngineError(f"the lab network cannot be removed: {error.strerror or error}") from error
+    return removed
+
+
+def stray_links(known: Collection[str]) -> list[str]:
+    """Links of sandboxes whose id is not in `known`."""
+    # Links first, ids second: what appears in between is known.
+    names = [name for _, name in socket.if_nameindex()]
+    expected = {interface_name(ident) for ident in known}
+    return [name for name in names if re.fullmatch(LINK_PREFIX + "[0-9a-f]{11}", name) and name not in expected]
+
+
+def stray_addresses(used: set[str]) -> list[str]:
+    """Addresses on the bridge that no record claims: a process sandbox of the past."""
+    from sandbox.kernel import netns
+
+    with netns.Links() as links:
+        return [one for one in links.addresses(BRIDGE) if one != HOST_ADDRESS and one not in used]
+
+
+def allocate(store: Store, ident: str) -> str:
+    """Claim the lowest free address. The caller holds the lock `network`.
+
+    Raises:
+        SandboxError: all 65,000 are in use.
+    """
+    used = store.used_addresses()
+    for number in range(FIRST_ADDRESS, LAST_ADDRESS + 1):
+        address = str(ipaddress.IPv4Address(number))
+        if number & 0xFF not in (0, 255) and address not in used and store.claim_address(address, ident):
+            return address
+    raise SandboxError("every address of the lab network is in use", "sandbox prune")
+
+
+def attach(ident: str, mac: str, netns_pid: int) -> None:
+    """Put a namespace on the bridge: a veth, whose end inside is `eth0`, down and without an address.
+
+    Raises:
+        EngineError
+    """
+    from sandbox.kernel import netns
+
+    try:
+        with netns.Links() as links:
+            bridge = links.index(BRIDGE)
+            if bridge is None:
+                raise EngineError("the lab network is gone", "sandbox prune, then again")
+            links.add_veth(interface_name(ident), bridge, peer="eth0", mac=mac, netns_pid=netns_pid)
+        isolate_ports()
+    except OSError as error:
+        raise EngineError(f"no link could be made: {error.strerror or error}") from error
+
+
+def isolate_ports() -> None:
+    """Mark every port of the bridge as isolated but the generator's: isolated ports do not reach each other.
+
+    See bridge(8), `isolated`. Engines that plug their own port in (Docker) have it marked right after the start.
+
+    Raises:
+        EngineError
+    """
+    try:
+        ports = os.listdir(f"/sys/class/net/{BRIDGE}/brif")
+    except FileNotFoundError:
+        return
+    for port in ports:
+        if port == GENERATOR_LINK:
+            continue
+        try:
+            _mark_isolated(f"/sys/class/net/{BRIDGE}/brif/{port}/isolated")
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENODEV):  # the port may go while we look
+                raise EngineError(f"the port {port} could not be isolated: {error.strerror}") from error
+
+
+def _mark_isolated(path: str) -> None:
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        if os.read(descriptor, 8).strip() != b"1":
+            os.write(descriptor, b"1")
+    finally:
+        os.close(descriptor)
+
+
+def detach(ident: str) -> None:
+    """Delete a sandbox's link where it still is.
+
+    Raises:
+        EngineError
+    """
+    name = interface_name(ident)
+    if not os.path.exists(f"/sys/class/net/{name}"):
+        return
+    delete_link(name)
+
+
+def delete_link(name: str) -> None:
+    """Delete a link by name; one that is gone is fine.
+
+    Raises:
+        EngineError
+    """
+    from sandbox.kernel import netns
+
+    try:
+        with netns.Links() as links:
+            links.delete(name)
+    except OSError as error:
+        raise EngineError(f"the link {name} could not be deleted: {error.strerror or error}") from error
+
+
+def serve_on_host(address: str, port: int) -> None:
+    """Give the bridge one more address of the host's, and open one port on it to the generator alone.
+
+    Raises:
+        EngineError
+    """
+    from sandbox.kernel import netns
+
+    try:
+        with netns.Links() as links:
+            links.add_address(BRIDGE, address, 32)
+        nftables.load(f"add {_served(address, port)}")
+    except OSError as error:
+        raise EngineError(f"the address {address} could not be given to {BRIDGE}: {error.strerror or error}") from error
+
+
+def unserve_on_host(address: str, port: int) -> None:
+    """Undo `serve_on_host`; idempotent.
+
+    Raises:
+        EngineError
+    """
+    from sandbox.kernel import netns
+
+    try:
+        with netns.Links() as links:
+            links.delete_address(BRIDGE, address, 32)
+        if nftables.table_exists("inet", TABLE):
+            element = _served(address, port)
+            # Added first: deleting an element that is not there would be refused.
+            nftables.load(f"add {element}delete {element}")
+    except OSError as error:
+        raise EngineError(f"the address {address} could not be taken back: {error.strerror or error}") from error
+
+
+def _served(address: str, port: int) -> str:
+    return f"element inet {TABLE} served {{ {ipaddress.IPv4Address(address)} . {port:d} }}\n"
+
+
+@contextmanager
+def in_generator() -> Iterator[None]:
+    """Put the calling thread into the generator's network namespace, and back.
+
+    Sockets made inside stay in it. See setns(2): the network namespace is a thread's own.
+
+    Raises:
+        EngineError: the lab network is not there.
+    """
+    back = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            there = os.open(GENERATOR_NETNS, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise EngineError("the generator's network namespace is not there", "start a sandbox first") from error
+        try:
+            syscalls.setns(there, syscalls.CLONE_NEWNET)
+        finally:
+            os.close(there)
+        try:
+            yield
+        finally:
+            syscalls.setns(back, syscalls.CLONE_NEWNET)
+    finally:
+        os.close(back)
+
+
+def generator_socket(timeout: float) -> socket.socket:
+    """A TCP socket that lives in the generator's namespace.
+
+    Args:
+        timeout: seconds, for each operation.
+    """
+    with in_generator():
+        made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    made.settimeout(timeout)
+    return made
+
+
+def generator_command(argv: Sequence[str]) -> list[str]:
+    """The command that runs `argv` in the generator's namespace."""
+    return ["nsenter", f"--net={GENERATOR_NETNS}", "--", *argv]

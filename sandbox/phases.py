@@ -1,0 +1,84 @@
+"""The phases of a start, the same at every level, and their timeline. Pure: no clock, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Phase(StrEnum):
+    """What a start goes through, in this order.
+
+    `boot` takes no time where the kernel is shared. `first_reply` ends when a *correct reply was served*.
+    """
+
+    PREPARE = "prepare"
+    CREATE = "create"
+    BOOT = "boot"
+    START = "start"
+    FIRST_REPLY = "first_reply"
+
+
+class Status(StrEnum):
+    """Where a sandbox is in its life. CREATING covers every phase up to the first reply."""
+
+    CREATING = "creating"
+    RUNNING = "running"
+    EXITED = "exited"
+    REMOVING = "removing"
+
+
+ORDER = tuple(Phase)
+
+
+@dataclass(slots=True)
+class Timeline:
+    """When each phase began and ended, in nanoseconds of one monotonic clock."""
+
+    spans: dict[Phase, tuple[int, int]] = field(default_factory=dict)
+
+    def record(self, phase: Phase, begin: int, end: int) -> None:
+        """Add a phase; phases come in order, once each, and none overlaps the one before.
+
+        Raises:
+            ValueError: the order is broken, or the clock ran backwards.
+        """
+        done = len(self.spans)
+        if done >= len(ORDER) or ORDER[done] is not phase:
+            raise ValueError(f"phase {phase} out of order")
+        if end < begin or (done and begin < self.spans[ORDER[done - 1]][1]):
+            raise ValueError(f"phase {phase} runs backwards")
+        self.spans[phase] = (begin, end)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every phase was recorded."""
+        return len(self.spans) == len(ORDER)
+
+    def durations(self) -> dict[str, float]:
+        """Seconds by phase name, in order."""
+        return {phase.value: (end - begin) / 1e9 for phase, (begin, end) in self.spans.items()}
+
+    def total(self) -> float:
+        """Seconds from the beginning of the first phase to the end of the last one recorded; 0.0 when empty."""
+        if not self.spans:
+            return 0.0
+        spans = list(self.spans.values())
+        return (spans[-1][1] - spans[0][0]) / 1e9
+
+    def to_json(self) -> dict[str, list[int]]:
+        """Spans as [begin, end] in nanoseconds."""
+        return {phase.value: list(span) for phase, span in self.spans.items()}
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, list[int]]) -> Timeline:
+        """Inverse of `to_json`.
+
+        Raises:
+            ValueError: a phase is unknown or out of order.
+        """
+        line = cls()
+        for name, (begin, end) in raw.items():
+            line.record(Phase(name), int(begin), int(end))
+        return line

@@ -1,0 +1,85 @@
+"""Ready means that a correct reply was served: asks from the generator's namespace until one comes.
+
+Each attempt is a connection of its own with a short timeout, so that no timer of TCP or ARP (1 s and more) can show
+in the figure.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+
+from sandbox import network
+from sandbox.errors import EngineError, NotReadyError
+
+CONNECT_TIMEOUT = 0.1
+"""Seconds for one attempt to connect; a guest that is up answers in well under a millisecond."""
+REPLY_TIMEOUT = 5.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.01
+_LOOK_EVERY = 0.25
+"""Seconds between looks whether the workload still lives; with Docker a look costs milliseconds."""
+_MAX_REPLY = 65536
+
+
+def wait_for_reply(
+    address: str, port: int, path: str, *, deadline: float, alive: Callable[[], bool], name: str
+) -> None:
+    """Return as soon as GET `path` was answered with 200 in full.
+
+    Args:
+        address: on the lab network.
+        port: TCP.
+        path: absolute path of the request.
+        deadline: a value of time.monotonic().
+        alive: whether the workload still runs.
+        name: the sandbox's, for messages.
+
+    Raises:
+        NotReadyError: it ended, or no correct reply came in time.
+    """
+    pause = _FIRST_PAUSE
+    seen = "nothing listened"
+    look = time.monotonic() + _LOOK_EVERY
+    while True:
+        try:
+            status = _ask(address, port, path)
+            if status == 200:
+                return
+            seen = f"it answered {status}" if status else "it closed the connection without an answer"
+        except (ConnectionRefusedError, TimeoutError):
+            pass
+        except OSError as error:
+            seen = error.strerror or str(error)
+        now = time.monotonic()
+        if now >= look:
+            look = now + _LOOK_EVERY
+            if not alive():
+                raise NotReadyError(f"the workload of {name} ended before it served a reply", "its log says why")
+        if now >= deadline:
+            raise NotReadyError(f"{name} did not serve http://{address}:{port}{path} in time: {seen}")
+        time.sleep(pause)
+        pause = min(pause * 1.5, _LONGEST_PAUSE)
+
+
+def _ask(address: str, port: int, path: str) -> int:
+    """One request; the status of a complete reply, 0 for none."""
+    try:
+        sock = network.generator_socket(CONNECT_TIMEOUT)
+    except EngineError as error:
+        raise OSError(error.message) from error
+    with sock:
+        sock.connect((address, port))
+        sock.settimeout(REPLY_TIMEOUT)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        request = f"GET {path} HTTP/1.1\r\nHost: {address}:{port}\r\nConnection: close\r\n\r\n"
+        sock.sendall(request.encode("ascii"))
+        reply = b""
+        while len(reply) < _MAX_REPLY:
+            chunk = sock.recv(4096)
+            if not chunk:
+                break
+            reply += chunk
+    head, end, _ = reply.partition(b"\r\n\r\n")
+    parts = head.split(b" ", 2)
+    return int(parts[1]) if end and len(parts) > 1 and parts[1].isdigit() else 0

@@ -1,0 +1,63 @@
+"""Numbers as people read them: three significant digits, units in the head of a column, an en dash for nothing."""
+
+from __future__ import annotations
+
+import math
+
+from sandbox.results import Estimate
+
+NOTHING = "–"
+MIB = 1024 * 1024
+
+
+def digits(value: float, significant: int = 3) -> str:
+    """A number with that many significant digits and separators between thousands; never in exponents."""
+    if value == 0:
+        return "0"
+    places = significant - 1 - math.floor(math.log10(abs(value)))
+    rounded = round(value, places)
+    return f"{rounded:,.{min(max(places, 0), 9)}f}"
+
+
+def scaled(figure: Estimate | None, unit: float) -> Estimate | None:
+    """The estimate in another unit: `unit` is what one of it is worth."""
+    if figure is None:
+        return None
+    low = None if figure.low is None else figure.low / unit
+    high = None if figure.high is None else figure.high / unit
+    return Estimate(figure.median / unit, low, high, figure.n)
+
+
+def middle(figure: Estimate | None) -> str:
+    """The median."""
+    return NOTHING if figure is None else digits(figure.median)
+
+
+def interval(figure: Estimate | None) -> str:
+    """The interval, "[low, high]"; nothing where there is none."""
+    if figure is None or figure.low is None or figure.high is None:
+        return NOTHING
+    return f"[{digits(figure.low)}, {digits(figure.high)}]"
+
+
+def milliseconds(seconds: float | None) -> str:
+    """A duration in ms, without the unit."""
+    return NOTHING if seconds is None else digits(seconds * 1000)
+
+
+def duration(seconds: float) -> str:
+    """A duration with its unit, from microseconds to seconds."""
+    for limit, unit, name in ((1e-3, 1e-6, "µs"), (1.0, 1e-3, "ms")):
+        if seconds < limit:
+            return f"{digits(seconds / unit)} {name}"
+    return f"{digits(seconds)} s"
+
+
+def ratio(figure: Estimate | None) -> str:
+    """A ratio with a times sign."""
+    return NOTHING if figure is None else f"{digits(figure.median)}×"
+
+
+def plain(text: str) -> str:
+    """Text without control characters, so that a document cannot drive a terminal or break a table."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)

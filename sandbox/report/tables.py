@@ -1,0 +1,231 @@
+"""The tables of a comparison, as rows of text that each format lays out in its own way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sandbox.report import figures
+from sandbox.report.figures import NOTHING
+from sandbox.results import PERCENTILES, PHASES, Document, LevelInfo, Status, Summary
+
+PHASE_NAMES = {"first_reply": "first reply"}
+UNSTABLE_MARK = "~"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A level, or a check.
+
+    Attributes:
+        label: the first column.
+        cells: the other columns; empty where there is only `remark`.
+        remark: text in place of the cells: why there are no figures.
+    """
+
+    label: str
+    cells: tuple[str, ...] = ()
+    remark: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One table.
+
+    Attributes:
+        title: what it shows, with the unit.
+        head: names of the columns, the first one's included.
+        rows: in the order of the levels or checks.
+        split: the columns from this one on may go into a second table where the lines are too long; 0 for none.
+        notes: what a reader must know beside it.
+    """
+
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[Row, ...]
+    split: int = 0
+    notes: tuple[str, ...] = field(default=())
+
+
+def tables(document: Document) -> list[Table]:
+    """All that the document has something for."""
+    found = [startup(document)]
+    if document.plan.duration_s:
+        found.append(load(document))
+    if document.isolation:
+        found.append(isolation(document))
+    return found
+
+
+def startup(document: Document) -> Table:
+    """Time to the first correct reply, and its phases."""
+    baseline = document.info(document.plan.baseline).label
+    head = ("LEVEL", "STARTUP ms", "95 %", f"× {baseline}", "95 %", "n", *(phase_name(phase) for phase in PHASES))
+    rows = []
+    for info in document.levels:
+        summary = document.summary_of(info.name)
+        if summary is None or summary.startup_s is None:
+            rows.append(Row(info.label, remark=_why_empty(info, summary)))
+            continue
+        total = figures.scaled(summary.startup_s, 1e-3)
+        rows.append(
+            Row(
+                info.label,
+                (
+                    figures.middle(total) + _mark(summary, "startup"),
+                    figures.interval(total),
+                    *_ratio(document, summary, "startup"),
+                    _count(summary),
+                    *(_phase(info, summary, phase) for phase in PHASES),
+                ),
+            )
+        )
+    notes = ("phases are medians of their own and need not add up to the median of the whole",)
+    return Table("Startup to the first correct reply", head, tuple(rows), 6, notes)
+
+
+def load(document: Document) -> Table:
+    """Throughput and latency under saturation, and memory."""
+    plan = document.plan
+    baseline = document.info(plan.baseline).label
+    percentiles = tuple(f"{name} ms" for name in PERCENTILES)
+    head = ("LEVEL", "REQUESTS/s", "95 %", f"× {baseline}", "95 %", *percentiles, "errors", "MiB")
+    rows = []
+    for info in document.levels:
+        summary = document.summary_of(info.name)
+        if summary is None or summary.requests_per_s is None:
+            rows.append(Row(info.label, remark=_why_empty(info, summary)))
+            continue
+        rows.append(
+            Row(
+                info.label,
+                (
+                    figures.middle(summary.requests_per_s) + _mark(summary, "throughput"),
+                    figures.interval(summary.requests_per_s),
+                    *_ratio(document, summary, "throughput"),
+                    *(figures.middle(figures.scaled(summary.latency_s.get(name), 1e-3)) for name in PERCENTILES),
+                    f"{summary.request_errors:,}",
+                    figures.middle(figures.scaled(summary.memory_bytes, figures.MIB)),
+                ),
+            )
+        )
+    title = f"Under load: {plan.connections} connections, {plan.duration_s} s per sandbox, GET {plan.path}"
+    notes = (
+        "latency is under saturation, so it is mostly waiting in line: its mean is connections ÷ throughput",
+        "MiB is what the level's own accounting charges to the sandbox after the load",
+    )
+    return Table(title, head, tuple(rows), 5, notes)
+
+
+def isolation(document: Document) -> Table:
+    """Verdicts: a row for each check, a column for each level that was examined."""
+    levels = [info for info in document.levels if any(check.level == info.name for check in document.isolation)]
+    verdicts = {(check.check, check.level): check.verdict for check in document.isolation}
+    checks = list(dict.fromkeys(check.check for check in document.isolation))
+    rows = tuple(Row(name, tuple(str(verdicts.get((name, info.name), NOTHING)) for info in levels)) for name in checks)
+    notes = ("each verdict is a witness's on the host; the evidence is in the JSON and in the HTML report",)
+    return Table("Isolation", ("CHECK", *(info.label for info in levels)), rows, 0, notes)
+
+
+def heading(document: Document) -> str:
+    """One line: what was compared, how often, when."""
+    plan = document.plan
+    load_part = f", {plan.duration_s} s of load each" if plan.duration_s else ""
+    return f"{plan.workload}: {plan.samples} sandboxes per level{load_part}, seed {plan.seed}, {document.started}"
+
+
+def status_line(document: Document) -> str | None:
+    """What to know about a run that did not come to its end; None for one that did."""
+    if document.status is Status.COMPLETE:
+        return None
+    counted = sum(sample.round > 0 for sample in document.samples)
+    planned = document.plan.samples * sum(info.available for info in document.levels)
+    return f"INCOMPLETE: the run was cut short after {counted} of {planned} samples"
+
+
+def host_lines(document: Document) -> list[tuple[str, str]]:
+    """The host's particulars by name."""
+    host, plan = document.host, document.plan
+    lines = [
+        ("CPU", f"{host.cpu_model}, {host.cpus} CPUs"),
+        ("memory", f"{host.memory_bytes / 1024**3:.1f} GiB"),
+        ("kernel", f"{host.kernel} ({host.machine}), cgroups {host.cgroups}, clock {host.clocksource}"),
+        ("system", host.system),
+        ("virtual machine", "no" if host.virtualisation == "none" else f"yes: {host.virtualisation}"),
+        ("governor", host.governor or "none (the kernel does not scale the clock)"),
+        ("load average", ", ".join(f"{value:.2f}" for value in host.load_average) + " before the run"),
+        ("versions", ", ".join(f"{name} {version}" for name, version in sorted(host.versions.items()))),
+        ("root filesystem", ", ".join(f"{form} {digest[:19]}" for form, digest in sorted(host.images.items()))),
+        ("CPUs used", f"server {plan.server_cpus}, generator {plan.generator_cpus}"),
+        ("limits", f"{plan.cpus:g} CPU, {plan.memory_bytes // figures.MIB} MiB, {plan.pids_limit} pids"),
+        ("sandbox", document.sandbox_version),
+    ]
+    return [(name, text) for name, text in lines if text]
+
+
+def method(document: Document) -> list[str]:
+    """How the figures came about, a sentence each."""
+    plan = document.plan
+    lines = [
+        f"Each sample is a fresh sandbox. A round is each level once, in random order (seed {plan.seed}); "
+        "a first round per level warms up and is not counted.",
+        "Startup runs from the request to the first correct reply of the server, on one monotonic clock of the host.",
+    ]
+    if plan.duration_s:
+        lines.append(
+            f"Then wrk keeps {plan.connections} connections busy for {plan.duration_s} s, from a network namespace "
+            f"without a route out, on CPU {plan.generator_cpus}; the server runs on CPU {plan.server_cpus}. "
+            "Every level answered with the same bytes."
+        )
+    lines.append(
+        "Figures are medians over sandboxes with 95 % bootstrap intervals; ratios are paired by round against "
+        f"{document.info(plan.baseline).label}. Nothing is trimmed; failed samples are counted and shown. "
+        f"{UNSTABLE_MARK} marks a figure whose interval is wide."
+    )
+    if any(info.emulated for info in document.levels):
+        lines.append(
+            "The VM's CPU is emulated in software (QEMU TCG), because KVM does not run guests on this host: "
+            "its figures say what emulation costs, not what a hardware VM costs."
+        )
+    return lines
+
+
+def phase_name(phase: str) -> str:
+    """A phase as shown."""
+    return PHASE_NAMES.get(phase, phase)
+
+
+def _why_empty(info: LevelInfo, summary: Summary | None) -> str:
+    if not info.available:
+        remedy = f" → {info.remedy}" if info.remedy else ""
+        return f"not on this host: {info.reason}{remedy}"
+    if summary is None:
+        return "no sample was counted"
+    if summary.failed == summary.attempted:
+        return f"all {summary.attempted} samples failed (see the warnings)"
+    return "not measured"
+
+
+def _mark(summary: Summary, name: str) -> str:
+    return UNSTABLE_MARK if name in summary.unstable else ""
+
+
+def _count(summary: Summary) -> str:
+    if summary.failed:
+        return f"{summary.attempted - summary.failed} of {summary.attempted}"
+    return str(summary.attempted)
+
+
+def _ratio(document: Document, summary: Summary, name: str) -> Sequence[str]:
+    if summary.level == document.plan.baseline:
+        return ("1", NOTHING)
+    figure = summary.startup_ratio if name == "startup" else summary.throughput_ratio
+    return (figures.middle(figure), figures.interval(figure))
+
+
+def _phase(info: LevelInfo, summary: Summary, phase: str) -> str:
+    # Levels that share the host's kernel have nothing to boot: what is left there is the cost of a call.
+    seconds = summary.phases_s.get(phase)
+    if phase == "boot" and seconds is not None and seconds < 1e-4:
+        return NOTHING
+    return figures.milliseconds(seconds) if info.available else NOTHING

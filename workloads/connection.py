@@ -1,0 +1,185 @@
+"""A connection on an event loop: it moves bytes between a non-blocking socket and the protocol, and never waits."""
+
+from __future__ import annotations
+
+from _socket import SHUT_WR
+from select import EPOLLIN, EPOLLOUT
+from time import monotonic
+
+from workloads.net import RECEIVE_BYTES
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from workloads.application import Application
+    from workloads.http.request import Request
+    from workloads.http.response import Response
+    from workloads.loop import EventLoop
+    from workloads.net import Socket
+
+    OnRequest = Callable[["Connection", Request], None]
+    OnClose = Callable[["Connection"], None]
+
+
+class Connection:
+    """Calls `on_request` for each request; whoever takes it calls `respond`, at once or later, on the loop's thread.
+
+    While a request is being served or the client does not take its output, nothing more is read: the kernel's buffers
+    fill and TCP slows the client down. That bounds the memory of a connection.
+    """
+
+    __slots__ = (
+        "_app", "_descriptor", "_ended", "_events", "_loop", "_on_close", "_on_request", "_pumping", "_socket", "_stuck_since",
+        "protocol",
+    )  # fmt: skip
+
+    def __init__(self, loop: EventLoop, socket: Socket, app: Application, on_request: OnRequest, on_close: OnClose) -> None:
+        socket.setblocking(False)
+        self._loop = loop
+        self._socket: Socket | None = socket
+        self._descriptor = socket.fileno()
+        self._app = app
+        self._on_request = on_request
+        self._on_close = on_close
+        self._pumping = False
+        self._ended = False  # the client has sent its last byte
+        self._events = EPOLLIN
+        self._stuck_since = 0.0
+        self.protocol = app.open()
+        loop.register(self._descriptor, EPOLLIN, self.handle)
+
+    def handle(self, events: int) -> None:
+        """The loop: the socket can be read or written, or is broken."""
+        if self._events & EPOLLOUT:
+            self._flush()
+            if not self.protocol.output:
+                self._pump()
+        elif self.protocol.closing:
+            self._discard()
+        elif self._events:
+            self._receive()
+        elif events & ~(EPOLLIN | EPOLLOUT):
+            self.close()  # broken while its request is being served: the answer has nowhere to go
+
+    def respond(self, request: Request, response: Response) -> None:
+        """Answer the request; a client that has gone in the meantime gets nothing."""
+        if self._socket is None:
+            return
+        self.protocol.respond(request, response)
+        if not self._pumping:
+            self._pump()
+
+    def check_deadline(self, now: float) -> None:
+        """Called about once a second."""
+        protocol = self.protocol
+        if protocol.output:
+            if now - self._stuck_since > self._app.limits.idle_time:
+                self.close()
+        elif protocol.deadline < now:
+            if protocol.closing:  # it has lingered long enough
+                self.close()
+            else:
+                protocol.expire()
+                self._pump()
+
+    def drain(self) -> None:
+        """Finish what has been received and then close."""
+        if self._events == EPOLLIN and not self.protocol.closing:
+            self._receive()
+            if self._socket is not None and self.protocol.idle:
+                self.close()
+
+    def close(self) -> None:
+        """Close now."""
+        if self._socket is None:
+            return
+        self._loop.forget(self._descriptor)
+        self._socket.close()
+        self._socket = None
+        self._app.closed(self.protocol)
+        self._on_close(self)
+
+    def _receive(self) -> None:
+        try:
+            data = self._socket.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.close()
+            return
+        if data:
+            self.protocol.feed(data)
+            self._pump()
+        else:
+            self.close()
+
+    def _pump(self) -> None:
+        """Hand over requests and send responses, as far as that goes without waiting."""
+        protocol = self.protocol
+        while True:
+            self._pumping = True
+            while (request := protocol.next_request()) is not None:
+                self._on_request(self, request)
+            self._pumping = False
+            if not protocol.output:
+                break
+            self._flush()
+            if self._socket is None:
+                return
+            if protocol.output or protocol.busy or protocol.closing or not protocol.pending:
+                break
+        self._watch()
+
+    def _flush(self) -> None:
+        protocol = self.protocol
+        output = protocol.output
+        try:
+            sent = self._socket.send(output)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.close()
+            return
+        if sent == len(output):
+            protocol.output = b""
+        else:
+            protocol.output = output[sent:]
+            if sent or not self._stuck_since:
+                self._stuck_since = self._loop.now
+
+    def _watch(self) -> None:
+        """Wait for what is needed next; end the connection if that is nothing."""
+        protocol = self.protocol
+        if protocol.output:
+            events = EPOLLOUT
+        elif protocol.closing:
+            if not protocol.lingering:
+                self.close()
+                return
+            self._start_lingering()
+            events = EPOLLIN
+        else:
+            events = 0 if protocol.busy else EPOLLIN
+        if events != self._events:
+            self._events = events
+            self._loop.modify(self._descriptor, events)
+
+    def _start_lingering(self) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        self.protocol.deadline = monotonic() + self._app.limits.linger_time
+        try:
+            self._socket.shutdown(SHUT_WR)
+        except OSError:
+            self.protocol.deadline = 0.0  # it has gone: the next check closes it
+
+    def _discard(self) -> None:
+        try:
+            if not self._socket.recv(RECEIVE_BYTES):
+                self.close()
+        except BlockingIOError:
+            return
+        except OSError:
+            self.close()

@@ -1,0 +1,105 @@
+"""Decodes a chunked body, strictly (RFC 9112, section 7.1)."""
+
+from __future__ import annotations
+
+from workloads.http.request import HttpError
+
+_HEX = b"0123456789abcdefABCDEF"
+_LINE_BYTES = b"\t" + bytes(range(0x20, 0x7F)) + bytes(range(0x80, 0x100))
+_TOKEN = b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+
+MAX_LINE = 256
+"""Bytes of a chunk's size line with its extensions, CR LF included."""
+MAX_TRAILERS = 4096
+"""Bytes of all trailer fields together. They are checked and then dropped."""
+
+_SIZE, _DATA, _DATA_END, _TRAILER, _DONE = range(5)
+
+
+class ChunkedDecoder:
+    """Takes the bytes of a chunked body in any fragments, gives the data in them.
+
+    Attributes:
+        done: the last chunk and the trailers have been seen.
+        rest: bytes not used yet: an unfinished line, or what follows the body once it is done.
+    """
+
+    __slots__ = ("_left", "_state", "_trailers", "done", "rest")
+
+    def __init__(self) -> None:
+        self._state = _SIZE
+        self._left = 0
+        self._trailers = 0
+        self.done = False
+        self.rest = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """The body's data in these bytes; may be empty.
+
+        Raises:
+            HttpError: 400, the coding is broken; 431, the trailers are too long.
+        """
+        data = self.rest + data if self.rest else data
+        self.rest = b""
+        pieces = []
+        position = 0
+        while not self.done:
+            if self._state == _DATA:
+                piece = data[position : position + self._left]
+                pieces.append(piece)
+                position += len(piece)
+                self._left -= len(piece)
+                if self._left:
+                    return b"".join(pieces)
+                self._state = _DATA_END
+                continue
+            limit = MAX_LINE if self._state != _TRAILER else MAX_TRAILERS
+            end = data.find(b"\n", position, position + limit)
+            if end < 0:
+                self.rest = data[position:]
+                self._check_unfinished(len(self.rest) >= limit)
+                break
+            self._line(data[position : end + 1])
+            position = end + 1
+        else:
+            self.rest = data[position:]
+        return b"".join(pieces)
+
+    def _check_unfinished(self, too_long: bool) -> None:
+        if self._state == _DATA_END and self.rest not in (b"", b"\r"):
+            raise HttpError(400, "chunk longer than its size")
+        if too_long:
+            raise HttpError(431 if self._state == _TRAILER else 400, "line too long in a chunked body")
+
+    def _line(self, line: bytes) -> None:
+        if line[-2:] != b"\r\n" or line[:-2].translate(None, _LINE_BYTES):
+            raise HttpError(400, "malformed line in a chunked body")
+        line = line[:-2]
+        if self._state == _SIZE:
+            self._size(line)
+        elif self._state == _DATA_END:
+            if line:
+                raise HttpError(400, "chunk longer than its size")
+            self._state = _SIZE
+        elif not line:
+            self._state = _DONE
+            self.done = True
+        else:
+            self._trailer(line)
+
+    def _size(self, line: bytes) -> None:
+        digits, semicolon, extension = line.partition(b";")
+        if semicolon:
+            digits = digits.rstrip(b" \t")  # BWS is allowed before an extension's semicolon, and nowhere else
+        if not digits or len(digits) > 15 or digits.translate(None, _HEX) or (semicolon and not extension.strip()):
+            raise HttpError(400, "malformed chunk size")
+        self._left = int(digits, 16)
+        self._state = _DATA if self._left else _TRAILER
+
+    def _trailer(self, line: bytes) -> None:
+        self._trailers += len(line) + 2
+        name, colon, _ = line.partition(b":")
+        if not colon or not name or name.translate(None, _TOKEN):
+            raise HttpError(400, "malformed trailer field")
+        if self._trailers > MAX_TRAILERS:
+            raise HttpError(431, "trailer fields too long")
