@@ -128,8 +128,7 @@ class Manager:
         Raises:
             SandboxError: of the kind that fits; nothing is left.
         """
-        if os.geteuid() != 0:
-            raise UnavailableError("sandboxes need root: namespaces, cgroups and the lab network", "run it with sudo")
+        self._refuse_user()
         level = driver(spec.isolation)
         level.check(spec)
         self.store.ensure()
@@ -151,7 +150,7 @@ class Manager:
             with named_lock(NETWORK_LOCK):
                 network.ensure()
                 self.store.mark_used(level.name)
-                address = network.allocate(self.store, ident)
+                address = network.allocate(self.store, ident, own_stack=level.own_network)
             listen = "0.0.0.0" if level.own_network else address  # noqa: S104 - of the sandbox's own stack
             spec = replace(spec, argv=tuple(listen if part == LISTEN else part for part in spec.argv))
             record = self.store.new(spec, address, ident)
@@ -191,6 +190,11 @@ class Manager:
         return Running(record, sandbox)
 
     @staticmethod
+    def _refuse_user() -> None:
+        if os.geteuid() != 0:
+            raise UnavailableError("sandboxes need root: namespaces, cgroups and the lab network", "run it with sudo")
+
+    @staticmethod
     def _refuse_missing(level: Isolation) -> None:
         for lack in level.missing():
             raise UnavailableError(f"{level.name} is not available on this host: {lack.reason}", lack.remedy)
@@ -203,6 +207,25 @@ class Manager:
             yield running
         finally:
             self.destroy(running)
+
+    @contextmanager
+    def lab(self) -> Iterator[None]:
+        """Be a user of the lab network for the time of a block, so that it stays up between sandboxes.
+
+        Raises:
+            EngineError, StoreError
+        """
+        self._refuse_user()
+        self.store.ensure()
+        ident, lock = self.store.claim_id()
+        with _closing(lock):
+            try:
+                with named_lock(NETWORK_LOCK):
+                    self.store.claim_address(f"lab-{ident}", ident)
+                    network.ensure()
+                yield
+            finally:
+                self._forget(ident)
 
     def get(self, reference: str) -> Running:
         """A sandbox by name, id or the beginning of an id.

@@ -35,8 +35,10 @@ GENERATOR_MAC = "02:5b:c6:12:00:02"
 DOCKER_NETWORK = "sandbox-lab"
 DOCKER_RANGE = "198.18.1.0/24"
 """What Docker may hand out by itself; our sandboxes' addresses are assigned, from above it."""
-FIRST_ADDRESS = int(ipaddress.IPv4Address("198.18.2.0"))
-LAST_ADDRESS = int(ipaddress.IPv4Address("198.18.255.254"))
+_OWN_STACK = (int(ipaddress.IPv4Address("198.18.2.0")), int(ipaddress.IPv4Address("198.18.127.255")))
+_HOST_STACK = (int(ipaddress.IPv4Address("198.18.128.0")), int(ipaddress.IPv4Address("198.18.255.255")))
+"""Two ranges, so that an address always stands for the same hardware address, its sandbox's own or the bridge's. Were
+they mixed, a peer's ARP cache would send to the last owner of a reused address, for up to 30 s (arp(7))."""
 
 LINK_PREFIX = "sbx"
 TABLE = "sandbox_lab"
@@ -185,14 +187,20 @@ def stray_addresses(used: set[str]) -> list[str]:
         return [one for one in links.addresses(BRIDGE) if one != HOST_ADDRESS and one not in used]
 
 
-def allocate(store: Store, ident: str) -> str:
+def allocate(store: Store, ident: str, *, own_stack: bool) -> str:
     """Claim the lowest free address. The caller holds the lock `network`.
 
+    Args:
+        store: where claims are kept.
+        ident: the sandbox's id.
+        own_stack: whether the sandbox has a network stack of its own, or serves on the host's.
+
     Raises:
-        SandboxError: all 65,000 are in use.
+        SandboxError: all 32,000 are in use.
     """
     used = store.used_addresses()
-    for number in range(FIRST_ADDRESS, LAST_ADDRESS + 1):
+    low, high = _OWN_STACK if own_stack else _HOST_STACK
+    for number in range(low, high + 1):
         address = str(ipaddress.IPv4Address(number))
         if number & 0xFF not in (0, 255) and address not in used and store.claim_address(address, ident):
             return address

@@ -35,9 +35,8 @@ class ResultsError(SandboxError):
 
 
 class Status(StrEnum):
-    """Whether the run behind a document came to its end."""
+    """Whether the run behind a document came to its end. While it runs, it is incomplete."""
 
-    RUNNING = "running"
     COMPLETE = "complete"
     INCOMPLETE = "incomplete"
 

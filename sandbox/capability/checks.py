@@ -9,17 +9,22 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from typing import TYPE_CHECKING
 
-from sandbox.capability import docker, kernel, kvm, libvirt, programs, verdicts
+from sandbox.capability import kernel, kvm, libvirt, programs, verdicts
 from sandbox.capability.finding import Finding
+
+if TYPE_CHECKING:
+    from sandbox.capability.docker import Engine
 
 __all__ = ["CHECKS", "OPTIONAL", "REQUIRED", "Finding", "Optional", "Survey"]
 
 Check = Callable[["Survey"], Finding]
 
-_LAB = ("root", "cgroup.cpu", "cgroup.memory", "cgroup.pids", "net.bridge", "net.veth", "net.nftables")
-_COMMON = (*_LAB, "program.mmdebstrap", "python.pyroute2")
+_LIMITS = ("cgroup.cpu", "cgroup.memory", "cgroup.pids")
+_LAB = ("program.nft", "net.nftables", "net.bridge", "net.veth", "python.pyroute2")
+_COMMON = ("root", *_LIMITS, *_LAB, "program.mmdebstrap")
 
 REQUIRED: dict[str, tuple[str, ...]] = {
     "process": _COMMON,
@@ -58,6 +63,19 @@ OPTIONAL: tuple[Optional, ...] = (
     Optional("program.vagrant", "the Vagrantfile cannot be used"),
 )
 
+
+def _docker_daemon(survey: Survey) -> Finding:
+    from sandbox.capability import docker  # http.client costs 15 ms, which a level without Docker need not pay
+
+    return docker.daemon(survey.engine)
+
+
+def _docker_runsc(survey: Survey) -> Finding:
+    from sandbox.capability import docker
+
+    return docker.runsc(survey.engine)
+
+
 CHECKS: dict[str, Check] = {
     "root": lambda _: kernel.root(),
     **{f"cgroup.{name}": partial(lambda name, _: kernel.controller(name), name) for name in kernel.CONTROLLERS},
@@ -68,8 +86,8 @@ CHECKS: dict[str, Check] = {
     "net.veth": lambda _: kernel.link("veth"),
     "net.nftables": lambda _: kernel.nftables(),
     "net.tun": lambda _: kernel.tun(),
-    "docker.daemon": lambda survey: docker.daemon(survey.engine),
-    "docker.runsc": lambda survey: docker.runsc(survey.engine),
+    "docker.daemon": _docker_daemon,
+    "docker.runsc": _docker_runsc,
     "libvirt.daemon": lambda _: libvirt.daemon(),
     "libvirt.kvm-group": lambda _: libvirt.kvm_group(),
     "kvm": lambda _: kvm.finding(),
@@ -79,7 +97,7 @@ CHECKS: dict[str, Check] = {
 """Capability to the function that looks for it."""
 
 _REMEMBERED = frozenset(
-    name for name in CHECKS if name.startswith("ns.") or name in {"net.bridge", "net.veth", "overlayfs"}
+    name for name in CHECKS if name.startswith("ns.") or name in {"net.bridge", "net.veth", "net.nftables", "overlayfs"}
 )
 """What a kernel can do once it can do until it is replaced; looking costs a process or two each."""
 
@@ -88,13 +106,19 @@ class Survey:
     """One look at the host."""
 
     def __init__(self) -> None:
-        self.engine = docker.Engine()
         self._found: dict[str, Finding] = {}
         self._known = verdicts.recall("kernel", self._key()) or {}
 
     @staticmethod
     def _key() -> str:
         return f"euid {os.geteuid()}"
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The Docker daemon."""
+        from sandbox.capability.docker import Engine
+
+        return Engine()
 
     def look(self, name: str) -> Finding:
         """Check one capability, at most once.

@@ -208,7 +208,8 @@ def _runsc_verdict(engine: Engine, entry: dict[str, Any]) -> Verdict:
     try:
         with named_lock("runsc"):
             found = _recall(key) or try_runtime(engine, RUNTIME)
-            verdicts.remember("runsc", key, asdict(found))
+            if found.works:  # a failure is tried again: it takes a second, and a full disk is not for ever
+                verdicts.remember("runsc", key, asdict(found))
             return found
     except SandboxError:
         return Verdict(False, "the state directory cannot be written, so it was not tried")

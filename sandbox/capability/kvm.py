@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -69,7 +68,7 @@ def verdict() -> Verdict:
     """Whether KVM runs guests on this host: remembered, else tried, which may take `DEADLINE`."""
     qemu = which(QEMU)
     if not DEVICE.exists():
-        return Verdict(False, f"there is no {DEVICE}: this processor, its firmware settings or its hypervisor lack it")
+        return Verdict(False, f"there is no {DEVICE}: the processor, the firmware's settings or the hypervisor lack it")
     if qemu is None:
         return Verdict(False, f"{QEMU} is not installed, so it cannot be tried")
     if not os.access(DEVICE, os.R_OK | os.W_OK):
@@ -78,15 +77,14 @@ def verdict() -> Verdict:
     known = _recall(key)
     if known is not None:
         return known
-    with ExitStack() as stack:
-        try:
-            # Two commands at once: the second waits for the first's verdict in place of a trial of its own.
-            stack.enter_context(named_lock("kvm"))
-        except (SandboxError, OSError):
-            return run_guest(qemu)
-        found = _recall(key) or run_guest(qemu)
-        verdicts.remember("kvm", key, asdict(found))
-        return found
+    try:
+        # Two commands at once: the second waits for the first one's verdict in place of a trial of its own.
+        with named_lock("kvm"):
+            found = _recall(key) or run_guest(qemu)
+            verdicts.remember("kvm", key, asdict(found))
+            return found
+    except SandboxError:  # the state directory cannot be written, so there is no lock and no memory
+        return run_guest(qemu)
 
 
 def _recall(key: str) -> Verdict | None:
@@ -146,7 +144,11 @@ def _judge(code: int, words: str, seconds: float) -> Verdict:
     if code == _EXPECTED:
         return Verdict(True, f"ran a test guest in {seconds:.1f} s")
     # QEMU may put a source line (an assertion's) after its message.
-    lines = [line.split(": ", 1)[-1] for line in words.splitlines() if line.strip() and "warning:" not in line]
+    lines = [
+        line.removeprefix(f"{QEMU}: ").removeprefix("error: ")
+        for line in words.splitlines()
+        if line.strip() and "warning:" not in line
+    ]
     if lines:
         return Verdict(False, f"QEMU cannot run a guest under it: {lines[0]}")
     if code == 0:
@@ -159,4 +161,6 @@ def finding() -> Finding:
     found = verdict()
     if found.works:
         return Finding("kvm", True, found.reason)
-    return Finding("kvm", False, found.reason, "a machine with hardware virtualisation; nothing on this one mends it")
+    if not DEVICE.exists():
+        return Finding("kvm", False, found.reason, "modprobe kvm_intel, or kvm_amd; a virtual machine needs nesting")
+    return Finding("kvm", False, found.reason, "none here: it takes a machine whose KVM runs guests")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
@@ -15,8 +14,8 @@ from sandbox.images.recipe import Recipe
 from sandbox.images.workspace import Workspace
 
 MERGED_USR_HOOK = Path("/usr/share/mmdebstrap/hooks/merged-usr")
-"""Makes /bin and the like links before packages are unpacked. Without it, apt installs usrmerge and with it all of Perl,
-50 MB; the result is otherwise the same."""
+"""Makes /bin and the like links before packages are unpacked. Without it, apt installs usrmerge and with it all of
+Perl, 50 MB; the result is otherwise the same."""
 
 Progress = Callable[[str], None]
 
@@ -141,4 +140,3 @@ def _run(
         message, hint = explain(tail)
         where = f"its output is in {space.log}"
         raise ImageError(f"mmdebstrap failed: {message}", f"{hint}; {where}" if hint else where)
-    os.sync()

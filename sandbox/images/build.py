@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from typing import Any
 
 from sandbox.data import data_dir
 from sandbox.errors import ImageError
 from sandbox.images import bootstrap, cache, contained, dockerd, tree
 from sandbox.images.cache import Entry
-from sandbox.images.recipe import Recipe, Stage
+from sandbox.images.recipe import Recipe, Stage, digests
 from sandbox.images.workspace import Workspace, explained, workspace
 
 Progress = Callable[[str], None]
+Made = tuple[list[str], dict[str, Any]]
+"""The key files of what was made, and its facts (see cache.Entry)."""
 
 ARCHIVE = "base.tar"
 VM_FILES = ("vmlinuz", "initrd", "disk.raw")
@@ -43,16 +45,19 @@ def stage(which: Stage, digest: str, recipe: Recipe, below: Mapping[Stage, Entry
         content.chmod(0o755)
         match which:
             case Stage.BASE:
-                bootstrap.packages_tar(recipe, content / ARCHIVE, space, progress)
-                (content / ARCHIVE).chmod(0o600)  # apt's configuration is in it
-                return cache.commit(space, which, digest, [ARCHIVE])
+                key_files, facts = _base(space, recipe, progress)
             case Stage.KERNEL:
-                return _kernel(space, digest, recipe, progress)
+                key_files, facts = _kernel(space, recipe, progress)
             case Stage.ROOTFS:
-                return _rootfs(space, digest, recipe, below[Stage.BASE], progress)
+                key_files, facts = _rootfs(space, recipe, below[Stage.BASE], progress)
             case Stage.VM:
-                return _vm(space, digest, below, progress)
-    raise ValueError(f"{which} is not kept on the disk")
+                key_files, facts = _vm(space, below, progress)
+            case Stage.DOCKER:
+                raise ValueError("the Docker form is not kept on the disk")
+        # The digest was taken before the files were copied: it must not name what was edited in between.
+        if digests(recipe)[which] != digest:
+            raise ImageError("the workloads or the guest's definitions changed while they were copied", "run it again")
+        return cache.commit(space, which, digest, key_files, facts)
 
 
 def docker(digest: str, recipe: Recipe, rootfs: Entry, progress: Progress) -> None:
@@ -65,7 +70,14 @@ def docker(digest: str, recipe: Recipe, rootfs: Entry, progress: Progress) -> No
     dockerd.load(rootfs.path, digest, rootfs.digest, recipe.docker, recipe.layout["user"]["id"])
 
 
-def _kernel(space: Workspace, digest: str, recipe: Recipe, progress: Progress) -> Entry:
+def _base(space: Workspace, recipe: Recipe, progress: Progress) -> Made:
+    archive = space.result / cache.CONTENT / ARCHIVE
+    bootstrap.packages_tar(recipe, archive, space, progress)
+    archive.chmod(0o600)  # it has apt's configuration in it, and that may have a proxy's password
+    return [ARCHIVE], {}
+
+
+def _kernel(space: Workspace, recipe: Recipe, progress: Progress) -> Made:
     content = space.result / cache.CONTENT
     bootstrap.extracted_tree(recipe, content, space, progress)
     tree.remove(content, recipe.kernel["remove"])
@@ -74,10 +86,10 @@ def _kernel(space: Workspace, digest: str, recipe: Recipe, progress: Progress) -
     kernels = sorted(path.relative_to(content).as_posix() for path in content.glob("boot/vmlinu[xz]-*"))
     if not kernels:
         raise ImageError("the recipe's kernel packages hold no kernel", "see [kernel.image] of the recipe")
-    return cache.commit(space, Stage.KERNEL, digest, kernels, {"kernel": kernels[-1].partition("-")[2]})
+    return kernels, {"kernel": kernels[-1].partition("-")[2]}
 
 
-def _rootfs(space: Workspace, digest: str, recipe: Recipe, base: Entry, progress: Progress) -> Entry:
+def _rootfs(space: Workspace, recipe: Recipe, base: Entry, progress: Progress) -> Made:
     root = space.result / cache.CONTENT
     progress("extracting the packages")
     done = subprocess.run(
@@ -113,10 +125,10 @@ def _rootfs(space: Workspace, digest: str, recipe: Recipe, base: Entry, progress
     installed = sorted(path.relative_to(root).as_posix() for path in tree.inside(root, target).rglob("*.py"))
     needed = ["usr/bin/python3", "usr/bin/tini", "etc/passwd", "etc/fstab"]
     folders = [name.lstrip("/") for name in recipe.layout["mount_points"]]
-    return cache.commit(space, Stage.ROOTFS, digest, [*needed, *folders, *installed], {"packages": packages})
+    return [*needed, *folders, *installed], {"packages": packages}
 
 
-def _vm(space: Workspace, digest: str, below: Mapping[Stage, Entry], progress: Progress) -> Entry:
+def _vm(space: Workspace, below: Mapping[Stage, Entry], progress: Progress) -> Made:
     from sandbox import vmimage
 
     content = space.result / cache.CONTENT
@@ -126,9 +138,4 @@ def _vm(space: Workspace, digest: str, below: Mapping[Stage, Entry], progress: P
         raise ImageError(f"the VM's image came out without {', '.join(missing)}")
     for path in sorted(content.iterdir()):
         path.chmod(0o644)  # QEMU reads them as a user of its own
-    return cache.commit(space, Stage.VM, digest, VM_FILES, dict(below[Stage.KERNEL].facts))
-
-
-def release_of(path: Path) -> str:
-    """The kernel's release from its file name, such as "6.1.0-9-cloud-amd64"."""
-    return path.name.partition("-")[2]
+    return list(VM_FILES), dict(below[Stage.KERNEL].facts)

@@ -8,8 +8,10 @@ builder was killed by SIGKILL.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from sandbox.errors import UnavailableError
@@ -65,6 +67,7 @@ def run(
     tail: list[str] = []
     try:
         with log.open("a", encoding="utf-8") as file:
+            log.chmod(0o600)  # a mirror's address may hold a password
             file.write(f"$ {' '.join(argv)}\n")
             for raw in process.stdout or ():
                 file.write(raw)
@@ -73,8 +76,20 @@ def run(
                 on_line(line)
         return process.wait(), tail
     finally:
-        # After an orderly end this does nothing. unshare(1) passes its death on to its child by --kill-child.
-        process.kill()
-        process.wait()
-        if process.stdout:
-            process.stdout.close()
+        _end(process)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End the command if it still runs, and reap it."""
+    if process.poll() is None:
+        # First the namespace's own init, by which the kernel ends the whole namespace; unshare(1) then reaps it and
+        # exits. Were unshare ended first, the init would be left as a zombie to whoever is process 1 here.
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        with suppress(OSError, subprocess.TimeoutExpired):
+            for child in children.read_text(encoding="ascii").split():
+                os.kill(int(child), signal.SIGKILL)
+                process.wait(timeout=5)
+    process.kill()
+    process.wait()
+    if process.stdout:
+        process.stdout.close()

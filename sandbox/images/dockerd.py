@@ -1,8 +1,8 @@
 """The Docker form: puts the root filesystem into the daemon, finds it there, removes it.
 
-It speaks the Engine API (https://docs.docker.com/reference/api/engine/) over its socket with the standard library: two
-requests do not justify 0.2 s of importing the SDK on every `find`, and the command line client may be absent where the
-daemon is not. The daemon is the one that the SDK would choose: DOCKER_HOST, DOCKER_TLS_VERIFY, DOCKER_CERT_PATH.
+It speaks the Engine API (https://docs.docker.com/reference/api/engine/) with the standard library: four requests do not
+justify the 0.2 s of importing the SDK, and the command line client may be absent where a daemon is. Paths are without
+a version, so that the daemon's own applies: the newest refuse the versions that the oldest speak.
 
 The import is one streamed request: if the builder dies, the daemon sees its body cut short and keeps nothing.
 """
@@ -11,18 +11,15 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
-import socket
-import ssl
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 
 from sandbox.errors import BusyError, EngineError, UnavailableError
+from sandbox.images.endpoint import Endpoint
 
-DEFAULT_HOST = "unix:///var/run/docker.sock"
 REPOSITORY = "sandbox"
 LABEL_DIGEST = "org.sandbox.image.digest"
 LABEL_ROOTFS = "org.sandbox.image.rootfs"
@@ -30,21 +27,6 @@ QUICK = 10.0
 """Seconds that a daemon may take for a look-up."""
 SLOW = 600.0
 """Seconds that a daemon may take for one step of an import."""
-
-_BLOCK = 1024 * 1024
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    """HTTP over a Unix socket."""
-
-    def __init__(self, path: str, timeout: float) -> None:
-        super().__init__("localhost", timeout=timeout, blocksize=_BLOCK)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
 
 
 def reference(digest: str) -> str:
@@ -146,46 +128,17 @@ def remove(name: str) -> bool:
     return True
 
 
-def _connect(timeout: float) -> http.client.HTTPConnection:
-    host = os.environ.get("DOCKER_HOST") or DEFAULT_HOST
-    scheme, _, rest = host.partition("://")
-    if scheme == "unix":
-        return _UnixConnection(rest, timeout)
-    verify = bool(os.environ.get("DOCKER_TLS_VERIFY"))
-    if scheme in ("tcp", "http", "https"):
-        where = urlsplit(f"//{rest}")
-        if not where.hostname:
-            raise UnavailableError(f"DOCKER_HOST={host!r} has no host", "such as tcp://192.0.2.1:2376")
-        if verify or scheme == "https":
-            return http.client.HTTPSConnection(
-                where.hostname, where.port or 2376, timeout=timeout, context=_tls(), blocksize=_BLOCK
-            )
-        return http.client.HTTPConnection(where.hostname, where.port or 2375, timeout=timeout, blocksize=_BLOCK)
-    raise UnavailableError(f"DOCKER_HOST={host!r} cannot be used here", "unix:// or tcp://")
-
-
-def _tls() -> ssl.SSLContext:
-    # The names of docker's own client (https://docs.docker.com/engine/security/protect-access/).
-    folder = Path(os.environ.get("DOCKER_CERT_PATH") or Path.home() / ".docker")
-    try:
-        context = ssl.create_default_context(cafile=str(folder / "ca.pem"))
-        context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
-    except OSError as error:
-        raise UnavailableError(f"docker's certificates in {folder} cannot be used: {error}") from error
-    return context
-
-
 def _request(method: str, path: str, *, body: Any = None, timeout: float = QUICK) -> tuple[int, bytes]:
     headers = {"Content-Type": "application/x-tar", "Transfer-Encoding": "chunked"} if body is not None else {}
-    connection = _connect(timeout)
+    endpoint = Endpoint.current()
+    connection = endpoint.connect(timeout)
     try:
         connection.request(method, path, body=body, headers=headers, encode_chunked=body is not None)
         answer = connection.getresponse()
         return answer.status, answer.read()
     except (OSError, http.client.HTTPException) as error:
-        host = os.environ.get("DOCKER_HOST") or DEFAULT_HOST
         raise UnavailableError(
-            f"the docker daemon at {host} does not answer: {error}", "sandbox doctor --fix starts it"
+            f"the docker daemon at {endpoint.host} does not answer: {error}", "sandbox doctor --fix starts it"
         ) from error
     finally:
         connection.close()

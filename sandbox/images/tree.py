@@ -61,7 +61,7 @@ def apply_layout(root: Path, layout: Mapping[str, Any]) -> None:
     add_user(root, **layout["user"])
 
 
-def add_user(root: Path, name: str, id: int, home: str) -> None:  # noqa: A002 - the recipe's word
+def add_user(root: Path, name: str, id: int, home: str) -> None:
     """Add a user and a group without a password or a shell (passwd(5), group(5), shadow(5)). Idempotent."""
     lines = {
         "passwd": f"{name}:x:{id}:{id}::{home}:/usr/sbin/nologin",

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from sandbox import paths
-from sandbox.errors import BusyError, ImageError, SandboxError
+from sandbox.errors import ImageError, SandboxError
 
 PREFIX = ".tmp-"
 LEASE_FILE = "lease"
@@ -194,8 +194,3 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
-
-
-def busy(lines: list[str]) -> BusyError:
-    """The refusal to remove something that is in use."""
-    return BusyError(f"it is in use by {', '.join(lines[:4])}", "stop and remove those first")

@@ -30,7 +30,7 @@ _MAX_REASON = 300
 """Characters of the engine's own words that are shown."""
 
 
-class Refusal(EngineError):
+class RefusalError(EngineError):
     """The engine answered, and the answer was no.
 
     Attributes:
@@ -42,6 +42,10 @@ class Refusal(EngineError):
         super().__init__(f"{what}: {reason}")
         self.status = status
         self.reason = reason
+
+
+class NoAnswerError(EngineError):
+    """The engine took the question and gave no answer in time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +116,14 @@ class Engine:
             what: what would not be done, such as "the container could not be created".
 
         Raises:
-            Refusal: the engine refused; has the HTTP status.
+            RefusalError: the engine refused; has the HTTP status.
             UnavailableError: the engine cannot be reached.
-            EngineError: it gave no answer in time, or not a sensible one.
+            NoAnswerError: it gave no answer in time.
+            EngineError: it gave no sensible answer.
         """
         try:
             if self._api is None:
-                self._api = _connect(self.endpoint)
+                self._api = self._connect()
             yield self._api
         except SandboxError:
             raise
@@ -128,18 +133,25 @@ class Engine:
                 raise
             raise explained from error
 
+    def _connect(self) -> APIClient:
+        if self.endpoint.local:
+            address = (self.endpoint.host or DEFAULT_HOST).removeprefix("unix://")
+            if not os.path.exists(address):
+                raise self._unreachable("no such socket")  # known without the SDK's 0.1 s
+        return _connect(self.endpoint)
+
     def _explain(self, error: Exception, what: str) -> SandboxError | None:
         from docker import errors
         from requests import exceptions
-        from urllib3.exceptions import HTTPError
+        from urllib3.exceptions import HTTPError, ReadTimeoutError
 
         if isinstance(error, errors.APIError):
-            return Refusal(what, error.status_code or 0, _one_line(error.explanation or str(error)))
+            return RefusalError(what, error.status_code or 0, _one_line(error.explanation or str(error)))
         cause: BaseException | None = error
         if isinstance(error, errors.DockerException) and error.__cause__ is not None:
             cause = error.__cause__  # the version call wraps whatever went wrong
-        if isinstance(cause, exceptions.ReadTimeout):
-            return EngineError(f"{what}: dockerd gave no answer in {TIMEOUT:g} s", "look at dockerd's log")
+        if isinstance(cause, (exceptions.ReadTimeout, ReadTimeoutError)):
+            return NoAnswerError(f"{what}: dockerd gave no answer in time", "look at dockerd's log")
         if isinstance(cause, (exceptions.ConnectionError, exceptions.ChunkedEncodingError, HTTPError)):
             return self._unreachable(str(cause))
         if isinstance(error, errors.DockerException | exceptions.RequestException):

@@ -7,7 +7,7 @@ from typing import Any
 
 from sandbox import network
 from sandbox.errors import EngineError
-from sandbox.isolation.docker_client import Engine, Refusal
+from sandbox.isolation.docker_client import Engine, RefusalError
 from sandbox.store import named_lock
 
 _BRIDGE_OPTION = "com.docker.network.bridge.name"
@@ -66,7 +66,7 @@ def ensure(engine: Engine, lab: Lab) -> None:
         try:
             with engine.talking(f"the Docker network {lab.name} could not be made") as api:
                 api.create_network(**lab.body())
-        except Refusal:
+        except RefusalError:
             # The lock is this host's and this state directory's; an engine may have other users.
             if not _there(engine, lab):
                 raise
@@ -76,7 +76,7 @@ def _there(engine: Engine, lab: Lab) -> bool:
     try:
         with engine.talking(f"the Docker network {lab.name} cannot be inspected") as api:
             found = api.inspect_network(lab.name)
-    except Refusal as error:
+    except RefusalError as error:
         if error.status == 404:
             return False
         raise
@@ -103,7 +103,7 @@ def remove(engine: Engine, lab: Lab) -> list[str]:
             if found.get("Containers"):
                 return []
             api.remove_network(lab.name)
-    except Refusal as error:
+    except RefusalError as error:
         if error.status == 404:
             return []
         raise

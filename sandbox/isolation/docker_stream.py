@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from sandbox.errors import CannotInvokeError, CommandNotFoundError, EngineError, SandboxError
 from sandbox.isolation.base import ExecResult
-from sandbox.isolation.docker_client import TIMEOUT, Engine, Refusal
+from sandbox.isolation.docker_client import TIMEOUT, Engine, NoAnswerError, RefusalError
 
 if TYPE_CHECKING:
     from requests import Response
@@ -85,8 +85,12 @@ def run(engine: Engine, container: str, argv: Sequence[str], *, user: str, timeo
         command = ["/usr/bin/timeout", "--signal=KILL", f"{max(timeout, 0.001):.3f}", *command]
     try:
         code, out, err, took = _run(engine, container, command, user, timeout)
-    except Refusal as error:
+    except RefusalError as error:
         raise _refused(argv[0], error.reason) or error from error
+    except NoAnswerError as error:
+        if timeout is None:
+            raise
+        raise TimeoutError(f"{argv[0]!r} took longer than {timeout:g} s, and its end was not seen") from error
     if timeout is not None:
         if code == _KILLED and took >= timeout:
             raise TimeoutError(f"{argv[0]!r} took longer than {timeout:g} s")
@@ -120,11 +124,7 @@ def _run(
             for output, data in frames(response):
                 outputs[output == STDERR].append(data)
                 if limit is not None and time.monotonic() - begin > limit:
-                    raise TimeoutError(f"{command[-1]!r} was killed, but something that it started still writes")
-        except Exception as error:
-            if limit is not None and time.monotonic() - begin >= limit and not isinstance(error, SandboxError):
-                raise TimeoutError(f"a command in {container} did not end within {limit:g} s") from error
-            raise
+                    raise NoAnswerError("the command was killed, but something that it started still writes")
         finally:
             response.close()
         took = time.monotonic() - begin
@@ -134,7 +134,7 @@ def _run(
                 break
             # The output may end before the command does: it closed both, or the engine has yet to note the end.
             if limit is not None and time.monotonic() - begin > limit:
-                raise TimeoutError(f"a command in {container} did not end within {limit:g} s")
+                raise NoAnswerError("the command's end was not seen")
             time.sleep(0.005)
     return int(found["ExitCode"]), b"".join(outputs[0]), b"".join(outputs[1]), took
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -120,6 +119,10 @@ def _mounted_roots() -> list[Path]:
 
 
 def _unmount(root: Path) -> None:
-    """Detach the whole tree of mounts at a root, as often as something is mounted there."""
-    while os.path.ismount(root):
-        syscalls.umount(root, syscalls.MNT_DETACH)
+    """Detach the whole tree of mounts at a root, as often as something is mounted there.
+
+    os.path.ismount would not do: it does not see a bind mount within one file system.
+    """
+    for target in _mounted_roots():
+        if target == root:
+            syscalls.umount(root, syscalls.MNT_DETACH)

@@ -22,7 +22,7 @@ from typing import NoReturn
 from sandbox.kernel import caps, ifconfig, rootfs, seccomp, syscalls
 
 ALL_NAMESPACES = sum(syscalls.NAMESPACES.values())
-_CONTROL_FD, _REPORT_FD, _ROOT_FD = 3, 4, 5
+_CONTROL_FD, _REPORT_FD = 3, 4
 _GO = b"g"
 _PID, _READY, _FAILED = b"P", b"R", b"E"
 _MAX_REPORT = 4096
@@ -169,7 +169,7 @@ def spawn_chrooted(plan: Plan) -> Child:
         _join(plan.cgroup_files)
         _say(_READY)
         _wait_for_go()
-        change_root(f"/proc/self/fd/{_ROOT_FD}", plan.uid)
+        change_root(plan.root, plan.uid)
 
     child, pid = _spawn(plan, body)
     child.pid = pid
@@ -185,19 +185,18 @@ def spawn_chrooted(plan: Plan) -> Child:
 def _spawn(plan: Plan, body: Callable[[], None]) -> tuple[Child, int]:
     control_read, control_write = os.pipe()
     report_read, report_write = os.pipe()
-    root = os.open(plan.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     log = os.open(plan.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         pid = os.fork()
         if pid == 0:
-            _child(plan, body, (control_read, report_write, root), log)
+            _child(plan, body, (control_read, report_write), log)
     finally:
-        for descriptor in (control_read, report_write, root, log):
+        for descriptor in (control_read, report_write, log):
             os.close(descriptor)
     return Child(control_write, report_read), pid
 
 
-def _child(plan: Plan, body: Callable[[], None], keep: tuple[int, int, int], log: int) -> NoReturn:
+def _child(plan: Plan, body: Callable[[], None], keep: tuple[int, int], log: int) -> NoReturn:
     step = "descriptors"
     try:
         _arrange(keep, log)
@@ -215,7 +214,7 @@ def _child(plan: Plan, body: Callable[[], None], keep: tuple[int, int, int], log
         os._exit(127)
 
 
-def _arrange(keep: tuple[int, int, int], log: int) -> None:
+def _arrange(keep: tuple[int, int], log: int) -> None:
     """Put what the child needs at fixed numbers and close everything else, before anything can go wrong."""
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD, signal.SIGXFSZ):
@@ -224,11 +223,11 @@ def _arrange(keep: tuple[int, int, int], log: int) -> None:
     spare = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 64) for descriptor in (*keep, log)]
     null = os.open("/dev/null", os.O_RDONLY)
     os.dup2(null, 0)
-    os.dup2(spare[3], 1)
-    os.dup2(spare[3], 2)
-    for descriptor, fixed in zip(spare[:3], (_CONTROL_FD, _REPORT_FD, _ROOT_FD), strict=True):
+    os.dup2(spare[2], 1)
+    os.dup2(spare[2], 2)
+    for descriptor, fixed in zip(spare[:2], (_CONTROL_FD, _REPORT_FD), strict=True):
         os.dup2(descriptor, fixed, inheritable=False)
-    syscalls.close_from(_ROOT_FD + 1)
+    syscalls.close_from(_REPORT_FD + 1)
 
 
 def _say(message: bytes) -> None:
@@ -250,6 +249,9 @@ def _join(files: Sequence[str]) -> None:
 
 
 def _be_root_inside(plan: Plan) -> None:
+    # Opened by the host's root, who may pass every directory on the way, and in the new mount namespace: a mount of
+    # the old one cannot be bound here.
+    root = os.open(plan.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
     if plan.hostname is not None:
@@ -258,7 +260,8 @@ def _be_root_inside(plan: Plan) -> None:
     if plan.address is not None:
         ifconfig.up("eth0", *plan.address)
     syscalls.new_session_keyring()
-    rootfs.enter(_ROOT_FD, plan.tmpfs, plan.tmpfs_bytes)
+    rootfs.enter(root, plan.tmpfs, plan.tmpfs_bytes)
+    os.close(root)
 
 
 def confine(uid: int, program: bytes) -> None:

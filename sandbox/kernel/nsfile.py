@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +21,20 @@ def is_netns(path: str) -> bool:
         return False
 
 
+def _share(directory: str) -> None:
+    """Make the directory a shared mount point, as ip-netns(8) does before its first name.
+
+    Were it not one yet, a later `ip netns add` would mount it over itself, and hide and pin what we have put there.
+    """
+    try:
+        syscalls.mount("", directory, "none", syscalls.MS_SHARED | syscalls.MS_REC)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # EINVAL: it is no mount point
+            raise
+        syscalls.mount(directory, directory, "none", syscalls.MS_BIND | syscalls.MS_REC)
+        syscalls.mount("", directory, "none", syscalls.MS_SHARED | syscalls.MS_REC)
+
+
 def make_netns(path: str) -> None:
     """Make a network namespace and mount it at a path, as ip-netns(8) does.
 
@@ -28,6 +43,7 @@ def make_netns(path: str) -> None:
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
+    _share(str(target.parent))
     os.close(os.open(target, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o444))
     reading, writing = os.pipe()
     child = os.fork()
@@ -53,7 +69,8 @@ def remove_netns(path: str) -> bool:
     """Unmount and remove a named network namespace; False when there is none."""
     if not os.path.lexists(path):
         return False
-    with suppress(OSError):
-        syscalls.umount(path, syscalls.MNT_DETACH)
+    with suppress(OSError):  # EINVAL: nothing is mounted there any more; two mounts may lie on one another
+        while True:
+            syscalls.umount(path, syscalls.MNT_DETACH)
     os.unlink(path)
     return True

@@ -2,14 +2,16 @@
 
 One round is each level once, in an order shuffled by the plan's seed, so that what drifts on the host meets all levels
 alike. Round 0 warms up (images are built, engines connected, files read for the first time) and is not counted. The
-document is saved after every sample.
+lab network is kept up between samples, for making it belongs to no sandbox. The document is saved after every sample.
 """
 
 from __future__ import annotations
 
+import os
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,12 +19,13 @@ from time import monotonic
 from typing import Protocol
 
 import sandbox
-from sandbox import capability, isolation
+from sandbox import capability, catalogue, isolation, network
 from sandbox.errors import EngineError, SandboxError, UnavailableError
-from sandbox.manager import Manager, Running
+from sandbox.manager import NETWORK_LOCK, Manager, Running
 from sandbox.measure import host, load, stats, summary
 from sandbox.results import Document, LevelInfo, Load, Plan, Sample, Status, save
-from sandbox.spec import SandboxSpec
+from sandbox.spec import DEFAULT_PORT, SandboxSpec
+from sandbox.store import named_lock
 
 PAGE = "/"
 GIVE_UP = 3
@@ -73,17 +76,32 @@ class Comparison:
         path: where the document is kept up to date.
         observer: who is told.
         manager: starts and removes the sandboxes.
+        interrupt: what cut the run short, for the caller to raise again; None when it came to its end.
     """
 
     options: Options
     path: Path
     observer: Observer
     manager: Manager = field(default_factory=Manager)
+    interrupt: KeyboardInterrupt | None = field(init=False, default=None)
     _document: Document = field(init=False)
     _cpus: host.CpuPlan = field(init=False)
     _page: bytes | None = field(init=False, default=None)
     _failures: Counter[str] = field(init=False, default_factory=Counter)
     _pace: dict[str, list[float]] = field(init=False, default_factory=dict)
+
+    def check(self) -> None:
+        """Refuse what cannot work, before anything is made.
+
+        Raises:
+            NotFoundError: there is no such workload.
+            UnavailableError: not root, or no load generator.
+        """
+        catalogue.argv(self.options.workload, host="0.0.0.0", port=DEFAULT_PORT)  # noqa: S104 - nothing listens here
+        if os.geteuid() != 0:
+            raise UnavailableError("sandboxes need root: namespaces, cgroups and the lab network", "run it with sudo")
+        if self.options.duration:
+            load.generator()
 
     def run(self) -> Document:
         """Measure; returns the document, which is INCOMPLETE after a KeyboardInterrupt.
@@ -94,24 +112,39 @@ class Comparison:
         self._document = self._begin()
         self._save()
         try:
-            self._rounds()
-            self._examine()
+            with self._lab():
+                self._rounds()
+                self._examine()
             self._document.status = Status.COMPLETE
-        except KeyboardInterrupt:
-            self._document.status = Status.INCOMPLETE
-        except BaseException:
-            self._document.status = Status.INCOMPLETE
+        except KeyboardInterrupt as interrupt:
+            self.interrupt = interrupt
+        finally:
             self._finish()
-            raise
-        self._finish()
         return self._document
+
+    @contextmanager
+    def _lab(self) -> Iterator[None]:
+        """Keep the lab network up, by an address of our own; the lock on its id keeps `prune` away until we die."""
+        if not any(info.available for info in self._document.levels):
+            yield
+            return
+        store = self.manager.store
+        store.ensure()
+        ident, lock = store.claim_id()
+        try:
+            with named_lock(NETWORK_LOCK):
+                network.ensure()
+                network.allocate(store, ident)
+            yield
+        finally:
+            store.forget(ident)
+            os.close(lock)
+            self.manager.release_lab()
 
     def _begin(self) -> Document:
         options = self.options
         self._cpus = host.cpu_plan()
         specs = [self._spec(level) for level in options.levels]
-        if options.duration:
-            load.generator()
         self.observer.detail("looking at this host")
         levels = [_level_info(level) for level in options.levels]
         usable = [info.name for info in levels if info.available]
@@ -126,7 +159,7 @@ class Comparison:
             caveats.append(self._cpus.caveat)
         return Document(
             sandbox_version=sandbox.__version__,
-            status=Status.RUNNING,
+            status=Status.INCOMPLETE,
             started=_now(),
             finished=None,
             plan=Plan(
@@ -191,7 +224,7 @@ class Comparison:
         except UnavailableError as failure:
             error = str(failure)
             self._withdraw(level, failure)
-        except SandboxError as failure:
+        except (SandboxError, OSError) as failure:
             error = str(failure)
         self._pace.setdefault(level, []).append(monotonic() - begin)
         return Sample(
@@ -210,6 +243,7 @@ class Comparison:
     def _observe(self, running: Running, observed: _Observed, *, warm_up: bool) -> None:
         timeline = running.timeline
         observed.phases, observed.startup = timeline.durations(), timeline.total()
+        self._label(running)
         self._check_page(running)
         if self.options.duration:
             seconds = WARM_UP_SECONDS if warm_up else self.options.duration
@@ -233,14 +267,22 @@ class Comparison:
         elif body != self._page:
             raise EngineError(f"{PAGE} was answered with other bytes than the first sandbox gave")
 
+    def _label(self, running: Running) -> None:
+        """A VM says what runs its CPU; what the driver reports for this very one stands above the expectation."""
+        accelerator = running.record.data.get("accelerator")
+        if accelerator is not None:
+            level = running.record.spec.isolation
+            self._replace(level, _machine_info(level, emulated=accelerator == "tcg"))
+
     def _withdraw(self, level: str, failure: UnavailableError) -> None:
         """A level that turned out to be beyond this host: its row says why."""
-        position = [info.name for info in self._document.levels].index(level)
-        label = self._document.levels[position].label
-        self._document.levels[position] = LevelInfo(
-            name=level, label=label, emulated=False, available=False, reason=failure.message, remedy=failure.hint
-        )
-        self.observer.note(f"{label}: not on this host: {failure.message}")
+        info = _unavailable(level, failure.message, failure.hint)
+        self._replace(level, info)
+        self.observer.note(f"{info.label}: not on this host: {failure.message}")
+
+    def _replace(self, level: str, info: LevelInfo) -> None:
+        names = [known.name for known in self._document.levels]
+        self._document.levels[names.index(level)] = info
 
     def _examine(self) -> None:
         if not self.options.probe:
@@ -315,13 +357,19 @@ def parse_levels(text: str | None) -> tuple[str, ...]:
 def _level_info(level: str) -> LevelInfo:
     missing = list(isolation.driver(level).missing())
     if missing:
-        reason = "; ".join(lack.reason for lack in missing)
-        return LevelInfo(level, level, emulated=False, available=False, reason=reason, remedy=missing[0].remedy)
+        return _unavailable(level, "; ".join(lack.reason for lack in missing), missing[0].remedy)
     if isolation.driver(level).shares_kernel or level != "vm":
         return LevelInfo(level, level, emulated=False, available=True, reason=None, remedy=None)
-    emulated = not capability.kvm_works()
-    label = "vm (TCG, emulated)" if emulated else "vm (KVM)"
+    return _machine_info(level, emulated=not capability.kvm_works())
+
+
+def _machine_info(level: str, *, emulated: bool) -> LevelInfo:
+    label = f"{level} (TCG, emulated)" if emulated else f"{level} (KVM)"
     return LevelInfo(level, label, emulated=emulated, available=True, reason=None, remedy=None)
+
+
+def _unavailable(level: str, reason: str, remedy: str | None) -> LevelInfo:
+    return LevelInfo(level, level, emulated=False, available=False, reason=reason, remedy=remedy)
 
 
 def _baseline(usable: Sequence[str]) -> str:
@@ -334,6 +382,3 @@ def _round_name(number: int) -> str:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-
-
-Progress = Callable[[str], None]

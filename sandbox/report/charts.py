@@ -7,7 +7,7 @@ phases stand beside them as shares of each level's own whole.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from sandbox.report import figures, scales, tables
 from sandbox.report.markup import Markup, element, join, text
@@ -26,7 +26,7 @@ MIN_SHARE_LABEL = 0.13
 def startup(document: Document) -> Markup:
     """Points with intervals on a logarithmic axis, and the phases as shares of each whole."""
     axis = scales.logarithmic(_startup_values(document), LABEL + 10, 530)
-    rows = [_axis(axis, len(document.levels), "ms, logarithmic", lambda value: figures.digits(value * 1000))]
+    rows = [_axis(axis, len(document.levels), "ms, logarithmic", lambda value: f"{value * 1000:,.6g}")]
     rows.append(_phase_legend())
     for index, info in enumerate(document.levels):
         y = TOP + ROW * index + ROW / 2
@@ -77,20 +77,22 @@ def latency(document: Document) -> Markup:
     for tick in axis.ticks:
         y = axis.at(tick)
         parts.append(element("line", x1=LABEL - 20, y1=y, x2=right + 20, y2=y, class_="grid"))
-        parts.append(element("text", text(figures.duration(tick)), x=LABEL - 28, y=y + 4, class_="tick end"))
+        parts.append(element("text", text(figures.tick(tick)), x=LABEL - 28, y=y + 4, class_="tick end"))
     for place, name in zip(places, PERCENTILES, strict=True):
         parts.append(element("text", text(name), x=place, y=height - 6, class_="tick middle"))
     ends = []
     for info, summary in shown:
         points = [
-            (place, axis.at(summary.latency_s[name].median), summary.latency_s[name])
+            (place, axis.at(summary.latency_s[name].median), name)
             for place, name in zip(places, PERCENTILES, strict=True)
             if name in summary.latency_s
         ]
+        if not points:
+            continue
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in points)
         parts.append(element("polyline", points=path, class_=f"trace {_hue(info)}"))
-        for (x, y, figure), name in zip(points, summary.latency_s, strict=False):
-            caption = f"{info.label}, {name}: {_with_interval(figures.scaled(figure, 1e-3), 'ms')}"
+        for x, y, name in points:
+            caption = f"{info.label}, {name}: {_with_interval(figures.scaled(summary.latency_s[name], 1e-3), 'ms')}"
             parts.append(element("circle", _title(caption), cx=x, cy=y, r=4.5, class_=f"dot {_hue(info)}"))
         ends.append((points[-1][1], info))
     for y, (where, info) in zip(_spread([end for end, _ in ends], 17), ends, strict=True):
@@ -109,13 +111,13 @@ def _frame(name: str, description: str, parts: Sequence[Markup], height: float) 
     )
 
 
-def _axis(axis: Scale, rows: int, unit: str, label: object) -> Markup:
+def _axis(axis: Scale, rows: int, unit: str, label: Callable[[float], str]) -> Markup:
     bottom = TOP + ROW * rows
     parts = [element("text", text(unit), x=axis.start, y=16, class_="unit")]
     for tick in axis.ticks:
         x = axis.at(tick)
         parts.append(element("line", x1=x, y1=TOP - 8, x2=x, y2=bottom, class_="grid"))
-        parts.append(element("text", text(label(tick)), x=x, y=bottom + 18, class_="tick middle"))  # type: ignore[operator]
+        parts.append(element("text", text(label(tick)), x=x, y=bottom + 18, class_="tick middle"))
     return join(*parts)
 
 

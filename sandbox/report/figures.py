@@ -47,10 +47,21 @@ def milliseconds(seconds: float | None) -> str:
 
 def duration(seconds: float) -> str:
     """A duration with its unit, from microseconds to seconds."""
-    for limit, unit, name in ((1e-3, 1e-6, "µs"), (1.0, 1e-3, "ms")):
-        if seconds < limit:
-            return f"{digits(seconds / unit)} {name}"
-    return f"{digits(seconds)} s"
+    value, unit = _fitting(seconds)
+    return f"{digits(value)} {unit}"
+
+
+def tick(seconds: float) -> str:
+    """A round duration with its unit, without digits that only say that it is round."""
+    value, unit = _fitting(seconds)
+    return f"{value:,.6g} {unit}"
+
+
+def _fitting(seconds: float) -> tuple[float, str]:
+    for limit, size, unit in ((1e-3, 1e-6, "µs"), (1.0, 1e-3, "ms")):
+        if seconds < limit * (1 - 1e-9):
+            return seconds / size, unit
+    return seconds, "s"
 
 
 def ratio(figure: Estimate | None) -> str:

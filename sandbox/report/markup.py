@@ -13,7 +13,7 @@ Markup = NewType("Markup", str)
 _VOID = frozenset({"meta", "br", "link", "line", "rect", "circle", "path", "polyline"})
 
 
-def element(name: str, *children: Markup, **attributes: str | float | None) -> Markup:
+def element(name: str, /, *children: Markup, **attributes: str | float | None) -> Markup:
     """An element with children.
 
     Args:

@@ -89,7 +89,7 @@ def load(document: Document) -> Table:
     plan = document.plan
     baseline = document.info(plan.baseline).label
     percentiles = tuple(f"{name} ms" for name in PERCENTILES)
-    head = ("LEVEL", "REQUESTS/s", "95 %", f"× {baseline}", "95 %", *percentiles, "errors", "MiB")
+    head = ("LEVEL", "REQUESTS /s", "95 %", f"× {baseline}", "95 %", *percentiles, "errors", "MiB")
     rows = []
     for info in document.levels:
         summary = document.summary_of(info.name)

@@ -30,14 +30,14 @@ TAG = "sandbox-probe "
 PAGE_OF_DISK = 4096
 MAX_NODES = 64
 CONNECT_TIMEOUT = 1.0
-CALLS = {
-    # Name: number on x86_64, on aarch64, arguments. Each needs no privilege and changes nothing but this process.
-    "unshare": (272, 97, (0,)),
-    "keyctl": (250, 219, (0, 0xFFFFFFFD, 0)),
-    "io_uring_setup": (425, 425, (0, 0)),
-    "userfaultfd": (323, 282, (1,)),
-    "personality": (135, 92, (0x0040000,)),
+CALLS: dict[str, tuple[dict[str, int], tuple[int, ...]]] = {
+    "unshare": ({"x86_64": 272, "aarch64": 97}, (0,)),
+    "keyctl": ({"x86_64": 250, "aarch64": 219}, (0, 0xFFFFFFFD, 0)),
+    "io_uring_setup": ({"x86_64": 425, "aarch64": 425}, (0, 0)),
+    "userfaultfd": ({"x86_64": 323, "aarch64": 282}, (1,)),
+    "personality": ({"x86_64": 135, "aarch64": 92}, (0x0040000,)),
 }
+"""Name to number and arguments. Each needs no privilege and changes nothing but this process."""
 RISKY_TO_OPEN = ("watchdog", "st", "nst")
 """Opening the first arms a reset of the machine; closing a tape rewinds it."""
 
@@ -202,7 +202,7 @@ def files(path: str, marker_pid: int) -> dict[str, str]:
 
 def nodes() -> list[dict[str, Any]]:
     """Device nodes below /dev: which there are, and whether they can be opened for reading."""
-    found = []
+    found: list[dict[str, Any]] = []
     for folder, subfolders, names in os.walk("/dev"):
         subfolders[:] = [name for name in subfolders if folder.count("/") < 3]
         for name in sorted(names):
@@ -226,17 +226,18 @@ def nodes() -> list[dict[str, Any]]:
     return found
 
 
-def disk(name: str, major: int, minor: int, offset: int, marker_pid: int) -> dict[str, str]:
-    """Try to read a page of the host's disk; its hash, or the error, for each way."""
+def disk(name: str, major: int, minor: int, marker_pid: int) -> dict[str, str]:
+    """Try to read a block device of the host; the hash of its first page, or the error, for each way."""
 
-    def page(path: str) -> bytes:
+    def page(path: str) -> str:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
-            return os.pread(descriptor, PAGE_OF_DISK, offset)
+            data = os.pread(descriptor, PAGE_OF_DISK, 0)
+            return digest(data) if data else "empty"
         finally:
             os.close(descriptor)
 
-    def made_in(folder: str) -> bytes:
+    def made_in(folder: str) -> str:
         path = f"{folder}/{secrets.token_hex(8)}"
         os.mknod(path, stat.S_IFBLK | 0o600, os.makedev(major, minor))
         try:
@@ -245,14 +246,15 @@ def disk(name: str, major: int, minor: int, offset: int, marker_pid: int) -> dic
             os.unlink(path)
 
     found = {}
-    for path in (f"/dev/{name}", f"/proc/1/root/dev/{name}", f"/proc/{marker_pid}/root/dev/{name}"):
+    nodes = {"node": "", "/proc/1/root": "/proc/1/root", "/proc/<pid>/root": f"/proc/{marker_pid}/root"}
+    for way, root in nodes.items():
         try:
-            found[path] = digest(page(path))
+            found[way] = page(f"{root}/dev/{name}")
         except OSError as error:
-            found[path] = reason(error)
+            found[way] = reason(error)
     for folder in ("/dev/shm", "/tmp", "/run", ""):  # noqa: S108 - inside the sandbox
         try:
-            found[f"mknod in {folder or '/'}"] = digest(made_in(folder))
+            found[f"mknod in {folder or '/'}"] = made_in(folder)
         except OSError as error:
             found[f"mknod in {folder or '/'}"] = reason(error)
     return found
@@ -261,14 +263,13 @@ def disk(name: str, major: int, minor: int, offset: int, marker_pid: int) -> dic
 def calls() -> dict[str, str]:
     """System calls that a filter is expected to refuse: "ok", or the error."""
     libc = ctypes.CDLL(None, use_errno=True)
-    column = {"x86_64": 0, "aarch64": 1}.get(os.uname().machine)
     found = {}
-    for name, entry in CALLS.items():
-        if column is None:
+    for name, (numbers, values) in CALLS.items():
+        number = numbers.get(os.uname().machine)
+        if number is None:
             continue
-        arguments = [ctypes.c_ulong(value) for value in entry[2]]
         ctypes.set_errno(0)
-        result = libc.syscall(ctypes.c_long(entry[column]), *arguments)
+        result = libc.syscall(ctypes.c_long(number), *[ctypes.c_ulong(value) for value in values])
         if result < 0:
             found[name] = errno.errorcode.get(ctypes.get_errno(), "?")
             continue
@@ -414,7 +415,22 @@ def forks(asked: dict[str, Any]) -> None:
     say({"forked": len(children), "refused": refused})
 
 
-MODES = {"look": look, "sleep": sleep, "listen": listen, "memory": memory, "forks": forks}
+def counters(asked: dict[str, Any]) -> None:
+    """The counters of the control group that this runs in, version 2, for a kernel of its own."""
+    found: dict[str, int] = {}
+    for line in (read("/proc/self/cgroup") or "").splitlines():
+        if not line.startswith("0::"):
+            continue
+        folder = "/sys/fs/cgroup" + line[3:].rstrip("/")
+        for name in asked["files"]:
+            for entry in (read(f"{folder}/{name}") or "").splitlines():
+                key, _, value = entry.rpartition(" ")
+                if value.isdigit():
+                    found[f"{name}:{key}" if key else name] = int(value)
+    say({"counters": found})
+
+
+MODES = {"counters": counters, "look": look, "sleep": sleep, "listen": listen, "memory": memory, "forks": forks}
 
 if __name__ == "__main__":
     MODES[sys.argv[1]](json.loads(sys.argv[2]))

@@ -1,0 +1,82 @@
+"""`sandbox doctor`: what this host can do, why not, and what mends it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from sandbox.capability.report import Report
+
+EXIT_INCOMPLETE = 1
+"""Some isolation level is not available."""
+
+
+@click.command()
+@click.option("--fix", "mend", is_flag=True, help="Install and start what is missing (Debian, Ubuntu; needs root).")
+@click.option("--stop", is_flag=True, help="Stop the daemons that --fix started itself, and no others.")
+@click.option("-v", "--verbose", is_flag=True, help="List every single check.")
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def command(*, mend: bool, stop: bool, verbose: bool, form: str) -> None:
+    """Say which isolation levels this host can do, why not, and what mends it.
+
+    Exits with 0 when every level is available, with 1 when some level is not.
+    """
+    from sandbox.capability import fix, report
+
+    if mend and stop:
+        raise click.UsageError("--fix and --stop exclude each other")
+    if stop:
+        for line in fix.stop(_progress) or ["nothing to stop"]:
+            _progress(line)
+        return
+    if mend:
+        outcome = fix.fix(_progress)
+        if not (outcome.done or outcome.advice or outcome.failed):
+            _progress("nothing to do")
+        for line in outcome.failed:
+            _progress(f"failed: {line}")
+        for line in outcome.advice:
+            _progress(f"left to you: {line}")
+    found = report.look()
+    click.echo(json.dumps(found.to_json(), indent=2) if form == "json" else table(found, verbose=verbose))
+    sys.exit(0 if found.complete else EXIT_INCOMPLETE)
+
+
+def _progress(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def table(report: Report, *, verbose: bool = False) -> str:
+    """The report for people: a row for each level, and one for each further reason."""
+    rows: list[tuple[str, ...]] = [("LEVEL", "AVAILABLE", "WHY NOT", "REMEDY")]
+    for level in report.levels:
+        if level.available:
+            rows.append((level.name, "yes", "", ""))
+        for number, missing in enumerate(level.missing):
+            head = ("", "") if number else (level.name, "no")
+            rows.append((*head, missing.detail, missing.remedy))
+    lines = _columns(rows)
+    host = report.host
+    lines += [
+        "",
+        f"{host.distribution}, Linux {host.kernel}, {host.machine}, cgroups {host.cgroups}, init {host.init}",
+    ]
+    for note in report.notes:
+        lines.append(f"note: {note.finding.name}: {note.finding.detail}; without it {note.without}")
+        lines.append(f"      remedy: {note.finding.remedy}")
+    if verbose:
+        lines += ["", *_columns([("CHECK", "OK", "DETAIL"), *_check_rows(report)])]
+    return "\n".join(lines)
+
+
+def _check_rows(report: Report) -> list[tuple[str, ...]]:
+    return [(finding.name, "yes" if finding.ok else "no", finding.detail) for finding in report.findings]
+
+
+def _columns(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,0 +1,226 @@
+"""Which walls stand at each level: a probe tries them from inside, and a witness on the host says what came of it."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sandbox.errors import SandboxError
+from sandbox.measure.isolation import limits, observed, verdicts
+from sandbox.measure.isolation.observed import Look, ProbeError, Push, Sleeper, Subject, clean
+from sandbox.measure.isolation.verdicts import Finding
+from sandbox.measure.isolation.witness import (
+    Witness,
+    family,
+    find_by_word,
+    forwarding_barred,
+    has_default_route,
+    host_facts,
+    resident,
+)
+from sandbox.results import IsolationCheck, Verdict
+
+if TYPE_CHECKING:
+    from sandbox.isolation.base import ExecResult, Progress, Sandbox
+    from sandbox.manager import Manager, Running
+
+PROBE_TIMEOUT = 60.0
+"""Seconds for one run of the probe; an emulated guest takes several."""
+SLEEP = 1.5
+"""Seconds that the process sleeps for which the host looks."""
+SMALL_MEMORY = "128m"
+SMALL_PIDS = 64
+"""Limits of the throw-away sandbox that is pushed against them: small, so that passing them costs the host little."""
+
+
+def examine(manager: Manager, levels: Sequence[str], workload: str, progress: Progress) -> list[IsolationCheck]:
+    """Examine each level with two fresh sandboxes of it: one is looked at, the other is its sibling and then pushed.
+
+    A level that cannot be examined has UNKNOWN for every check, with the reason.
+
+    Args:
+        manager: what runs sandboxes.
+        levels: those that this host can do.
+        workload: the server that runs inside meanwhile.
+        progress: told what is being done.
+    """
+    rows: list[IsolationCheck] = []
+    for level in levels:
+        progress(f"isolation of {level}: starting two sandboxes")
+        rows += _rows(level, _examine_level(manager, level, workload, progress))
+    return rows
+
+
+def _rows(level: str, findings: dict[str, Finding]) -> list[IsolationCheck]:
+    return [
+        IsolationCheck(level, name, findings[name].verdict, findings[name].evidence, findings[name].witness)
+        for name in verdicts.NAMES
+    ]
+
+
+def _examine_level(manager: Manager, level: str, workload: str, progress: Progress) -> dict[str, Finding]:
+    findings: dict[str, Finding] = {}
+    trouble = "not examined"
+    try:
+        subject_spec = manager.make_spec(workload, level)
+        sibling_spec = manager.make_spec(workload, level, memory=SMALL_MEMORY, pids_limit=SMALL_PIDS)
+        with (
+            manager.running(subject_spec, progress=progress) as one,
+            manager.running(sibling_spec, progress=progress) as other,
+        ):
+            progress(f"isolation of {level}: looking around inside")
+            subject = observe(one, other)
+            findings |= {name: check(subject) for name, check in verdicts.CHECKS.items()}
+            progress(f"isolation of {level}: pushing past the limits")
+            findings |= {name: verdicts.LIMITS[name](push) for name, push in _push(other.sandbox).items()}
+    except (SandboxError, ProbeError) as error:
+        trouble = clean(str(error))
+    missing = Finding(Verdict.UNKNOWN, "", trouble, "none: the level could not be examined")
+    return {name: findings.get(name, missing) for name in verdicts.NAMES}
+
+
+def _push(sandbox: Sandbox) -> dict[str, Push]:
+    # Processes first: passing the memory limit may take the whole sandbox with it.
+    pids = limits.push_pids(sandbox)
+    return {"pids limit": pids, "memory limit": limits.push_memory(sandbox)}
+
+
+def observe(one: Running, other: Running) -> Subject:
+    """Look at a sandbox from inside and from the host; nothing is pushed against.
+
+    Args:
+        one: the sandbox that is examined.
+        other: another of its level, which it tries to reach.
+
+    Raises:
+        SandboxError: a command could not be run inside.
+        ProbeError: the probe gave no answer.
+    """
+    box = one.sandbox
+    with Witness() as witness, ThreadPoolExecutor(max_workers=2) as pool, _sibling(other, pool) as ear:
+        control = witness.check_listeners()
+        asked, words = witness.errand(ear.target())
+        user = observed.read_look(_run(box, observed.command("look", asked)).stdout)
+        root = _look_as_root(box, asked | {"targets": {}})
+        sleeper = _sleep_as_root(box, pool)
+        pid = box.state().pid
+        carrier = resident(pid) if pid is not None else None
+        residents = [resident(member) for member in family(pid)] if pid is not None else []
+        granted = box.limits()
+        facts = host_facts(witness.disk_name)
+        secrets_seen = witness.secrets(words, control)
+        heard = ear.finish()
+    return Subject(
+        user=user,
+        root=root,
+        sleeper=sleeper,
+        carrier=carrier,
+        residents=tuple(member for member in residents if member is not None),
+        default_route=has_default_route(pid) if pid is not None else None,
+        forwarding_barred=forwarding_barred(),
+        sibling_up=ear.control in heard,
+        sibling_heard=ear.word in heard,
+        cpus=granted.cpus if granted.cpus is not None else one.record.spec.cpus,
+        memory=granted.memory if granted.memory is not None else one.record.spec.memory,
+        secrets=secrets_seen,
+        host=facts,
+    )
+
+
+def _run(box: Sandbox, argv: list[str], *, root: bool = False) -> ExecResult:
+    try:
+        return box.exec(argv, timeout=PROBE_TIMEOUT, root=root)
+    except TimeoutError:
+        raise ProbeError(f"the probe gave no answer within {PROBE_TIMEOUT:g} s") from None
+
+
+def _look_as_root(box: Sandbox, asked: dict[str, object]) -> Look | None:
+    """The same as root, where a level lets root in; the look as the workload's user is the one that must be there."""
+    try:
+        return observed.read_look(_run(box, observed.command("look", asked), root=True).stdout)
+    except (SandboxError, ProbeError):
+        return None
+
+
+def _sleep_as_root(box: Sandbox, pool: ThreadPoolExecutor) -> Sleeper:
+    """Start a process inside as root and look for it on the host while it sleeps."""
+    word, salt = "sbx-sleeper-" + secrets.token_hex(16), secrets.token_hex(8)
+    argv = observed.command("sleep", {"seconds": SLEEP, "salt": salt}, word)
+    running = pool.submit(_run, box, argv, root=True)
+    found = None
+    while found is None and not running.done():
+        pid = find_by_word(word)
+        found = resident(pid) if pid is not None else None
+        time.sleep(0.02)
+    try:
+        output = running.result().stdout
+    except (SandboxError, ProbeError):
+        return Sleeper(ran=False, uid=None, found=found)
+    proof = hashlib.sha256((salt + word).encode()).hexdigest()
+    for answer in observed.answers(output):
+        if answer.get("proof") == proof and type(answer.get("uid")) is int:
+            return Sleeper(ran=True, uid=answer["uid"], found=found)
+    return Sleeper(ran=False, uid=None, found=found)
+
+
+@dataclass(slots=True)
+class _Ear:
+    """A listener that runs in the sibling, and the words that it is told."""
+
+    address: str
+    port: int
+    running: Future[ExecResult]
+    control: str
+    word: str
+    end: str
+
+    def target(self) -> list[object]:
+        """What the probe is told: where to connect, and what to say."""
+        return ["inet", self.address, self.port, self.word]
+
+    def finish(self) -> frozenset[str]:
+        """End it; the words that it heard."""
+        with suppress(OSError):
+            self.say(self.end)
+        with suppress(SandboxError, ProbeError):
+            for answer in observed.answers(self.running.result().stdout):
+                heard = answer.get("heard")
+                if isinstance(heard, list):
+                    return frozenset(str(item) for item in heard)
+        return frozenset()
+
+    def say(self, word: str) -> None:
+        """Connect from the host, which may reach every sandbox."""
+        with socket.create_connection((self.address, self.port), timeout=1.0) as peer:
+            peer.sendall(word.encode() + b"\n")
+            peer.recv(128)
+
+
+@contextmanager
+def _sibling(other: Running, pool: ThreadPoolExecutor) -> Iterator[_Ear]:
+    """Listen in a sandbox for words, until the block ends or the time is up."""
+    port = 20000 + secrets.randbelow(10000)
+    words = [f"{kind}-{secrets.token_hex(8)}" for kind in ("control", "probe", "end")]
+    errand = {"address": other.record.address, "port": port, "seconds": PROBE_TIMEOUT, "end": words[2]}
+    running = pool.submit(_run, other.sandbox, observed.command("listen", errand))
+    ear = _Ear(other.record.address, port, running, *words)
+    deadline = time.monotonic() + 20.0
+    while time.monotonic() < deadline and not running.done():
+        try:
+            ear.say(ear.control)
+            break
+        except OSError:
+            time.sleep(0.05)
+    try:
+        yield ear
+    finally:
+        if not running.done():
+            with suppress(OSError):
+                ear.say(ear.end)

@@ -1,0 +1,315 @@
+"""The witness: puts things of the host where a sandbox might reach them, and sees whether it did.
+
+A marker process with a random word in its arguments, a file with a random text, listeners with an accept log, and the
+host's own view of the sandbox's processes in /proc. See proc(5), namespaces(7), capabilities(7).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sandbox import network
+from sandbox.kernel import caps, nftables
+from sandbox.measure.isolation import blockdevice
+from sandbox.measure.isolation.observed import Host, Resident, Secrets
+from sandbox.spec import SANDBOX_UID
+from sandbox.store import boot_id
+
+NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
+_ACCEPT_TIMEOUT = 1.0
+_MAX_WORD = 128
+
+# Reports each SIGURG as a byte, and how it came; it is sent by the sandbox alone. Ends with its parent.
+_MARKER = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, 9)
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGURG})
+os.write(1, b"r")
+while os.getppid() == int(sys.argv[1]):
+    if signal.sigtimedwait({signal.SIGURG}, 1.0):
+        os.write(1, b"s")
+"""
+
+
+@dataclass(slots=True)
+class Listener:
+    """A listening socket of the host and what it heard."""
+
+    name: str
+    family: str
+    address: str
+    port: int
+    sock: socket.socket
+    heard: list[str]
+
+    def target(self, word: str) -> list[Any]:
+        """What the probe is told: where to connect, and what to say."""
+        return [self.family, self.address, self.port, word]
+
+
+class Witness:
+    """Everything that the host sets out; a context manager that takes it all away again."""
+
+    def __init__(self) -> None:
+        self.marker = "sbx-marker-" + secrets.token_hex(16)
+        self.token = "sbx-token-" + secrets.token_hex(16)
+        self.listeners: list[Listener] = []
+        self.notes: dict[str, str] = {}
+        self._stack = ExitStack()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._file = Path()
+        self._disk: blockdevice.BlockDevice | None = None
+
+    def __enter__(self) -> Witness:
+        with ExitStack() as stack:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sbx-witness-"))
+            # For everybody to read: what is tried is the wall, not the file's permissions.
+            os.chmod(folder, 0o755)  # noqa: S103
+            self._file = Path(folder) / "token"
+            self._file.write_text(self.token, encoding="ascii")
+            self._file.chmod(0o644)
+            self._process = stack.enter_context(self._start_marker())
+            stack.callback(self._process.kill)
+            assert self._process.stdout is not None  # noqa: S101 - asked for with PIPE
+            os.read(self._process.stdout.fileno(), 1)
+            os.set_blocking(self._process.stdout.fileno(), False)
+            try:
+                self._disk = blockdevice.make()
+                stack.callback(self._disk.close)
+            except OSError as error:
+                self.notes["disk"] = f"no loop device: {error.strerror}"
+            self._listen(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _start_marker(self) -> subprocess.Popen[bytes]:
+        # As the same user as the workload: what is tried is the wall between processes, not that between users.
+        user = SANDBOX_UID if os.geteuid() == 0 else None
+        return subprocess.Popen(
+            [_interpreter(), "-I", "-S", "-c", _MARKER, str(os.getpid()), self.marker],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            cwd="/",
+            user=user,
+            group=user,
+            extra_groups=None if user is None else [],
+        )
+
+    def _listen(self, stack: ExitStack) -> None:
+        places = [("bridge address", "inet", network.HOST_ADDRESS), ("loopback", "inet", "127.0.0.1")]
+        other = _other_address()
+        if other:
+            places.append(("other address", "inet", other))
+        places.append(("abstract socket", "unix", "sbx-witness-" + secrets.token_hex(8)))
+        stop = threading.Event()
+        threads: list[threading.Thread] = []
+        for name, family, address in places:
+            try:
+                listener = _bind(name, family, address)
+            except OSError as error:
+                self.notes[name] = f"not tried: {error.strerror}"
+                continue
+            stack.callback(listener.sock.close)
+            thread = threading.Thread(target=_serve, args=(listener, stop), daemon=True)
+            thread.start()
+            threads.append(thread)
+            self.listeners.append(listener)
+        for thread in threads:
+            stack.callback(thread.join)
+        stack.callback(stop.set)
+
+    def check_listeners(self) -> frozenset[str]:
+        """Connect to each of our own listeners; the names of those that heard it. The control of the network check."""
+        working = set()
+        for listener in self.listeners:
+            word = "control-" + secrets.token_hex(8)
+            with suppress(OSError):
+                _say(listener, word)
+            if word in listener.heard:
+                working.add(listener.name)
+        return frozenset(working)
+
+    def errand(self, sibling: list[Any] | None) -> tuple[dict[str, Any], dict[str, str]]:
+        """What a probe is to look for, and the word that it will say to each listener."""
+        words = {listener.name: "probe-" + secrets.token_hex(8) for listener in self.listeners}
+        targets = {listener.name: listener.target(words[listener.name]) for listener in self.listeners}
+        if sibling is not None:
+            targets["sibling"] = sibling
+        disk = None
+        if self._disk is not None:
+            disk = {"name": self._disk.path.name, "major": self._disk.major, "minor": self._disk.minor}
+        assert self._process is not None  # noqa: S101 - set on entering
+        asked = {
+            "marker_hash": hashlib.sha256(self.marker.encode()).hexdigest(),
+            "marker_pid": self._process.pid,
+            "file": str(self._file),
+            "disk": disk,
+            "targets": targets,
+        }
+        return asked, words
+
+    @property
+    def disk_name(self) -> str | None:
+        """The block device of the host that is tried, such as /dev/loop3."""
+        return str(self._disk.path) if self._disk else None
+
+    def _signals(self) -> int:
+        """Signals that reached the marker process since the last call."""
+        assert self._process is not None  # noqa: S101 - set on entering
+        assert self._process.stdout is not None  # noqa: S101 - asked for with PIPE
+        try:
+            return len(os.read(self._process.stdout.fileno(), 4096))
+        except BlockingIOError:
+            return 0
+
+    def secrets(self, words: dict[str, str], control: frozenset[str]) -> Secrets:
+        """What was hidden and what was noticed, for the verdicts."""
+        heard = frozenset(one.name for one in self.listeners if words.get(one.name) in one.heard)
+        digest = self._disk.digest if self._disk else None
+        return Secrets(self.marker, self.token, digest, self._signals(), control, heard)
+
+
+def host_facts(disk: str | None) -> Host:
+    """The host's own values."""
+    memory = 0
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        if line.startswith("MemTotal:"):
+            memory = int(line.split()[1]) * 1024
+    return Host(
+        boot_id=boot_id(),
+        release=os.uname().release,
+        cpus=os.cpu_count() or 1,
+        memory=memory,
+        namespaces=namespaces("self"),
+        capabilities=caps.status("self").get("CapBnd", 0),
+        disk=disk,
+    )
+
+
+def namespaces(pid: int | str) -> dict[str, str]:
+    """The namespaces of a process, name to link; empty when it is gone."""
+    found = {}
+    for name in NAMESPACES:
+        with suppress(OSError):
+            found[name] = os.readlink(f"/proc/{pid}/ns/{name}")
+    return found
+
+
+def resident(pid: int) -> Resident | None:
+    """A process as the host's kernel shows it; None when it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    uids = re.search(r"^Uid:\s+(.*)$", text, re.MULTILINE)
+    name = re.search(r"^Name:\s+(.*)$", text, re.MULTILINE)
+    if uids is None or name is None:
+        return None
+    return Resident(pid, name[1], tuple(map(int, uids[1].split())), caps.parse(text), namespaces(pid))
+
+
+def find_by_word(word: str) -> int | None:
+    """The process of the host that has a word as its last argument."""
+    wanted = b"\0" + word.encode() + b"\0"
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        with suppress(OSError):
+            if Path(f"/proc/{entry}/cmdline").read_bytes().endswith(wanted):
+                return int(entry)
+    return None
+
+
+def family(pid: int) -> list[int]:
+    """A process and its descendants, by the parents in /proc/<pid>/stat."""
+    children: dict[int, list[int]] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with suppress(OSError):
+                text = Path(f"/proc/{entry}/stat").read_bytes()
+                children.setdefault(int(text[text.rfind(b")") + 2 :].split()[1]), []).append(int(entry))
+    found = [pid]
+    for one in found:
+        found += children.get(one, [])
+    return found
+
+
+def has_default_route(pid: int) -> bool | None:
+    """Whether the network namespace of a process has a default route (proc_pid_net(5)); None when it is gone."""
+    try:
+        rows = Path(f"/proc/{pid}/net/route").read_text(encoding="ascii").splitlines()[1:]
+    except OSError:
+        return None
+    return any(row.split()[1] == "00000000" and row.split()[7] == "00000000" for row in rows)
+
+
+def forwarding_barred() -> bool:
+    """Whether the host's table that drops what is forwarded from the bridge is loaded."""
+    try:
+        return nftables.table_exists("inet", network.TABLE)
+    except OSError:
+        return False
+
+
+def _interpreter() -> str:
+    return "/usr/bin/python3" if os.access("/usr/bin/python3", os.X_OK) else sys.executable
+
+
+def _other_address() -> str | None:
+    """An address of the host that is on another link than the lab's. Connecting a UDP socket sends nothing."""
+    for probe in ("203.0.113.1", "10.255.255.255", "192.168.255.255"):
+        with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+            peer.connect((probe, 9))
+            address = str(peer.getsockname()[0])
+            if address != network.HOST_ADDRESS and not address.startswith("127."):
+                return address
+    return None
+
+
+def _bind(name: str, kind: str, address: str) -> Listener:
+    sock = socket.socket(socket.AF_UNIX if kind == "unix" else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.bind("\0" + address if kind == "unix" else (address, 0))
+        sock.listen(16)
+    except OSError:
+        sock.close()
+        raise
+    port = 0 if kind == "unix" else int(sock.getsockname()[1])
+    return Listener(name, kind, address, port, sock, [])
+
+
+def _serve(listener: Listener, stop: threading.Event) -> None:
+    listener.sock.settimeout(0.1)
+    while not stop.is_set():
+        try:
+            peer, _ = listener.sock.accept()
+        except OSError:
+            continue
+        with peer, suppress(OSError):
+            peer.settimeout(_ACCEPT_TIMEOUT)
+            word = peer.recv(_MAX_WORD)
+            listener.heard.append(word.decode("ascii", "replace").strip())
+            peer.sendall(word)
+
+
+def _say(listener: Listener, word: str) -> None:
+    with socket.socket(listener.sock.family, socket.SOCK_STREAM) as peer:
+        peer.settimeout(_ACCEPT_TIMEOUT)
+        peer.connect("\0" + listener.address if listener.family == "unix" else (listener.address, listener.port))
+        peer.sendall(word.encode() + b"\n")
+        peer.recv(_MAX_WORD)

@@ -1,0 +1,90 @@
+"""What may talk to whom on the lab network, seen from inside each level and judged by a listener outside."""
+
+from __future__ import annotations
+
+import socket
+import threading
+
+import pytest
+
+from sandbox import network
+from sandbox.isolation.base import Sandbox
+from sandbox.manager import Manager, Running
+
+CONNECT = (
+    "import socket,sys\ns=socket.socket();s.settimeout(1.5)\n"
+    "try: s.connect((sys.argv[1],int(sys.argv[2])));s.sendall(sys.argv[3].encode());print('connected')\n"
+    "except OSError as e: print('refused')"
+)
+
+
+def attempt(sandbox: Sandbox, address: str, port: int, word: str) -> bytes:
+    argv = ["/usr/bin/python3", "-I", "-S", "-c", CONNECT, address, str(port), word]
+    return sandbox.exec(argv, timeout=60).stdout.strip()
+
+
+class Listener:
+    """Listens on every address of the host, and keeps what it was sent."""
+
+    def __init__(self) -> None:
+        self.heard: list[bytes] = []
+        self._socket = socket.create_server(("0.0.0.0", 0))
+        self.port = int(self._socket.getsockname()[1])
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+        self._thread.start()
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            with connection:
+                connection.settimeout(2)
+                try:
+                    self.heard.append(connection.recv(100))
+                except OSError:
+                    self.heard.append(b"")
+
+    def close(self) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._thread.join(5)
+
+
+def test_the_host_cannot_be_reached(running: Running, level: str) -> None:
+    listener = Listener()
+    try:
+        for address in (network.HOST_ADDRESS, "127.0.0.1"):
+            attempt(running.sandbox, address, listener.port, f"{level} {address}")
+    finally:
+        listener.close()
+    if level == "process":
+        assert len(listener.heard) == 2, "the control has the host's network: it must get through"
+    else:
+        assert listener.heard == []
+
+
+def test_there_is_no_way_out(running: Running, level: str) -> None:
+    if level == "process":
+        pytest.skip("the control has the host's network")
+    # 192.0.2.0/24 is TEST-NET-1 (RFC 5737): nobody's, and without a route nothing leaves.
+    script = (
+        "import socket;s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM)\n"
+        "try: s.connect(('192.0.2.77',9));print('route')\nexcept OSError as e: print('none')"
+    )
+    result = running.sandbox.exec(["/usr/bin/python3", "-I", "-S", "-c", script], timeout=60)
+    assert result.stdout.strip() == b"none"
+
+
+def test_siblings_do_not_see_each_other(running: Running, level: str, manager: Manager) -> None:
+    with manager.running(manager.make_spec("reactor", "namespace")) as sibling:
+        answer = attempt(running.sandbox, sibling.record.address, sibling.record.spec.port, "GET / HTTP/1.0\r\n\r\n")
+    assert answer == (b"connected" if level == "process" else b"refused")
+
+
+def test_the_generator_reaches_it_and_nothing_else(running: Running) -> None:
+    with network.generator_socket(2.0) as sock:
+        sock.connect((running.record.address, running.record.spec.port))
+    with network.generator_socket(1.0) as sock, pytest.raises(OSError, match="unreachable"):
+        sock.connect(("192.0.2.77", 9))
