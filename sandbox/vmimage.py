@@ -78,8 +78,11 @@ _LZ4_LEGACY = b"\x02\x21\x4c\x18"
 def unpack_kernel(image: bytes) -> bytes:
     """The uncompressed kernel inside a bzImage, which starts by its PVH note (an ELF file).
 
-    Emulated, the kernel takes 0.2 to 0.8 s to unpack itself at every boot; here it is done once. An image that is no bzImage, or
-    is packed by a method unknown here, is returned as it is: it boots as well, only later.
+    Emulated, a kernel takes 0.2 to 0.8 s to unpack itself at every boot; here it is done once. An image that is no
+    bzImage, or is packed by a method unknown here, is returned as it is: it boots as well, only later.
+
+    Raises:
+        ImageError: it is damaged.
     """
     if image[_HEADER_MAGIC : _HEADER_MAGIC + 4] != b"HdrS":
         return image
@@ -194,10 +197,8 @@ def cpio(entries: Iterator[Entry]) -> Iterator[bytes]:
 
     Uncompressed: emulated, reading 3 MB takes less time than unpacking 1 MB.
     """
-    number = 0
     trailer: Entry = ("TRAILER!!!", 0, b"", (0, 0))
-    for name, mode, content, (major, minor) in (*entries, trailer):
-        number += 1
+    for number, (name, mode, content, (major, minor)) in enumerate((*entries, trailer), start=1):
         path = name.encode() + b"\0"
         fields = (number, mode, 0, 0, 1, _MTIME, len(content), 0, 0, major, minor, len(path), 0)
         head = b"070701" + b"".join(b"%08X" % field for field in fields) + path
@@ -222,8 +223,8 @@ def stage_disk(rootfs: Path, kernel_tree: Path, staging: Path) -> None:
     for name in ("init", "enter", "common"):
         shutil.copyfile(data_dir("vm") / "guest" / name, home / name)
         (home / name).chmod(0o755)
-    for path, name in (("bin/busybox", "busybox"), ("usr/sbin/dropbear", "dropbear")):
-        shutil.copyfile(_find(kernel_tree, path), home / name)
+    for origin, name in (("bin/busybox", "busybox"), ("usr/sbin/dropbear", "dropbear")):
+        shutil.copyfile(_find(kernel_tree, origin), home / name)
         (home / name).chmod(0o755)
     for name in DROPBEAR_LIBRARIES:
         if not any(True for pattern in _LIBRARY_DIRS for _ in staging.glob(f"{pattern}/{name}")):
@@ -251,6 +252,7 @@ def make_filesystem(source: Path, disk: Path) -> None:
     size, inodes = disk_size(source)
     with disk.open("wb") as file:
         file.truncate(size)
+    fixed_time = {**os.environ, "E2FSPROGS_FAKE_TIME": str(_MTIME), "SOURCE_DATE_EPOCH": str(_MTIME)}
     identity = "5b5b5b5b-0000-4000-8000-5a4d0a5e0001"
     _run(
         [
@@ -259,8 +261,10 @@ def make_filesystem(source: Path, disk: Path) -> None:
             "-E", f"root_owner=0:0,hash_seed={identity},lazy_itable_init=0",
             "-U", identity, "-L", "sandbox", "-d", str(source), str(disk),
         ],
-        env={**os.environ, "E2FSPROGS_FAKE_TIME": str(_MTIME), "SOURCE_DATE_EPOCH": str(_MTIME)},
+        env=fixed_time,
     )  # fmt: skip
+    # Only e2fsck needs it, which this filesystem never sees; the other levels have none.
+    _run(["debugfs", "-w", "-R", "rmdir lost+found", str(disk)], env=fixed_time)
 
 
 def disk_size(source: Path) -> tuple[int, int]:

@@ -9,11 +9,13 @@ import http.client
 import io
 import json
 import os
+import signal
 import socket
 import struct
 import tarfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -232,6 +234,7 @@ def try_runtime(engine: Engine, runtime: str, *, network: str = "bridge", name: 
         network: Docker's name of the network to put the container on.
         name: of the container and its image; what an earlier, killed trial left under it is removed first.
     """
+    container = ""
     try:
         _remove(engine, name)
         engine.demand("POST", f"/images/create?fromSrc=-&repo={name}&tag=latest", raw=_image())
@@ -247,7 +250,7 @@ def try_runtime(engine: Engine, runtime: str, *, network: str = "bridge", name: 
                 "LogConfig": {"Type": "none"},
             },
         }
-        container = engine.demand("POST", f"/containers/create?name={name}", settings)["Id"]
+        container = str(engine.demand("POST", f"/containers/create?name={name}", settings)["Id"])
         engine.demand("POST", f"/containers/{container}/start")
         code = engine.demand("POST", f"/containers/{container}/wait")["StatusCode"]
     except (DockerError, KeyError, TypeError) as error:
@@ -255,6 +258,8 @@ def try_runtime(engine: Engine, runtime: str, *, network: str = "bridge", name: 
     finally:
         with suppress(DockerError):  # the verdict stands; the next trial removes what stays
             _remove(engine, name)
+        if container:
+            _end_strays(container)
     if code != _OUTCOME:
         return Verdict(False, f"a container under {runtime} exited with {code} in place of {_OUTCOME}")
     return Verdict(True, f"{runtime} ran a container")
@@ -265,6 +270,24 @@ def _remove(engine: Engine, name: str) -> None:
         answer = engine.call("DELETE", path, timeout=_TRIAL_TIMEOUT)
         if answer.status >= http.client.BAD_REQUEST and answer.status != _NOT_FOUND:
             raise DockerError(f"the trial's remains cannot be removed: HTTP {answer.status}")
+
+
+def _end_strays(container: str) -> None:
+    """End what still runs for a removed container.
+
+    When the runtime fails between create and start, Docker 20.10 forgets the container but leaves its shim, and runsc its
+    sandbox and gofer. Each has the container's id (64 hex digits, never used again) in its command line.
+    """
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with suppress(OSError):
+            descriptor = os.pidfd_open(int(entry.name))
+            try:
+                if container.encode() in (entry / "cmdline").read_bytes():
+                    signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+            finally:
+                os.close(descriptor)
 
 
 def _image() -> bytes:

@@ -89,9 +89,9 @@ def stop(progress: Progress) -> list[str]:
     done = []
     with named_lock("doctor"):
         for name in daemons.ours():
-            progress(f"stopping {name}")
             if daemons.stop(name):
                 done.append(f"stopped {name}")
+                progress(done[-1])
     return done
 
 

@@ -95,6 +95,8 @@ def namespace(kind: str) -> Finding:
             return Finding(name, False, f"{limit} is 0", f"sysctl -w user.{limit.name}=10000")
     except OSError:
         return Finding(name, False, f"this kernel has no {kind} namespaces", _OTHER_KERNEL)
+    if kind == "user":  # user_namespaces(7): EPERM in a chroot; AppArmor and sysctls of some distributions forbid them
+        return Finding(name, False, words, "leave the chroot or container, or lift the policy that forbids them")
     return Finding(name, False, words, _OTHER_KERNEL)
 
 

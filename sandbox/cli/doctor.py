@@ -30,8 +30,8 @@ def command(*, mend: bool, stop: bool, verbose: bool, form: str) -> None:
     if mend and stop:
         raise click.UsageError("--fix and --stop exclude each other")
     if stop:
-        for line in fix.stop(_progress) or ["nothing to stop"]:
-            _progress(line)
+        if not fix.stop(_progress):
+            _progress("nothing to stop")
         return
     if mend:
         outcome = fix.fix(_progress)

@@ -27,9 +27,9 @@ BASE_ENV = (
 )
 """The environment inside, beside the spec's own entries."""
 
-TMPFS_DIRS = ("/tmp", "/run", "/var/tmp")  # noqa: S108 - paths inside a sandbox
+TMPFS_DIRS = {"/tmp": 0o1777, "/run": 0o755, "/var/tmp": 0o1777}  # noqa: S108 - paths inside a sandbox
 TMPFS_BYTES = 64 * 1024 * 1024
-"""The root filesystem is read-only; these are writable, each of this size."""
+"""The root filesystem is read-only; these are writable, each of this size. Directory to mode; /run is root's alone."""
 
 Progress = Callable[[str], None]
 """Takes one short line that says what is being done; shown on a terminal, dropped in a pipe."""

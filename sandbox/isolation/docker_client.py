@@ -150,7 +150,9 @@ class Engine:
         cause: BaseException | None = error
         if isinstance(error, errors.DockerException) and error.__cause__ is not None:
             cause = error.__cause__  # the version call wraps whatever went wrong
-        if isinstance(cause, (exceptions.ReadTimeout, ReadTimeoutError)):
+        # Requests has a type for an answer that does not begin in time, and hides one that stops half way.
+        stopped = cause is not None and any(isinstance(inner, ReadTimeoutError) for inner in (cause, *cause.args))
+        if stopped or isinstance(cause, exceptions.ReadTimeout):
             return NoAnswerError(f"{what}: dockerd gave no answer in time", "look at dockerd's log")
         if isinstance(cause, (exceptions.ConnectionError, exceptions.ChunkedEncodingError, HTTPError)):
             return self._unreachable(str(cause))

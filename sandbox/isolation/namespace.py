@@ -55,7 +55,7 @@ class NamespaceIsolation(Isolation):
                 cgroup_files=tuple(str(path) for path in group.join_files()),
                 hostname=spec.name,
                 address=(record.address, NETMASK),
-                tmpfs=TMPFS_DIRS,
+                tmpfs=tuple(TMPFS_DIRS.items()),
                 tmpfs_bytes=TMPFS_BYTES,
             )
 

@@ -48,7 +48,7 @@ class ProcessIsolation(Isolation):
             group.create()
             group.limit(cpus=spec.cpus, memory=spec.memory, pids=spec.pids_limit, cpuset=spec.cpuset)
             root.mkdir(exist_ok=True)
-            rootfs.assemble(local.root_path(), str(root), TMPFS_DIRS, TMPFS_BYTES)
+            rootfs.assemble(local.root_path(), str(root), tuple(TMPFS_DIRS.items()), TMPFS_BYTES)
             network.serve_on_host(record.address, spec.port)
             child = enter.spawn_chrooted(
                 enter.Plan(

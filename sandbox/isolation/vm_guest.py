@@ -91,7 +91,7 @@ class Configuration:
         environment: the workload's, all of it.
         init: process 1 of the workload, which `argv` is given to.
         argv: the workload.
-        tmpfs: directories that are writable, each of `tmpfs_bytes` bytes.
+        tmpfs: directories that are writable, each of `tmpfs_bytes` bytes; directory to mode.
     """
 
     nonce: str
@@ -103,7 +103,7 @@ class Configuration:
     environment: Mapping[str, str]
     init: Sequence[str]
     argv: Sequence[str]
-    tmpfs: Sequence[str]
+    tmpfs: Mapping[str, int]
     tmpfs_bytes: int
 
     def settings(self) -> bytes:
@@ -118,7 +118,7 @@ class Configuration:
             "netmask": self.netmask,
             "pids": str(self.pids),
             "uid": str(self.uid),
-            "tmpfs_dirs": " ".join(self.tmpfs),
+            "tmpfs_dirs": " ".join(f"{path}:{mode:o}" for path, mode in self.tmpfs.items()),
             "tmpfs_bytes": str(self.tmpfs_bytes),
             "search_path": self.environment.get("PATH", ""),
         }

@@ -45,7 +45,7 @@ class Plan:
         cgroup_files: files to write "0" to, to join the control group.
         hostname: inside; None keeps the host's.
         address: (dotted quad, netmask) of eth0; None where there is no link to configure.
-        tmpfs: directories that get a tmpfs.
+        tmpfs: directories that get a tmpfs, each with its mode.
         tmpfs_bytes: size of each.
     """
 
@@ -57,7 +57,7 @@ class Plan:
     cgroup_files: tuple[str, ...]
     hostname: str | None = None
     address: tuple[str, str] | None = None
-    tmpfs: tuple[str, ...] = ()
+    tmpfs: tuple[tuple[str, int], ...] = ()
     tmpfs_bytes: int = 0
 
 

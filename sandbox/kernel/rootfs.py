@@ -53,12 +53,12 @@ _STATVFS_TO_MS = (
 )
 
 
-def enter(source: int, tmpfs: Sequence[str], tmpfs_bytes: int) -> None:
+def enter(source: int, tmpfs: Sequence[tuple[str, int]], tmpfs_bytes: int) -> None:
     """Make the root at descriptor `source` the root of this mount namespace, and leave the old one.
 
     Args:
         source: O_PATH descriptor of the root filesystem's directory.
-        tmpfs: directories to mount a tmpfs on.
+        tmpfs: directories to mount a tmpfs on, each with the mode of its root.
         tmpfs_bytes: size of each.
 
     Raises:
@@ -75,7 +75,7 @@ def enter(source: int, tmpfs: Sequence[str], tmpfs_bytes: int) -> None:
     _mask()
 
 
-def assemble(source: str, target: str, tmpfs: Sequence[str], tmpfs_bytes: int) -> None:
+def assemble(source: str, target: str, tmpfs: Sequence[tuple[str, int]], tmpfs_bytes: int) -> None:
     """Mount a root filesystem read-only at `target`, with its tmpfs, /dev, /proc and /sys.
 
     Unmounting `target` with MNT_DETACH takes all of it away.
@@ -86,8 +86,8 @@ def assemble(source: str, target: str, tmpfs: Sequence[str], tmpfs_bytes: int) -
     mount(source, target, None, MS_BIND | MS_REC)
     mount("none", target, None, MS_REC | MS_PRIVATE)
     _remount(target, MS_RDONLY | MS_NOSUID | MS_NODEV)
-    for directory in tmpfs:
-        mount("tmpfs", target + directory, "tmpfs", MS_NOSUID | MS_NODEV, f"size={tmpfs_bytes},mode=1777")
+    for directory, mode in tmpfs:
+        mount("tmpfs", target + directory, "tmpfs", MS_NOSUID | MS_NODEV, f"size={tmpfs_bytes},mode={mode:o}")
     _devices(f"{target}/dev")
     mount("proc", f"{target}/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     mount("sysfs", f"{target}/sys", "sysfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)

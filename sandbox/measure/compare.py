@@ -10,8 +10,7 @@ from __future__ import annotations
 import os
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,13 +18,12 @@ from time import monotonic
 from typing import Protocol
 
 import sandbox
-from sandbox import capability, catalogue, isolation, network
+from sandbox import capability, catalogue, isolation
 from sandbox.errors import EngineError, SandboxError, UnavailableError
-from sandbox.manager import NETWORK_LOCK, Manager, Running
-from sandbox.measure import host, load, stats, summary
+from sandbox.manager import Manager, Running
+from sandbox.measure import host, lab, load, stats, summary
 from sandbox.results import Document, LevelInfo, Load, Plan, Sample, Status, save
 from sandbox.spec import DEFAULT_PORT, SandboxSpec
-from sandbox.store import named_lock
 
 PAGE = "/"
 GIVE_UP = 3
@@ -112,7 +110,7 @@ class Comparison:
         self._document = self._begin()
         self._save()
         try:
-            with self._lab():
+            with lab.kept_up(self.manager):
                 self._rounds()
                 self._examine()
             self._document.status = Status.COMPLETE
@@ -121,25 +119,6 @@ class Comparison:
         finally:
             self._finish()
         return self._document
-
-    @contextmanager
-    def _lab(self) -> Iterator[None]:
-        """Keep the lab network up, by an address of our own; the lock on its id keeps `prune` away until we die."""
-        if not any(info.available for info in self._document.levels):
-            yield
-            return
-        store = self.manager.store
-        store.ensure()
-        ident, lock = store.claim_id()
-        try:
-            with named_lock(NETWORK_LOCK):
-                network.ensure()
-                network.allocate(store, ident)
-            yield
-        finally:
-            store.forget(ident)
-            os.close(lock)
-            self.manager.release_lab()
 
     def _begin(self) -> Document:
         options = self.options

@@ -11,7 +11,7 @@ import http.client
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -44,7 +44,14 @@ def generator() -> str:
     return found
 
 
-def saturate(url: str, *, duration: int, connections: int, cpu: int) -> Load:
+def saturate(
+    url: str,
+    *,
+    duration: int,
+    connections: int,
+    cpu: int,
+    command: Callable[[Sequence[str]], list[str]] = network.generator_command,
+) -> Load:
     """Load a server to its limit.
 
     Args:
@@ -52,6 +59,7 @@ def saturate(url: str, *, duration: int, connections: int, cpu: int) -> Load:
         duration: seconds, at least 1.
         connections: kept open.
         cpu: the CPU that the generator runs on.
+        command: how to run it: in the generator's network namespace, where a sandbox is what it loads.
 
     Raises:
         UnavailableError: wrk is not installed.
@@ -61,7 +69,7 @@ def saturate(url: str, *, duration: int, connections: int, cpu: int) -> Load:
     argv += [f"--timeout={REQUEST_TIMEOUT}s", f"--script={SCRIPT}", url]
     with _pinned(cpu):  # a child inherits the affinity of the thread that starts it, sched_setaffinity(2)
         process = subprocess.Popen(
-            network.generator_command(argv),
+            command(argv),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

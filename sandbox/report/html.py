@@ -283,9 +283,7 @@ def _table(table: Table) -> Markup:
             cells = [element("td", text(row.remark), colspan=len(table.head) - 1, class_="remark")]
         rows.append(element("tr", element("th", text(row.label), scope="row"), *cells))
     notes = [element("p", text(note[0].upper() + note[1:] + "."), class_="note") for note in table.notes]
-    body = element(
-        "table", _head([_sentence(name) for name in table.head]), element("tbody", *rows)
-    )
+    body = element("table", _head([_sentence(name) for name in table.head]), element("tbody", *rows))
     return join(element("div", body, class_="scroll"), *notes)
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import socket
+import subprocess
 import threading
 
 import pytest
 
 from sandbox import network
 from sandbox.isolation.base import Sandbox
+from sandbox.kernel import syscalls
 from sandbox.manager import Manager, Running
 
 CONNECT = (
@@ -65,16 +69,50 @@ def test_the_host_cannot_be_reached(running: Running, level: str) -> None:
         assert listener.heard == []
 
 
-def test_there_is_no_way_out(running: Running, level: str) -> None:
-    if level == "process":
-        pytest.skip("the control has the host's network")
-    # 192.0.2.0/24 is TEST-NET-1 (RFC 5737): nobody's, and without a route nothing leaves.
-    script = (
-        "import socket;s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM)\n"
-        "try: s.connect(('192.0.2.77',9));print('route')\nexcept OSError as e: print('none')"
-    )
-    result = running.sandbox.exec(["/usr/bin/python3", "-I", "-S", "-c", script], timeout=60)
-    assert result.stdout.strip() == b"none"
+class Beyond:
+    """Another network behind the host, with a listener on it: what a forwarded packet would reach."""
+
+    NAME = "beyond-test"
+    HOST, FAR = "198.19.255.1", "198.19.255.2"  # RFC 2544 too, outside the lab's half
+
+    def __init__(self) -> None:
+        self._ip("netns", "add", self.NAME)
+        self._ip("link", "add", self.NAME, "type", "veth", "peer", "name", "eth0", "netns", self.NAME)
+        self._ip("addr", "add", f"{self.HOST}/30", "dev", self.NAME)
+        self._ip("link", "set", self.NAME, "up")
+        self._ip("-n", self.NAME, "addr", "add", f"{self.FAR}/30", "dev", "eth0")
+        self._ip("-n", self.NAME, "link", "set", "eth0", "up")
+        self._ip("-n", self.NAME, "route", "add", "default", "via", self.HOST)
+        descriptor = os.open(f"/run/netns/{self.NAME}", os.O_RDONLY)
+        back = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+        try:
+            syscalls.setns(descriptor)
+            self.listener = Listener()
+        finally:
+            syscalls.setns(back)
+            os.close(descriptor)
+            os.close(back)
+
+    def _ip(self, *arguments: str) -> None:
+        subprocess.run(["ip", *arguments], check=True, capture_output=True)
+
+    def close(self) -> None:
+        self.listener.close()
+        self._ip("netns", "del", self.NAME)
+        with contextlib.suppress(subprocess.CalledProcessError):  # it died with its peer
+            self._ip("link", "del", self.NAME)
+
+
+def test_there_is_no_way_beyond_the_host(running: Running, level: str) -> None:
+    beyond = Beyond()
+    try:
+        with socket.create_connection((beyond.FAR, beyond.listener.port), 5):
+            pass  # the control: the host itself gets there
+        attempt(running.sandbox, beyond.FAR, beyond.listener.port, level)
+    finally:
+        beyond.close()
+    heard = [word for word in beyond.listener.heard if word]
+    assert heard == ([b"process"] if level == "process" else [])
 
 
 def test_siblings_do_not_see_each_other(running: Running, level: str, manager: Manager) -> None:

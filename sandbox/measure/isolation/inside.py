@@ -416,7 +416,7 @@ def forks(asked: dict[str, Any]) -> None:
 
 
 def counters(asked: dict[str, Any]) -> None:
-    """The counters of the control group that this runs in, version 2, for a kernel of its own."""
+    """The counters of the control group that this runs in, version 2, and how many processes there are (no threads)."""
     found: dict[str, int] = {}
     for line in (read("/proc/self/cgroup") or "").splitlines():
         if not line.startswith("0::"):
@@ -427,7 +427,8 @@ def counters(asked: dict[str, Any]) -> None:
                 key, _, value = entry.rpartition(" ")
                 if value.isdigit():
                     found[f"{name}:{key}" if key else name] = int(value)
-    say({"counters": found})
+    own = sum(1 for entry in os.listdir("/proc") if entry.isdigit() and read(f"/proc/{entry}/cmdline"))
+    say({"counters": found, "processes": own - 1})  # but for this one
 
 
 MODES = {"counters": counters, "look": look, "sleep": sleep, "listen": listen, "memory": memory, "forks": forks}

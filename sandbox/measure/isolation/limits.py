@@ -8,11 +8,13 @@ memory.peak and pids.events of v2 (admin-guide/cgroup-v2); the guest's own where
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sandbox.errors import SandboxError
 from sandbox.kernel import cgroup
@@ -28,7 +30,10 @@ TIMEOUT = 90.0
 """Seconds for one attempt; an emulated guest touches memory slowly."""
 HOLD = 0.3
 """Seconds that what was got is held, for the sampler to see it."""
+HOLD_INSIDE = 3.0
+"""The same where another command has to go inside and look."""
 _SAMPLE = 0.005
+_LOOK_AGAIN = 0.2
 _V2_FILES = ("memory.events", "memory.peak", "memory.max", "pids.events", "pids.peak", "pids.max")
 
 
@@ -197,32 +202,54 @@ def push_pids(sandbox: Sandbox, before: Callable[[], None] = lambda: None) -> Pu
 
 
 def _push(sandbox: Sandbox, controller: str, limit: int | None, before: Callable[[], None]) -> Push:
-    memory = controller == "memory"
     asked = int((limit or 0) * BEYOND)
     if limit is None:
         return Push(None, asked, None, "not tried", None, "no limit was read back")
     group = _enforcer(sandbox, controller, limit)
-    inner = None if group else _guest(sandbox, controller)
+    if group is None:
+        return _push_inside(sandbox, controller, limit, asked)
     before()
-    errand: dict[str, Any] = {"bytes": asked, "seconds": HOLD} if memory else {"count": asked, "seconds": HOLD}
     with Meter(group) as meter:
-        got, ended = _attempt(sandbox, "memory" if memory else "forks", errand)
-    push = Push(
+        got, ended = _attempt(sandbox, controller, asked, HOLD)
+    return Push(
         limit=limit,
         asked=asked,
         got=got,
         ended=ended,
         refusals=meter.refusals,
-        counter=group.describe() if group else f"the guest's own cgroup: {controller}.events",
+        counter=group.describe(),
         peak=meter.peak,
-        sunk=meter.sunk if memory else None,
+        sunk=meter.sunk if controller == "memory" else None,
     )
-    if inner is None:
-        return push
-    after = _guest(sandbox, controller)
-    if after is None or after.refusals is None or inner.refusals is None:
-        return push
-    return replace(push, refusals=after.refusals - inner.refusals, peak=after.peak)
+
+
+def _push_inside(sandbox: Sandbox, controller: str, limit: int, asked: int) -> Push:
+    """The same where a kernel of the sandbox's own enforces the limit: its counters, and its list of processes."""
+    first = _guest(sandbox, controller)
+    most: int | None = None
+    with Meter(None) as meter, ThreadPoolExecutor(max_workers=1) as pool:
+        running = pool.submit(_attempt, sandbox, controller, asked, HOLD_INSIDE)
+        while controller == "pids" and not running.done():
+            most = max(most or 0, _guest(sandbox, controller).current or 0) or None
+            time.sleep(_LOOK_AGAIN)
+        got, ended = running.result()
+    last = _guest(sandbox, controller)
+    refusals = None
+    if last.refusals is not None and first.refusals is not None:
+        refusals = last.refusals - first.refusals
+    peaks = [value for value in (last.peak, most) if value is not None]
+    return Push(
+        limit=limit,
+        asked=asked,
+        got=got,
+        ended=ended,
+        refusals=refusals,
+        counter=f"the kernel inside: {controller}.events"
+        if refusals is not None
+        else "the kernel inside: its processes",
+        peak=max(peaks, default=None),
+        sunk=meter.sunk if controller == "memory" else None,
+    )
 
 
 def _enforcer(sandbox: Sandbox, controller: str, limit: int) -> Group | None:
@@ -232,24 +259,25 @@ def _enforcer(sandbox: Sandbox, controller: str, limit: int) -> Group | None:
     return group if group is not None and group.limit() == limit else None
 
 
-def _guest(sandbox: Sandbox, controller: str) -> Reading | None:
-    """The counters of the group that a command runs in, as a guest's own kernel has them."""
+def _guest(sandbox: Sandbox, controller: str) -> Reading:
+    """The counters of the group that a command runs in, and the processes there, as a kernel inside has them."""
     try:
         output = sandbox.exec(observed.command("counters", {"files": _V2_FILES}), timeout=TIMEOUT, root=True).stdout
     except (SandboxError, TimeoutError):
-        return None
+        return Reading()
     for answer in observed.answers(output):
-        found = answer.get("counters")
-        if isinstance(found, dict):
+        found, processes = answer.get("counters"), answer.get("processes")
+        if isinstance(found, dict) and type(processes) is int:
             numbers = {str(key): value for key, value in found.items() if type(value) is int}
-            return Reading(numbers.get(f"{controller}.events:max"), numbers.get(f"{controller}.peak"))
-    return None
+            return Reading(numbers.get(f"{controller}.events:max"), numbers.get(f"{controller}.peak"), processes)
+    return Reading()
 
 
-def _attempt(sandbox: Sandbox, mode: str, errand: dict[str, Any]) -> tuple[int | None, str]:
+def _attempt(sandbox: Sandbox, controller: str, asked: int, hold: float) -> tuple[int | None, str]:
     """Run the antagonist; how far it says it came, and how it ended."""
+    mode, unit = {"memory": ("memory", "bytes"), "pids": ("forks", "count")}[controller]
     try:
-        result = sandbox.exec(observed.command(mode, errand), timeout=TIMEOUT)
+        result = sandbox.exec(observed.command(mode, {unit: asked, "seconds": hold}), timeout=TIMEOUT)
     except TimeoutError:
         return None, "no answer in time"
     except SandboxError as error:
@@ -262,6 +290,6 @@ def _attempt(sandbox: Sandbox, mode: str, errand: dict[str, Any]) -> tuple[int |
                 got = answer[key]
         if answer.get("refused"):
             ended = f"refused: {clean(str(answer['refused']), 20)}"
-        elif answer.get("complete") or (answer.get("forked") == errand.get("count") is not None):
+        elif answer.get("complete") or answer.get("forked") == asked:
             ended = "complete"
     return got, ended

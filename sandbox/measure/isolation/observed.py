@@ -78,7 +78,7 @@ class Resident:
 
     Attributes:
         pid: on the host.
-        name: of the executable, /proc/pid/comm.
+        name: what it calls itself.
         uids: real, effective, saved and file-system user.
         status: capability sets, no_new_privs, seccomp.
         namespaces: name to link.

@@ -315,7 +315,9 @@ def _limit(push: Push, inside: str, limit: str, peak: str | None, witness: str, 
         return Finding(Verdict.NOT_HELD, inside, host, witness)
     if push.sunk is not None and push.sunk > 2 * push.limit and push.peak is None:
         return Finding(UNKNOWN, inside, host + ", more than the limit explains", witness)
-    if push.refusals:
+    # Where nothing counts refusals: one that the antagonist met, and somebody else's count that stayed within.
+    met = push.refusals is None and push.peak is not None and push.ended.startswith("refused")
+    if push.refusals or met:
         return Finding(Verdict.HELD, inside, host, witness)
     return Finding(UNKNOWN, inside, host, witness)
 

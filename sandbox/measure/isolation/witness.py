@@ -23,7 +23,7 @@ from typing import Any
 from sandbox import network
 from sandbox.kernel import caps, nftables
 from sandbox.measure.isolation import blockdevice
-from sandbox.measure.isolation.observed import Host, Resident, Secrets
+from sandbox.measure.isolation.observed import Host, Resident, Secrets, clean
 from sandbox.spec import SANDBOX_UID
 from sandbox.store import boot_id
 
@@ -217,10 +217,19 @@ def resident(pid: int) -> Resident | None:
     except OSError:
         return None
     uids = re.search(r"^Uid:\s+(.*)$", text, re.MULTILINE)
-    name = re.search(r"^Name:\s+(.*)$", text, re.MULTILINE)
-    if uids is None or name is None:
+    if uids is None:
         return None
-    return Resident(pid, name[1], tuple(map(int, uids[1].split())), caps.parse(text), namespaces(pid))
+    return Resident(pid, _title(pid, text), tuple(map(int, uids[1].split())), caps.parse(text), namespaces(pid))
+
+
+def _title(pid: int, status: str) -> str:
+    """What a process calls itself: its zeroth argument, else the kernel's name for it (runsc's is "exe")."""
+    name = re.search(r"^Name:\s+(.*)$", status, re.MULTILINE)
+    title = name[1] if name else "?"
+    with suppress(OSError):
+        zeroth = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]
+        title = os.path.basename(zeroth.decode("utf-8", "replace")) or title
+    return clean(title, 24)
 
 
 def find_by_word(word: str) -> int | None:

@@ -1,0 +1,186 @@
+"""What the benchmarks share: interleaved rounds, and a table of medians with ratios paired by round."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from sandbox import catalogue, images
+from sandbox.errors import SandboxError
+from sandbox.measure import stats
+from sandbox.results import Estimate
+
+WORKLOAD = "reactor"
+WARM_UP = 0
+POLL = 0.0005
+"""Seconds between attempts to get a first reply from what the benchmarks start themselves."""
+TIMEOUT = 30.0
+
+
+@dataclass(slots=True)
+class Series:
+    """One contender.
+
+    Attributes:
+        values: by round, the warm-up left out.
+        failures: one line each.
+    """
+
+    name: str
+    values: dict[int, float] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+
+def interleave(contenders: Mapping[str, Callable[[], float]], rounds: int, seed: int) -> list[Series]:
+    """Run every contender once per round, in an order shuffled anew each time; a first round warms up.
+
+    A contender that fails in the warm-up is not tried again.
+    """
+    series = {name: Series(name) for name in contenders}
+    order = random.Random(seed)  # noqa: S311 - the same seed gives the same order
+    for number in range(rounds + 1):
+        names = [name for name in contenders if not (number and not series[name].values and series[name].failures)]
+        order.shuffle(names)
+        for position, name in enumerate(names):
+            if sys.stderr.isatty():
+                print(f"\r\x1b[Kround {number}/{rounds}, {position + 1}/{len(names)}: {name}", end="", file=sys.stderr)
+            try:
+                value = contenders[name]()
+            except (SandboxError, OSError) as error:
+                series[name].failures.append(str(error))
+                continue
+            if number != WARM_UP:
+                series[name].values[number] = value
+    if sys.stderr.isatty():
+        print("\r\x1b[K", end="", file=sys.stderr)
+    return list(series.values())
+
+
+def report(
+    title: str, unit: str, series: Sequence[Series], baselines: Mapping[str, str], *, as_json: bool, scale: float = 1.0
+) -> None:
+    """Print a table, or JSON with every value.
+
+    Args:
+        title: of the benchmark.
+        unit: of the values once multiplied by `scale`.
+        series: what was measured.
+        baselines: for each contender, the one its ratio is against.
+        as_json: whether to print JSON.
+        scale: from values to shown ones.
+    """
+    known = {one.name: one for one in series}
+    rows = []
+    for one in series:
+        middle = stats.estimate([value * scale for value in one.values.values()])
+        baseline = baselines.get(one.name, "")
+        ratio = stats.paired_ratio(one.values, known[baseline].values) if baseline in known else None
+        rows.append((one, middle, baseline, ratio))
+    if as_json:
+        document = [
+            {
+                "name": one.name,
+                "unit": unit,
+                "median": asdict(middle) if middle else None,
+                "baseline": baseline or None,
+                "ratio": asdict(ratio) if ratio else None,
+                "values": [value * scale for value in one.values.values()],
+                "failures": one.failures,
+            }
+            for one, middle, baseline, ratio in rows
+        ]
+        print(json.dumps({"benchmark": title, "results": document}, indent=1))
+        return
+    print(f"{title} ({unit}; median, 95 % interval over rounds; ratios paired by round)")
+    for one, middle, baseline, ratio in rows:
+        line = f"  {one.name:<34} {_figure(middle, 1):>30}"
+        if ratio is not None and baseline != one.name:
+            line += f"   {_figure(ratio, 3)} × {baseline}"
+        if one.failures:
+            line += f"   {len(one.failures)} failed: {one.failures[0]}"
+        print(line)
+
+
+def _figure(figure: Estimate | None, places: int) -> str:
+    if figure is None:
+        return "–"
+    text = f"{figure.median:,.{places}f}"
+    if figure.low is not None and figure.high is not None:
+        text += f" [{figure.low:,.{places}f}, {figure.high:,.{places}f}]"
+    return text
+
+
+def root() -> str:
+    """The root filesystem's directory, built if it is missing."""
+    path = images.ensure(images.Form.ROOTFS, lambda line: print(line, file=sys.stderr)).path
+    if path is None:
+        raise SandboxError("the root filesystem has no directory")
+    return str(path)
+
+
+def server_argv(port: int) -> list[str]:
+    """The workload's command inside the root filesystem, on a loopback address."""
+    return list(catalogue.argv(WORKLOAD, host="127.0.0.1", port=port))
+
+
+def free_port() -> int:
+    """A TCP port on 127.0.0.1 that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+def spawn_chrooted(root_directory: str, argv: Sequence[str], cpu: int | None = None) -> int:
+    """Plain fork and exec below a root directory; the child's pid."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        null = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            os.dup2(null, descriptor)
+        if cpu is not None:
+            os.sched_setaffinity(0, {cpu})
+        os.chroot(root_directory)
+        os.chdir("/")
+        os.execve(argv[0], list(argv), {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"})  # noqa: S606
+    finally:
+        os._exit(127)
+
+
+def wait_for_reply(port: int, path: str = "/healthz", address: str = "127.0.0.1") -> None:
+    """Poll until a GET is answered with 200.
+
+    Raises:
+        TimeoutError: it never was.
+    """
+    deadline = time.monotonic() + TIMEOUT
+    request = f"GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n".encode()
+    while time.monotonic() < deadline:
+        with suppress(ConnectionError), socket.create_connection((address, port), timeout=1) as client:
+            client.sendall(request)
+            if client.recv(4096).startswith(b"HTTP/1.1 200 "):
+                return
+        time.sleep(POLL)
+    raise TimeoutError(f"no reply on port {port}")
+
+
+def end(pid: int) -> None:
+    """Kill a child and reap it."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def repository() -> Path:
+    """The checkout that the benchmarks belong to."""
+    return Path(__file__).resolve().parents[1]

@@ -1,0 +1,43 @@
+"""`sandbox workloads`: what can run in a sandbox."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import click
+
+
+@click.group(name="workloads")
+def command() -> None:
+    """List and explain the servers that a sandbox can run."""
+
+
+@command.command(name="ls")
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def list_workloads(form: str) -> None:
+    """List the workloads: name, section of the notes, one line."""
+    from sandbox import catalogue
+
+    workloads = [catalogue.describe(name) for name in catalogue.names()]
+    if form == "json":
+        click.echo(json.dumps([asdict(workload) for workload in workloads], indent=2))
+        return
+    rows = [("NAME", "SECTION", "SUMMARY"), *((w.name, w.section, w.summary) for w in workloads)]
+    name_width, section_width = (max(len(row[column]) for row in rows) for column in (0, 1))
+    for name, section, summary in rows:
+        click.echo(f"{name:<{name_width}}  {section:<{section_width}}  {summary}")
+
+
+@command.command(name="show")
+@click.argument("name")
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def show(name: str, form: str) -> None:
+    """Show one workload: its summary, its section, and a picture of its model."""
+    from sandbox import catalogue
+
+    workload = catalogue.describe(name)
+    if form == "json":
+        click.echo(json.dumps(asdict(workload), indent=2))
+        return
+    click.echo(f"{workload.name} (section {workload.section}): {workload.summary}\n\n{workload.picture}")

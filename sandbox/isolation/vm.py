@@ -1,0 +1,169 @@
+"""Level `vm`: a virtual machine of libvirt, with a kernel of its own.
+
+Its root filesystem is the same as everyone's, on a disk that all machines share and none can write to; what is its
+own is a configuration disk of a few kilobytes. So there is no overlay to make: where a sandbox may write is memory at
+every level. The domain is transient: when QEMU ends, for whatever reason, libvirt forgets it.
+
+The life of the machine is steered over its serial console, which works without its network and before its SSH
+server; questions with answers (exec, limits, stats) go over SSH.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import platform
+import secrets
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
+
+from sandbox import capability, images, network
+from sandbox.errors import EngineError, ImageError, SpecError, UnavailableError
+from sandbox.images import Image
+from sandbox.isolation import vm_domain, vm_guest
+from sandbox.isolation.base import INIT, TMPFS_BYTES, TMPFS_DIRS, Isolation, Progress, environment
+from sandbox.isolation.vm_domain import DomainPlan, Hypervisor
+from sandbox.isolation.vm_guest import Configuration
+from sandbox.isolation.vm_sandbox import CLIENT_KEY, CONFIG, CONSOLE, CONSOLE_LOG, VmSandbox, write_private
+from sandbox.kernel import cgroup
+from sandbox.spec import MIB, SANDBOX_UID, SandboxSpec
+from sandbox.store import ProcessId, Record
+from sandbox.vmimage import DISK_FILE, INITRD_FILE, KERNEL_FILE
+
+MIN_MEMORY = 96 * MIB
+"""Bytes. The kernel, its page tables and the initramfs take 70 MiB while it boots."""
+MACHINE = "x86_64"
+
+
+class VmIsolation(Isolation):
+    """libvirt: KVM where KVM truly runs guests, else QEMU's software emulation, which `accelerator` says."""
+
+    name = "vm"
+    shares_kernel = False
+
+    def __init__(self) -> None:
+        self.hypervisor = Hypervisor()
+        self._owner: tuple[int, int] | None = None
+
+    def missing(self) -> Sequence[capability.Missing]:
+        return capability.missing_for(self.name)
+
+    def check(self, spec: SandboxSpec) -> None:
+        if spec.memory % MIB:
+            below = spec.memory // MIB
+            raise SpecError(
+                f"--memory {spec.memory}: a virtual machine's memory is a whole number of MiB",
+                f"{below}m or {below + 1}m",
+            )
+        if spec.memory < MIN_MEMORY:
+            raise SpecError(
+                f"--memory {spec.memory // MIB}m is too little for a virtual machine, whose kernel lives in it too",
+                f"at least {MIN_MEMORY // MIB}m",
+            )
+        if spec.cpus != math.ceil(spec.cpus) and not cgroup.hierarchy().has("cpu"):
+            raise SpecError(
+                f"--cpus {spec.cpus:g}: without the cgroup controller `cpu` a virtual machine gets whole processors",
+                f"--cpus {math.ceil(spec.cpus)}",
+            )
+
+    def prepare(self, spec: SandboxSpec, progress: Progress) -> None:
+        if platform.machine() != MACHINE:
+            raise UnavailableError(f"the vm level knows {MACHINE} machines, and this is {platform.machine()}")
+        self.hypervisor.connect()
+        self._owner = self.hypervisor.qemu_owner()
+        if self._owner[0] == 0:
+            raise UnavailableError("libvirt runs QEMU as root", 'user = "libvirt-qemu" in /etc/libvirt/qemu.conf')
+        images.ensure(images.Form.VM, progress)
+
+    def create(self, spec: SandboxSpec, record: Record, undo: ExitStack) -> VmSandbox:
+        image = images.find(images.Form.VM)
+        if image is None or image.path is None:
+            raise ImageError("the VM's image has not been built", "sandbox images build")
+        owner = self._owner or self.hypervisor.qemu_owner()
+        accelerator = "kvm" if capability.kvm_works() else "tcg"
+        keys = vm_guest.make_keys()
+        record.data.update(accelerator=accelerator, nonce=secrets.token_hex(8), host_key=keys.host_public)
+        sandbox = VmSandbox(record, self.hypervisor)
+        # Before the first file, and by name: libvirt may have made the domain although no answer came.
+        undo.callback(sandbox.destroy)
+        try:
+            self._write_files(spec, record, keys, owner)
+            record.data["domain"] = vm_domain.domain_name(record.id)
+            self.hypervisor.create_paused(vm_domain.domain_xml(_plan(spec, record, image, accelerator, owner)))
+        except OSError as error:
+            raise EngineError(f"the machine's files could not be written: {error}") from error
+        pid = vm_domain.qemu_pid(record.id)
+        record.process = None if pid is None else ProcessId.of(pid)
+        if record.process is None:
+            raise EngineError("QEMU ended at once", f"see {vm_domain.LOG_DIR}/{vm_domain.domain_name(record.id)}.log")
+        sandbox.confirm_confined()
+        sandbox.open_console()
+        return sandbox
+
+    @staticmethod
+    def _write_files(spec: SandboxSpec, record: Record, keys: vm_guest.Keys, owner: tuple[int, int]) -> None:
+        configuration = Configuration(
+            nonce=record.data["nonce"],
+            hostname=spec.name,
+            address=record.address,
+            netmask=str(ipaddress.ip_network(network.SUBNET).netmask),
+            pids=spec.pids_limit,
+            uid=SANDBOX_UID,
+            environment=environment(spec),
+            # In a guest, process 1 is the guest's own init, so tini is told to take the orphans of its own.
+            init=(INIT[0], "-s", *INIT[1:]),
+            argv=spec.argv,
+            tmpfs=TMPFS_DIRS,
+            tmpfs_bytes=TMPFS_BYTES,
+        )
+        directory = record.directory
+        write_private(directory / CLIENT_KEY, keys.client_private)
+        write_private(directory / CONFIG, vm_guest.config_disk(configuration, keys), owner)
+        # Made here with an owner, for where libvirt is set to let QEMU itself write them.
+        for path in (directory / CONSOLE_LOG, record.log_path):
+            write_private(path, b"", owner)
+
+    def adopt(self, record: Record) -> VmSandbox:
+        return VmSandbox(record, self.hypervisor)
+
+    def sweep(self, known: Collection[str], *, dry_run: bool) -> list[str]:
+        found = []
+        for ident in self.hypervisor.idents():
+            if ident not in known:
+                if not dry_run:
+                    self.hypervisor.destroy(ident)
+                found.append(f"virtual machine {vm_domain.domain_name(ident)}")
+        for path in vm_domain.log_files():
+            if path.name.removeprefix(vm_domain.NAME_PREFIX).partition(".")[0] not in known:
+                if not dry_run:
+                    path.unlink(missing_ok=True)
+                found.append(f"file {path}")
+        return found
+
+    def release(self) -> list[str]:
+        """Nothing outlives a machine but its image, which `sandbox images rm` removes."""
+        return []
+
+
+def _plan(spec: SandboxSpec, record: Record, image: Image, accelerator: str, owner: tuple[int, int]) -> DomainPlan:
+    if image.path is None:
+        raise ImageError("the VM's image has no files", "sandbox images build")
+    return DomainPlan(
+        ident=record.id,
+        accelerator=accelerator,
+        vcpus=math.ceil(spec.cpus),
+        quota=spec.cpus if cgroup.hierarchy().has("cpu") else None,
+        cpuset=spec.cpuset,
+        memory=spec.memory,
+        kernel=image.path / KERNEL_FILE,
+        initrd=image.path / INITRD_FILE,
+        disk=image.path / DISK_FILE,
+        config=record.directory / CONFIG,
+        bridge=network.BRIDGE,
+        interface=network.interface_name(record.id),
+        mac=record.mac,
+        console=record.directory / CONSOLE,
+        console_log=record.directory / CONSOLE_LOG,
+        output_log=record.log_path,
+        owner=f"+{owner[0]}:+{owner[1]}",
+    )

@@ -1,0 +1,395 @@
+"""`container` and `gvisor` on a real dockerd, through the driver alone: no store, a Docker network of our own."""
+
+from __future__ import annotations
+
+import secrets
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from sandbox.errors import (
+    CannotInvokeError,
+    CommandNotFoundError,
+    EngineError,
+    ImageError,
+    UnavailableError,
+)
+from sandbox.isolation.base import State, Stats, environment
+from sandbox.isolation.container import ContainerIsolation, GVisorIsolation
+from sandbox.isolation.docker_network import Lab
+from sandbox.isolation.docker_sandbox import ContainerSandbox
+from sandbox.spec import MIB, SandboxSpec
+from sandbox.store import Record
+
+LAB = Lab(
+    name="sandbox-test",
+    bridge="sbxtest0",
+    subnet="198.19.0.0/16",
+    dynamic_range="198.19.1.0/24",
+    gateway="198.19.0.1",
+)
+SLEEP = ("/usr/bin/sleep", "600")
+LEVELS = [
+    pytest.param(ContainerIsolation, marks=pytest.mark.level("container"), id="container"),
+    pytest.param(GVisorIsolation, marks=pytest.mark.level("gvisor"), id="gvisor"),
+]
+
+Make = Callable[..., ContainerSandbox]
+
+
+def quiet(_: str) -> None:
+    """Progress that nobody watches."""
+
+
+def docker(*argv: str) -> str:
+    return subprocess.run(["docker", *argv], check=True, capture_output=True, text=True, timeout=60).stdout.strip()
+
+
+def spec_of(level: str, argv: tuple[str, ...] = SLEEP, **changes: Any) -> SandboxSpec:
+    return replace(SandboxSpec(name="web-1", workload="test", isolation=level, argv=argv), **changes)
+
+
+@pytest.fixture(scope="module", params=LEVELS)
+def level(request: pytest.FixtureRequest) -> Iterator[ContainerIsolation]:
+    driver: ContainerIsolation = request.param(LAB)
+    driver.prepare(spec_of(driver.name), quiet)
+    yield driver
+    assert driver.release() == [f"docker network {LAB.name}"]
+    assert driver.release() == []
+    assert LAB.bridge not in subprocess.run(["ip", "link"], check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture
+def make(level: ContainerIsolation) -> Iterator[Make]:
+    with ExitStack() as undo:
+        used = iter(range(2, 250))
+
+        def make(argv: tuple[str, ...] = SLEEP, *, start: bool = True, **changes: Any) -> ContainerSandbox:
+            spec = spec_of(level.name, argv, **changes)
+            record = Record(secrets.token_hex(6), spec, f"198.19.2.{next(used)}")
+            sandbox = level.create(spec, record, undo)
+            if start:
+                sandbox.start()
+            return sandbox
+
+        yield make
+
+
+def shell(script: str) -> tuple[str, ...]:
+    return ("/bin/sh", "-c", script)
+
+
+def output(sandbox: ContainerSandbox) -> str:
+    return b"".join(sandbox.logs()).decode()
+
+
+def test_a_whole_life(make: Make, level: ContainerIsolation) -> None:
+    sandbox = make(start=False)
+    assert sandbox.state() == State(running=False)
+    assert sandbox.stats() == Stats(None, None, None)
+    assert sandbox.wait(1.0) is None
+    sandbox.boot(time.monotonic() + 1)
+    sandbox.start()
+
+    state = sandbox.state()
+    assert state.running
+    assert sandbox.record.process is not None
+    assert state.pid == sandbox.record.process.pid
+    found = level.adopt(Record.from_json(sandbox.record.to_json()))
+    assert found.state() == state
+
+    with pytest.raises(TimeoutError, match="still runs"):
+        sandbox.wait(0.05)
+    assert found.stop(5.0) == 143
+    assert sandbox.wait(1.0) == 143
+    assert sandbox.state() == State(running=False, exit_code=143)
+    assert sandbox.stop(1.0) == 143
+
+    found.destroy()
+    sandbox.destroy()
+    assert sandbox.state() == State(running=False)
+    assert sandbox.stop(1.0) is None
+    assert output(sandbox) == ""
+    with pytest.raises(EngineError, match="gone"):
+        sandbox.limits()
+
+
+def test_limits_are_read_back(make: Make, level: ContainerIsolation) -> None:
+    sandbox = make(start=False, cpus=0.5, memory=96 * MIB, pids_limit=50, cpuset="0")
+    sandbox.start()
+    limits = sandbox.limits()
+    assert (limits.cpus, limits.memory, limits.pids) == (0.5, 96 * MIB, 50)
+    assert "cgroup" in limits.source
+    stats = sandbox.stats()
+    assert stats.cpu_seconds is not None
+    assert stats.memory is not None
+    assert stats.cpu_seconds > 0
+    assert 0 < stats.memory <= 96 * MIB
+    # Host threads of gVisor's kernel are not the sandbox's processes.
+    assert stats.pids == (None if level.name == "gvisor" else 2)
+    assert sandbox.exec(shell("nproc")).stdout.strip() == b"1" or level.name == "gvisor"
+
+
+def test_the_environment_is_the_specs_and_nothing_else(make: Make) -> None:
+    sandbox = make(("/usr/bin/env",), env=(("GREETING", "a b=c"),))
+    assert sandbox.wait(30.0) == 0
+    assert dict(line.split("=", 1) for line in output(sandbox).splitlines()) == environment(sandbox.record.spec)
+
+
+def test_the_walls(make: Make, level: ContainerIsolation) -> None:
+    sandbox = make()
+    status = sandbox.exec(["/bin/cat", "/proc/self/status"]).stdout.decode()
+    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    assert {fields[name] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd")} == {"0" * 16}
+    if level.name == "container":
+        assert fields["NoNewPrivs"] == "1"
+        assert fields["Seccomp"] == "2"
+    script = (
+        "id -u; id -g; hostname; cat /proc/1/comm; "
+        "for d in / /etc /opt /var /home; do touch $d/x 2>/dev/null && echo WRITABLE $d; done; "
+        "for d in /tmp /run /var/tmp; do cp /bin/true $d/x || echo FULL $d; "
+        "$d/x 2>/dev/null && echo RUNS $d; done; "
+        "ls /var/run/docker.sock 2>/dev/null; true"
+    )
+    found = sandbox.exec(shell(script))
+    assert found.stdout.decode().split() == ["10001", "10001", "web-1", "tini"], found
+    assert sandbox.exec(shell("id -u; grep CapEff /proc/self/status"), root=True).stdout.split() == [
+        b"0",
+        b"CapEff:",
+        b"0" * 16,
+    ]
+
+
+def test_a_tmpfs_holds_its_size(make: Make) -> None:
+    sandbox = make()
+    found = sandbox.exec(shell("head -c 80000000 /dev/zero > /run/x; stat -c %s /run/x"), timeout=60.0)
+    assert int(found.stdout) <= 64 * MIB
+    assert sandbox.state().running
+
+
+def test_exec_gives_code_and_both_outputs(make: Make) -> None:
+    sandbox = make()
+    for timeout in (None, 20.0):
+        found = sandbox.exec(shell("echo out; echo err >&2; exit 7"), timeout=timeout)
+        assert (found.exit_code, found.stdout, found.stderr) == (7, b"out\n", b"err\n")
+        assert sandbox.exec(shell("kill -9 $$"), timeout=timeout).exit_code == 137
+        assert sandbox.exec(shell("exit 127"), timeout=timeout).exit_code == 127
+        with pytest.raises(CommandNotFoundError, match="'nope'"):
+            sandbox.exec(["nope"], timeout=timeout)
+        with pytest.raises(CommandNotFoundError, match="'/nope'"):
+            sandbox.exec(["/nope", "x"], timeout=timeout)
+        with pytest.raises(CannotInvokeError, match=r"'/etc/passwd'.*ermission denied"):
+            sandbox.exec(["/etc/passwd"], timeout=timeout)
+    blob = sandbox.exec(shell("head -c 300000 /dev/zero"))
+    assert blob.stdout == bytes(300000)
+
+
+def test_exec_in_one_that_is_not_running(make: Make) -> None:
+    sandbox = make(start=False)
+    with pytest.raises(EngineError, match="not running"):
+        sandbox.exec(["/bin/true"])
+    sandbox.destroy()
+    with pytest.raises(EngineError, match="o such container"):
+        sandbox.exec(["/bin/true"])
+
+
+def test_a_command_that_takes_too_long_is_killed_with_its_children(make: Make) -> None:
+    sandbox = make()
+    begin = time.monotonic()
+    with pytest.raises(TimeoutError, match=r"0\.5 s"):
+        sandbox.exec(shell("sleep 301 & sleep 302"), timeout=0.5)
+    assert time.monotonic() - begin < 5
+    found = sandbox.exec(shell("cat /proc/[0-9]*/comm")).stdout.decode().split()
+    assert found.count("sleep") == 1, found  # the workload itself
+
+
+def test_logs_are_followed_to_the_end(make: Make) -> None:
+    sandbox = make(shell("echo one; echo two >&2; sleep 0.7; echo three"))
+    begin = time.monotonic()
+    chunks = [(chunk, time.monotonic() - begin) for chunk in sandbox.logs(follow=True)]
+    assert b"".join(chunk for chunk, _ in chunks).split() == [b"one", b"two", b"three"]
+    assert chunks[0][1] < chunks[-1][1]
+    assert not sandbox.state().running
+    assert output(sandbox).split() == ["one", "two", "three"]
+
+
+def test_following_a_log_can_be_given_up(make: Make) -> None:
+    stream = make(shell("echo one; sleep 600")).logs(follow=True)
+    assert next(stream) == b"one\n"
+    stream.close()  # type: ignore[attr-defined]
+
+
+def test_stop_kills_what_ignores_sigterm(make: Make) -> None:
+    sandbox = make(
+        (
+            "/usr/bin/python3",
+            "-c",
+            "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); time.sleep(600)",
+        )
+    )
+    assert next(sandbox.logs(follow=True)) == b"1\n"
+    begin = time.monotonic()
+    assert sandbox.stop(0.5) == 137
+    assert 0.4 < time.monotonic() - begin < 5
+
+
+def test_the_limit_on_processes_is_held(make: Make) -> None:
+    sandbox = make(pids_limit=40)
+    script = """
+import errno, os, signal, sys
+children, error = [], None
+try:
+    for _ in range(200):
+        child = os.fork()
+        if not child:
+            signal.pause()
+        children.append(child)
+except OSError as caught:
+    error = caught.errno
+print(len(children), errno.errorcode.get(error))
+for child in children:
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+"""
+    found = sandbox.exec(["/usr/bin/python3", "-I", "-S", "-c", script], timeout=60.0)
+    count, error = found.stdout.split()
+    assert error == b"EAGAIN"
+    assert 30 <= int(count) < 40
+    assert sandbox.state().running
+    assert sandbox.exec(["/bin/true"]).exit_code == 0
+
+
+def test_the_limit_on_memory_is_held(make: Make, level: ContainerIsolation) -> None:
+    sandbox = make(memory=96 * MIB)
+    try:
+        found = sandbox.exec(["/usr/bin/python3", "-I", "-S", "-c", "b'x' * (200 << 20)"], timeout=60.0)
+        assert found.exit_code != 0
+    except EngineError:
+        assert level.name == "gvisor"
+    if level.name == "container":
+        assert found.exit_code == 137
+        assert sandbox.state().running
+        assert sandbox.events()["oom_kill"] >= 1
+    else:
+        assert sandbox.wait(10.0) is not None  # the host kills gVisor's kernel, and all of the sandbox with it
+
+
+def test_an_address_is_on_the_network(make: Make) -> None:
+    sandbox = make(("/usr/bin/python3", "-m", "http.server", "8080", "--directory", "/tmp"))
+    address = sandbox.record.address
+    deadline = time.monotonic() + 20
+    while True:
+        found = subprocess.run(["curl", "-sf", f"http://{address}:8080/"], capture_output=True, timeout=10, check=False)
+        if found.returncode == 0 or time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    assert b"Directory listing" in found.stdout
+    assert (
+        docker("inspect", "-f", "{{range .NetworkSettings.Networks}}{{.MacAddress}}{{end}}", sandbox.name)
+        == sandbox.record.mac
+    )
+
+
+def test_sweep_removes_what_nobody_knows(make: Make, level: ContainerIsolation) -> None:
+    kept, lost = make(), make(start=False)
+    theirs = {one[4:] for one in docker("ps", "-a", "--filter", "name=sbx-", "--format", "{{.Names}}").split()}
+    known = theirs - {lost.record.id}  # others may be at work on this engine
+    line = [f"container {lost.name}"]
+    assert level.sweep(known, dry_run=True) == line
+    assert level.sweep(known, dry_run=False) == line
+    assert level.sweep(known, dry_run=False) == []
+    assert lost.state() == State(running=False)
+    assert kept.state().running
+
+
+def test_destroy_waits_for_a_removal_under_way(make: Make) -> None:
+    sandbox = make()
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(sandbox.destroy) for _ in range(4)]:
+            done.result()
+    assert sandbox.inspect() is None
+
+
+def test_destroy_finds_a_container_that_appears_late(make: Make) -> None:
+    sandbox = make(start=False)
+    sandbox.destroy()
+    sandbox.uncertain = True
+    image = docker("image", "ls", "-q", "sandbox").split()[0]
+    timer = threading.Timer(0.3, docker, ["create", "--name", sandbox.name, "--network", "none", image])
+    timer.start()
+    sandbox.destroy()
+    timer.join()
+    assert sandbox.inspect() is None
+
+
+def test_a_failed_create_is_undone(level: ContainerIsolation) -> None:
+    spec = spec_of(level.name)
+    record = Record(secrets.token_hex(6), spec, "203.0.113.1")  # not of the subnet
+    with ExitStack() as undo:
+        sandbox = level.create(spec, record, undo)
+        with pytest.raises(EngineError, match="could not be started"):
+            sandbox.start()
+    assert sandbox.inspect() is None
+
+
+def test_an_image_that_is_gone(level: ContainerIsolation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(level, "_image", "sandbox:000000000000")
+    spec = spec_of(level.name)
+    with ExitStack() as undo, pytest.raises(ImageError, match="does not have"):
+        level.create(spec, Record(secrets.token_hex(6), spec, "198.19.2.251"), undo)
+
+
+@pytest.mark.level("container")
+def test_a_runtime_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    level = GVisorIsolation(LAB)
+    monkeypatch.setattr(GVisorIsolation, "runtime", "no-such-runtime")
+    level.prepare(spec_of("gvisor"), quiet)
+    spec = spec_of("gvisor")
+    with ExitStack() as undo, pytest.raises(UnavailableError, match="no-such-runtime"):
+        level.create(spec, Record(secrets.token_hex(6), spec, "198.19.2.252"), undo)
+    level.release()
+
+
+@pytest.mark.level("container")
+def test_two_prepares_at_once() -> None:
+    def prepare(_: int) -> None:
+        ContainerIsolation(LAB).prepare(spec_of("container"), quiet)
+
+    level = ContainerIsolation(LAB)
+    level.release()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(prepare, range(4)))
+    assert docker("network", "ls", "-q", "--filter", f"name=^{LAB.name}$").count("\n") == 0
+    assert level.release() == [f"docker network {LAB.name}"]
+
+
+@pytest.mark.level("container")
+def test_a_network_with_other_settings_is_refused() -> None:
+    level = ContainerIsolation(replace(LAB, dynamic_range="198.19.3.0/24"))
+    ContainerIsolation(LAB).prepare(spec_of("container"), quiet)
+    with pytest.raises(EngineError, match=r"ip-range is 198\.19\.1\.0/24, not 198\.19\.3\.0/24.*docker network rm"):
+        level.prepare(spec_of("container"), quiet)
+    assert ContainerIsolation(LAB).release() == [f"docker network {LAB.name}"]
+
+
+@pytest.mark.parametrize("host", ["unix:///nonexistent/docker.sock", "tcp://127.0.0.1:9"])
+def test_no_daemon(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", host)
+    level = ContainerIsolation(LAB)
+    with pytest.raises(UnavailableError) as caught:
+        level.prepare(spec_of("container"), quiet)
+    assert caught.value.hint
+    assert "\n" not in str(caught.value)
+    if host.startswith("unix"):
+        assert level.sweep((), dry_run=False) == []
+        assert level.release() == []
+    else:
+        with pytest.raises(UnavailableError):
+            level.sweep((), dry_run=False)

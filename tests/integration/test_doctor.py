@@ -1,0 +1,199 @@
+"""`sandbox doctor` on this host, and a Docker daemon of our own from start to stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandbox import daemons, paths
+from sandbox.capability import docker, dockerd
+from sandbox.capability.checks import CHECKS, REQUIRED
+from sandbox.capability.programs import which
+from sandbox.cli.doctor import EXIT_INCOMPLETE
+
+
+def _doctor(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "sandbox", "doctor", *arguments],
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def _types(value: Any, shape: Any) -> bool:
+    if isinstance(shape, dict):
+        return isinstance(value, dict) and set(value) == set(shape) and all(_types(value[k], shape[k]) for k in shape)
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(_types(item, shape[0]) for item in value)
+    return type(value) is shape
+
+
+SHAPE = {
+    "version": int,
+    "host": {"distribution": str, "kernel": str, "machine": str, "boot_id": str, "cgroups": str, "init": str},
+    "levels": [{"level": str, "available": bool, "missing": [{"what": str, "reason": str, "remedy": str}]}],
+    "notes": [{"what": str, "reason": str, "remedy": str, "without": str}],
+    "checks": [{"what": str, "ok": bool, "detail": str, "remedy": str}],
+}
+
+
+def test_json_has_fixed_types() -> None:
+    done = _doctor("--format", "json")
+    found = json.loads(done.stdout)
+    assert _types(found, SHAPE), found
+    assert found["version"] == 1
+    assert [level["level"] for level in found["levels"]] == list(REQUIRED)
+    assert all(level["available"] is (not level["missing"]) for level in found["levels"])
+    complete = all(level["available"] for level in found["levels"])
+    assert done.returncode == (0 if complete else EXIT_INCOMPLETE)
+    if os.geteuid() == 0:
+        assert {check["what"] for check in found["checks"]} == set(CHECKS)
+
+
+def test_the_table_has_a_row_for_each_level() -> None:
+    done = _doctor()
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert rows[0][:2] == ["LEVEL", "AVAILABLE"]
+    assert {row[0] for row in rows if len(row) > 1 and row[1] in {"yes", "no"}} == set(REQUIRED)
+    assert "Traceback" not in done.stderr
+
+
+def test_what_is_missing_is_explained(tmp_path: Path) -> None:
+    done = _doctor("--format", "json", DOCKER_HOST=f"unix://{tmp_path}/nothing.sock")
+    assert done.returncode == EXIT_INCOMPLETE
+    levels = {level["level"]: level for level in json.loads(done.stdout)["levels"]}
+    assert not levels["container"]["available"]
+    if os.geteuid() == 0:
+        missing = next(item for item in levels["container"]["missing"] if item["what"] == "docker.daemon")
+        assert "nothing listens" in missing["reason"]
+        assert missing["remedy"]
+
+
+@pytest.mark.needs("root")
+def test_without_root_it_says_so_and_loses_no_row() -> None:
+    # Only the interpreter's own path is needed; the checkout may be below a directory that others cannot enter.
+    script = "import os; os.setgid(65534); os.setuid(65534); from sandbox.capability import report as r; "
+    script += "import json; print(json.dumps(r.look().to_json()))"
+    prelude = "import sandbox.capability.report, sandbox.capability.docker; "
+    done = subprocess.run([sys.executable, "-c", prelude + script], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert _types(found, SHAPE)
+    assert {item["what"] for level in found["levels"] for item in level["missing"]} == {"root"}
+
+
+def test_bad_input_is_one_clear_line() -> None:
+    done = _doctor("--fix", "--stop")
+    assert done.returncode != 0
+    assert "exclude each other" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.needs("root")
+def test_a_second_fix_changes_nothing() -> None:
+    if _doctor().returncode != 0:
+        pytest.skip("some level is missing here: a fix would change this host")
+    done = _doctor("--fix")
+    assert done.returncode == 0
+    assert done.stderr.splitlines() == ["nothing to do"]
+
+
+@pytest.mark.needs("root")
+def test_stop_stops_only_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SANDBOX_STATE_DIR", str(tmp_path))
+    process = daemons.start("sleeper", ["sleep", "600"], ready=lambda: True)
+    other = subprocess.Popen(["sleep", "600"])
+    try:
+        done = _doctor("--stop")
+        assert done.stderr.splitlines() == ["stopped sleeper"]
+        assert not process.alive()
+        assert other.poll() is None
+        assert _doctor("--stop").stderr.splitlines() == ["nothing to stop"]
+    finally:
+        other.kill()
+        other.wait()
+
+
+@pytest.fixture
+def own_dockerd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[docker.Engine]:
+    """A second Docker daemon that shares nothing with the host's."""
+    monkeypatch.setenv("SANDBOX_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setattr(dockerd, "SYSTEM_CONFIG", tmp_path / "daemon.json")
+    engine = docker.Engine(f"unix://{tmp_path}/docker.sock")
+    config = tmp_path / "state" / "host" / "dockerd.json"
+    config.parent.mkdir(parents=True)
+    config.write_text("{}", encoding="utf-8")
+    directories = [f"--data-root={tmp_path}/data", f"--exec-root={tmp_path}/exec", f"--pidfile={tmp_path}/pid"]
+    argv = ["dockerd", "--config-file", str(config), "--host", engine.host, "--bridge=none", "--iptables=false"]
+    assert dockerd.own_config() == config
+    daemons.start(dockerd.NAME, [*argv, *directories], ready=lambda: docker.daemon(engine).ok)
+    try:
+        yield engine
+    finally:
+        assert daemons.stop(dockerd.NAME)
+
+
+def _processes(word: str) -> list[str]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            command = (entry / "cmdline").read_bytes().decode(errors="replace") if entry.name.isdigit() else ""
+        except OSError:
+            continue
+        if word in command:
+            found.append(command.replace("\0", " "))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.level("gvisor")
+def test_runsc_is_registered_tried_and_judged(own_dockerd: docker.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = own_dockerd
+    before = docker.runsc(docker.Engine(engine.host))
+    assert "does not know the runtime" in before.detail
+
+    monkeypatch.setattr(dockerd, "Engine", lambda: docker.Engine(engine.host))
+    done, advice = dockerd.register()
+    assert advice is None
+    assert done is not None
+    assert docker.runsc(docker.Engine(engine.host)).ok
+
+    # A second look recalls the verdict: it asks, and makes no container.
+    fresh = docker.Engine(engine.host)
+    monkeypatch.setattr(fresh, "demand", lambda _, path: engine.info() if path == "/info" else pytest.fail(path))
+    assert docker.runsc(fresh).ok
+
+
+@pytest.mark.slow
+@pytest.mark.level("gvisor")
+def test_a_runtime_that_does_not_work_is_not_called_working(own_dockerd: docker.Engine) -> None:
+    engine = own_dockerd
+    runtimes = {
+        "broken": {"path": "/bin/false"},
+        "bare": {"path": which("runsc")},  # Debian's runsc fails so, after its sandbox has started
+    }
+    dockerd._write(dockerd.own_config(), {"runtimes": runtimes})
+    daemons.send(dockerd.NAME, dockerd.signal.SIGHUP)
+    deadline = time.monotonic() + 10
+    while "bare" not in docker.Engine(engine.host).info()["Runtimes"] and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not docker.try_runtime(engine, "broken").works
+    docker.try_runtime(engine, "bare")
+    assert docker.try_runtime(engine, "runc").works
+    assert engine.demand("GET", "/containers/json?all=1") == []
+    assert engine.demand("GET", "/images/json") == []
+    deadline = time.monotonic() + 10
+    while _processes(f"{paths.state_dir().parent}/exec/containerd/daemon") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert _processes(f"{paths.state_dir().parent}/exec/containerd/daemon") == []

@@ -1,0 +1,185 @@
+"""The leak counter sees every kind of leak: one of each is made on purpose, counted, and taken away again."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import pytest
+
+from sandbox import images, network, paths
+from sandbox.kernel import cgroup, syscalls
+from sandbox.manager import Manager
+from tests import leaks
+
+IDENT = "00000000feed"
+
+
+def _run(*argv: str) -> None:
+    subprocess.run(argv, check=True, capture_output=True, timeout=60)
+
+
+@contextmanager
+def a_process() -> Iterator[None]:
+    group = cgroup.Group(IDENT)
+    group.create()
+
+    def join() -> None:
+        for path in group.join_files():
+            path.write_text("0")
+
+    with subprocess.Popen(["sleep", "60"], preexec_fn=join) as sleeper:  # noqa: PLW1509
+        yield
+        sleeper.kill()
+    group.remove()
+    cgroup.remove_parent()
+
+
+@contextmanager
+def a_mount() -> Iterator[None]:
+    target = paths.state_dir() / "leaked-mount"
+    target.mkdir()
+    syscalls.mount("tmpfs", target, "tmpfs")
+    yield
+    syscalls.umount(target)
+    target.rmdir()
+
+
+@contextmanager
+def a_network_namespace() -> Iterator[None]:
+    _run("ip", "netns", "add", "sbxleak")
+    yield
+    _run("ip", "netns", "del", "sbxleak")
+
+
+@contextmanager
+def a_link() -> Iterator[None]:
+    _run("ip", "link", "add", network.interface_name(IDENT), "type", "bridge")
+    yield
+    _run("ip", "link", "del", network.interface_name(IDENT))
+
+
+@contextmanager
+def an_address() -> Iterator[None]:
+    with Manager().lab():
+        _run("ip", "addr", "add", "198.18.128.77/32", "dev", network.BRIDGE)
+        yield
+
+
+@contextmanager
+def a_rule() -> Iterator[None]:
+    with Manager().lab():
+        _run("nft", "add", "element", "inet", network.TABLE, "served", "{ 198.18.128.77 . 8080 }")
+        yield
+
+
+@contextmanager
+def a_cgroup() -> Iterator[None]:
+    group = cgroup.Group(IDENT)
+    group.create()
+    yield
+    group.remove()
+    cgroup.remove_parent()
+
+
+@contextmanager
+def a_container() -> Iterator[None]:
+    image = images.ensure(images.Form.DOCKER, lambda _: None)
+    _run("docker", "create", "--name", "leaked-container", "--network", "none", str(image.reference), "true")
+    yield
+    _run("docker", "rm", "-f", "leaked-container")
+
+
+@contextmanager
+def a_docker_network() -> Iterator[None]:
+    _run("docker", "network", "create", "--internal", "--subnet", "198.19.254.0/24", "leaked-network")
+    yield
+    _run("docker", "network", "rm", "leaked-network")
+
+
+@contextmanager
+def a_docker_volume() -> Iterator[None]:
+    _run("docker", "volume", "create", "leaked-volume")
+    yield
+    _run("docker", "volume", "rm", "leaked-volume")
+
+
+@contextmanager
+def a_domain() -> Iterator[None]:
+    definition = paths.state_dir() / "leaked-domain.xml"
+    definition.write_text(
+        f"<domain type='qemu'><name>sbx-{IDENT}</name><uuid>{uuid.uuid4()}</uuid><memory unit='MiB'>64</memory>"
+        "<vcpu>1</vcpu><os><type arch='x86_64'>hvm</type></os></domain>"
+    )
+    _run("virsh", "-c", "qemu:///system", "define", str(definition))
+    yield
+    _run("virsh", "-c", "qemu:///system", "undefine", f"sbx-{IDENT}")
+    definition.unlink()
+
+
+@contextmanager
+def a_state_file() -> Iterator[None]:
+    directory = paths.sandboxes_dir() / IDENT
+    directory.mkdir(parents=True)
+    yield
+    directory.rmdir()
+
+
+@contextmanager
+def a_port() -> Iterator[None]:
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))):
+        yield
+
+
+@contextmanager
+def a_half_image() -> Iterator[None]:
+    directory = paths.images_dir() / ".leaked-half"
+    directory.mkdir(parents=True)
+    yield
+    shutil.rmtree(directory)
+
+
+CASES: list[tuple[str, Callable[[], AbstractContextManager[None]], tuple[str, ...]]] = [
+    ("processes", a_process, ()),
+    ("mounts", a_mount, ()),
+    ("network namespaces", a_network_namespace, ()),
+    ("links", a_link, ()),
+    ("addresses", an_address, ()),
+    ("rules", a_rule, ()),
+    ("cgroups", a_cgroup, ()),
+    ("containers", a_container, ("container",)),
+    ("docker networks", a_docker_network, ("container",)),
+    ("docker volumes", a_docker_volume, ("container",)),
+    ("domains", a_domain, ("vm",)),
+    ("state files", a_state_file, ()),
+    ("half images", a_half_image, ()),
+    ("ports", a_port, ()),
+]
+
+
+def test_every_kind_has_a_case() -> None:
+    assert {kind for kind, _, _ in CASES} == set(leaks.KINDS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "leak"),
+    [
+        pytest.param(kind, leak, id=kind, marks=[pytest.mark.level(level) for level in levels or ("process",)])
+        for kind, leak, levels in CASES
+    ],
+)
+def test_the_counter_sees(kind: str, leak: Callable[[], AbstractContextManager[None]]) -> None:
+    paths.state_dir().mkdir(parents=True, exist_ok=True)
+    before = leaks.snapshot()
+    with leak():
+        assert leaks.leaked(before, settle=0).get(kind), f"a leak of {kind} was not seen"
+    assert kind not in leaks.leaked(before), "what was made on purpose did not go"
+
+
+def test_nothing_new_is_no_leak() -> None:
+    assert leaks.delta(leaks.snapshot(), leaks.snapshot()) == {}

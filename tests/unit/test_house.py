@@ -1,0 +1,79 @@
+"""The house rules, as `make check` holds them: a person, CI and the tests run the same commands."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CHECKS = ("format", "lint", "types", "imports", "spelling", "shell")
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_check(check: str) -> None:
+    if check == "shell" and shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed")
+    done = subprocess.run(
+        ["make", "-s", f"check-{check}", f"BIN={sysconfig.get_path('scripts')}"],
+        cwd=ROOT,
+        env={**os.environ, "NO_COLOR": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_make_check_leaves_none_out() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    line = next(line for line in makefile.splitlines() if line.startswith("check:"))
+    assert line.partition("##")[0].split()[1:] == [f"check-{name}" for name in CHECKS]
+
+
+def _contracts() -> list[dict[str, object]]:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        found = tomllib.load(file)["tool"]["importlinter"]["contracts"]
+    assert isinstance(found, list)
+    return found
+
+
+def _parts() -> set[str]:
+    """Every module and package right below `sandbox`."""
+    return {
+        f"sandbox.{path.stem}"
+        for path in (ROOT / "sandbox").iterdir()
+        if path.name != "__init__.py" and (path.suffix == ".py" or (path / "__init__.py").exists())
+    }
+
+
+def test_every_part_has_its_layer() -> None:
+    layers = next(contract["layers"] for contract in _contracts() if contract["type"] == "layers")
+    assert isinstance(layers, list)
+    placed = {name.strip().strip("()") for layer in layers for name in layer.replace(":", "|").split("|")}
+    assert _parts() - placed == set()
+
+
+def test_the_kernels_contract_names_every_other_part() -> None:
+    contract = next(contract for contract in _contracts() if contract.get("source_modules") == ["sandbox.kernel"])
+    named = contract["forbidden_modules"]
+    assert isinstance(named, list)
+    assert _parts() - {"sandbox.kernel", "sandbox.__main__"} - set(named) == set()
+
+
+def test_the_command_line_loads_no_engine() -> None:
+    code = (
+        "import sys, sandbox.cli\n"
+        "print(sorted({'docker', 'libvirt', 'paramiko', 'pyroute2', 'requests', 'asyncio'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

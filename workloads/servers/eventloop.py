@@ -1,0 +1,38 @@
+"""Event loop: one thread waits for all clients at once and does all the work itself.
+
+`while True: event = get_event(); handler(event)`: get_event is epoll, which waits for every socket at the same time and
+says which are ready; the handlers never wait for a client. It is as quick as a thread can be while its handlers are
+short. A handler that computes or blocks stops everything: that is what the reactor mends.
+"""
+
+from __future__ import annotations
+
+from workloads.front import Front
+from workloads.loop import EventLoop
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from workloads.application import Application
+    from workloads.connection import Connection
+    from workloads.http.request import Request
+    from workloads.net import Socket
+
+SECTION = "2.8.3, 2.8.4"
+
+PICTURE = """
+ clients                       one thread
+  o ------.             +-------------------------------+
+  o -------\\            | while True:                   |
+  o --------> epoll --> |     event = get_event()       |
+  o -------/            |     handler(event)            |
+  o ------'             +-------------------------------+
+"""
+
+
+def serve(app: Application, listener: Socket) -> bool:
+    """One thread does it all."""
+
+    def handler(connection: Connection, request: Request) -> None:
+        connection.respond(request, app.answer(request))
+
+    return Front(EventLoop(), app, listener, handler).run()

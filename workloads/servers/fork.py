@@ -1,0 +1,118 @@
+"""Multi-process: the parent accepts and forks a child for each connection.
+
+Each child has a copy of the memory and one client. A child that dies takes nobody with it, and children run on all
+cores. The price: making a process costs more than making a thread, and what is shared has to be shared on purpose.
+`--per request` ends each connection, and so each child, after one request.
+"""
+
+from __future__ import annotations
+
+import os
+from _signal import SIG_BLOCK, SIG_UNBLOCK, SIGCHLD, SIGINT, SIGKILL, SIGTERM, pthread_sigmask, signal
+from time import monotonic, sleep
+
+from workloads.application import log
+from workloads.net import refuse
+from workloads.reception import Reception
+from workloads.signals import on_termination
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from workloads.application import Application
+    from workloads.net import Socket
+
+SECTION = "2.8.1"
+
+PICTURE = """
+                  parent: accept, fork           children: one client each
+                 +---------------------+        +------------------------+
+ client o -----> |                     | -----> | child 1: read, answer  |
+ client o -----> | fork(), fork(), ... | -----> | child 2: read, answer  |
+ client o -----> |                     | -----> | child 3: dies alone    |
+                 +---------------------+        +------------------------+
+"""
+
+_TERMINATION = (SIGTERM, SIGINT)
+
+
+def serve(app: Application, listener: Socket) -> bool:
+    """Accept and fork, until told to stop; then pass the word on to the children."""
+    app.share_between_processes()
+    if app.settings.per == "request":
+        app.keeps_alive = False
+    reception = Reception(app, listener)
+    signal(SIGCHLD, lambda _number, _frame: None)  # its byte in the wake-up pipe is what matters
+    children: set[int] = set()
+    for client in reception.clients():
+        if client is not None:
+            child = _fork(app, reception, listener, client)
+            if child:
+                children.add(child)
+            client.close()
+        _bury(app, children)
+    reception.close()
+    return _drain(app, children)
+
+
+def _fork(app: Application, reception: Reception, listener: Socket, client: Socket) -> int:
+    """A child for the client; 0 if there cannot be one, and the client has been told."""
+    # A signal between the fork and the child's own handlers would be lost on the parent's, which the child inherits.
+    pthread_sigmask(SIG_BLOCK, _TERMINATION)
+    try:
+        child = os.fork()
+        if child == 0:
+            _child(app, reception, listener, client)
+        app.counts.connections.add(1)
+        return child
+    except OSError as error:  # the pids limit, or no memory
+        log(f"fork: {error.strerror}")
+        refuse(client)
+        return 0
+    finally:
+        pthread_sigmask(SIG_UNBLOCK, _TERMINATION)
+
+
+def _child(app: Application, reception: Reception, listener: Socket, client: Socket) -> None:
+    """The life of a child: one client, and the end."""
+    code = 1
+    try:
+        listener.close()
+        app.in_child()
+        connection = reception.open(client)
+        on_termination(lambda: _leave(app, reception), reception.wake_write)
+        pthread_sigmask(SIG_UNBLOCK, _TERMINATION)
+        connection.serve()
+        code = 0
+    finally:
+        os._exit(code)  # and nothing of what the parent meant to do at its own end
+
+
+def _leave(app: Application, reception: Reception) -> None:
+    app.keeps_alive = False
+    for connection in reception.connections:
+        connection.hurry()
+
+
+def _bury(app: Application, children: set[int]) -> None:
+    """Take note of the children that have ended, as every parent must (wait(2))."""
+    while children:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if not pid:
+            return
+        if pid in children:
+            children.discard(pid)
+            app.counts.connections.add(-1)
+            if status:
+                log(f"child {pid} ended with {os.waitstatus_to_exitcode(status)}")
+
+
+def _drain(app: Application, children: set[int]) -> bool:
+    for child in children:
+        os.kill(child, SIGTERM)
+    until = monotonic() + app.limits.grace
+    while children and monotonic() < until:
+        _bury(app, children)
+        sleep(0.005)
+    for child in children:
+        os.kill(child, SIGKILL)
+    return not children
