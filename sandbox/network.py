@@ -21,12 +21,13 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from sandbox.errors import EngineError, SandboxError
-from sandbox.kernel import nftables, nsfile, syscalls
+from sandbox.kernel import ifconfig, nftables, nsfile, syscalls
 from sandbox.store import Store
 
 BRIDGE = "sbx0"
 SUBNET = "198.18.0.0/16"
 PREFIX = 16
+NETMASK = "255.255.0.0"
 HOST_ADDRESS = "198.18.0.1"
 GENERATOR_ADDRESS = "198.18.0.2"
 GENERATOR_NETNS = "/run/netns/sbxgen"
@@ -97,28 +98,25 @@ def _build() -> None:
     # a running `process` sandbox, that one is closed to the generator from here on: safe, and seen at once.
     nftables.load(_RULES)
     _docker_accept(present=True)
-    with netns.Links() as links:
-        if links.index(BRIDGE) is None:
-            links.add_bridge(BRIDGE)
-        links.up(BRIDGE)
-        links.add_address(BRIDGE, HOST_ADDRESS, PREFIX)
-        if not nsfile.is_netns(GENERATOR_NETNS):
-            nsfile.remove_netns(GENERATOR_NETNS)
-            links.delete(GENERATOR_LINK)
-            nsfile.make_netns(GENERATOR_NETNS)
-        if links.index(GENERATOR_LINK) is None:
-            descriptor = os.open(GENERATOR_NETNS, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                bridge = links.index(BRIDGE)
-                if bridge is None:
-                    raise FileNotFoundError(2, "no such link", BRIDGE)
-                links.add_veth(GENERATOR_LINK, bridge, peer="eth0", mac=GENERATOR_MAC, netns_fd=descriptor)
-            finally:
-                os.close(descriptor)
-    with in_generator(), netns.Links() as inside:
-        inside.up("lo")
-        inside.up("eth0")
-        inside.add_address("eth0", GENERATOR_ADDRESS, PREFIX)
+    links = netns.shared()
+    if links.index(BRIDGE) is None:
+        links.add_bridge(BRIDGE)
+    links.up(BRIDGE)
+    links.add_address(BRIDGE, HOST_ADDRESS, PREFIX)
+    if not nsfile.is_netns(GENERATOR_NETNS):
+        nsfile.remove_netns(GENERATOR_NETNS)
+        links.delete(GENERATOR_LINK)
+        nsfile.make_netns(GENERATOR_NETNS)
+    if links.index(GENERATOR_LINK) is None:
+        descriptor = os.open(GENERATOR_NETNS, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            bridge = socket.if_nametoindex(BRIDGE)
+            links.add_veth(GENERATOR_LINK, bridge, peer="eth0", mac=GENERATOR_MAC, netns_fd=descriptor)
+        finally:
+            os.close(descriptor)
+    with in_generator():
+        ifconfig.up("lo")
+        ifconfig.up("eth0", GENERATOR_ADDRESS, NETMASK)
 
 
 def _docker_accept(*, present: bool) -> None:
@@ -159,10 +157,10 @@ def teardown() -> list[str]:
 
     removed = remains()
     try:
-        with netns.Links() as links:
-            links.delete(GENERATOR_LINK)
-            nsfile.remove_netns(GENERATOR_NETNS)
-            links.delete(BRIDGE)
+        links = netns.shared()
+        links.delete(GENERATOR_LINK)
+        nsfile.remove_netns(GENERATOR_NETNS)
+        links.delete(BRIDGE)
         _docker_accept(present=False)
         if nftables.table_exists("inet", TABLE):
             nftables.load(f"delete table inet {TABLE}\n")
@@ -183,8 +181,7 @@ def stray_addresses(used: set[str]) -> list[str]:
     """Addresses on the bridge that no record claims: a process sandbox of the past."""
     from sandbox.kernel import netns
 
-    with netns.Links() as links:
-        return [one for one in links.addresses(BRIDGE) if one != HOST_ADDRESS and one not in used]
+    return [one for one in netns.shared().addresses(BRIDGE) if one != HOST_ADDRESS and one not in used]
 
 
 def allocate(store: Store, ident: str, *, own_stack: bool) -> str:
@@ -216,11 +213,11 @@ def attach(ident: str, mac: str, netns_pid: int) -> None:
     from sandbox.kernel import netns
 
     try:
-        with netns.Links() as links:
-            bridge = links.index(BRIDGE)
-            if bridge is None:
-                raise EngineError("the lab network is gone", "sandbox prune, then again")
-            links.add_veth(interface_name(ident), bridge, peer="eth0", mac=mac, netns_pid=netns_pid)
+        links = netns.shared()
+        bridge = links.index(BRIDGE)
+        if bridge is None:
+            raise EngineError("the lab network is gone", "sandbox prune, then again")
+        links.add_veth(interface_name(ident), bridge, peer="eth0", mac=mac, netns_pid=netns_pid)
         isolate_ports()
     except OSError as error:
         raise EngineError(f"no link could be made: {error.strerror or error}") from error
@@ -278,8 +275,7 @@ def delete_link(name: str) -> None:
     from sandbox.kernel import netns
 
     try:
-        with netns.Links() as links:
-            links.delete(name)
+        netns.shared().delete(name)
     except OSError as error:
         raise EngineError(f"the link {name} could not be deleted: {error.strerror or error}") from error
 
@@ -293,8 +289,7 @@ def serve_on_host(address: str, port: int) -> None:
     from sandbox.kernel import netns
 
     try:
-        with netns.Links() as links:
-            links.add_address(BRIDGE, address, 32)
+        netns.shared().add_address(BRIDGE, address, 32)
         nftables.load(f"add {_served(address, port)}")
     except OSError as error:
         raise EngineError(f"the address {address} could not be given to {BRIDGE}: {error.strerror or error}") from error
@@ -309,8 +304,7 @@ def unserve_on_host(address: str, port: int) -> None:
     from sandbox.kernel import netns
 
     try:
-        with netns.Links() as links:
-            links.delete_address(BRIDGE, address, 32)
+        netns.shared().delete_address(BRIDGE, address, 32)
         if nftables.table_exists("inet", TABLE):
             element = _served(address, port)
             # Added first: deleting an element that is not there would be refused.

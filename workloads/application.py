@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from _thread import allocate_lock
 
 from workloads.handlers import ROUTES
 from workloads.http.protocol import Protocol, error_response
 from workloads.http.request import HttpError
+from workloads.state import Counts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from workloads.http.request import Request
     from workloads.http.response import Response
+    from workloads.rpc.blocking_client import BlockingClient
+    from workloads.rpc.services import Services
     from workloads.settings import Settings
 
 
@@ -21,19 +27,48 @@ class Application:
 
     Attributes:
         model: the server's name.
-        limits: the settings, for those who only look at the limits in them.
+        server_pid: of the process that was started.
+        settings: the options.
+        limits: the settings too, for those who look at the limits in them alone.
         keeps_alive: False once every response has to end its connection.
-        connections: the open ones.
+        connections: the open ones, of this process.
+        counts: numbers that all requests share.
+        services: A, B and C.
+        coroutines: how many there are now; None for a model without them.
     """
 
-    def __init__(self, model: str, settings: Settings) -> None:
+    def __init__(self, model: str, settings: Settings, services: Services) -> None:
         self.model = model
+        self.server_pid = os.getpid()
         self.settings = self.limits = settings
+        self.services = services
         self.routes = ROUTES
         self.keeps_alive = True
         self.connections: set[Protocol] = set()
+        self.counts = Counts.of_threads()
+        self.coroutines: Callable[[], int] | None = None
+        self._client: BlockingClient | None = None
+        self._shared = False
         self._lock = allocate_lock()
-        self._finished = 0
+
+    def share_between_processes(self) -> None:
+        """The server forks: count where all processes see it."""
+        self.counts = Counts.of_processes()
+        self._shared = True
+
+    def in_child(self) -> None:
+        """This process is a fork of the server: it lets go of what is the parent's."""
+        self.services.release()
+        self.connections.clear()
+
+    def blocking_client(self) -> BlockingClient:
+        """The client of the services for handlers that may block."""
+        with self._lock:
+            if self._client is None:
+                from workloads.rpc.blocking_client import BlockingClient
+
+                self._client = BlockingClient(self.services, self.settings.rpc_timeout)
+            return self._client
 
     def open(self) -> Protocol:
         """The protocol of a new connection."""
@@ -46,27 +81,36 @@ class Application:
         with self._lock:
             if protocol in self.connections:
                 self.connections.remove(protocol)
-                self._finished += protocol.requests
+                self.counts.finished.add(protocol.requests)
 
     @property
     def full(self) -> bool:
         """No further connection is to be taken."""
-        return len(self.connections) >= self.settings.max_connections
+        return self.open_connections() >= self.settings.max_connections
+
+    def open_connections(self) -> int:
+        """Connections that are open now, of all processes."""
+        return self.counts.connections.get() if self._shared else len(self.connections)
 
     def requests(self) -> int:
-        """Requests answered so far, on open and ended connections."""
+        """Requests answered so far; those of connections that are open in another process count when these end."""
         with self._lock:
-            return self._finished + sum(protocol.requests for protocol in list(self.connections))
+            return self.counts.finished.get() + sum(protocol.requests for protocol in list(self.connections))
 
     def answer(self, request: Request) -> Response:
         """Call the handler; whatever goes wrong in it becomes a response, and concerns this request alone."""
         try:
             return request.route.handler(request, self)
-        except HttpError as error:
-            return error_response(error)
         except Exception as error:
-            log(f"{request.path.decode('latin-1')}: {type(error).__name__}: {error}")
-            return error_response(HttpError(500, "the handler failed"))
+            return failure(request, error)
+
+
+def failure(request: Request, error: Exception) -> Response:
+    """The response for an exception that a handler raised: its own status if it has one, else 500 and a line in the log."""
+    if isinstance(error, HttpError):
+        return error_response(error)
+    log(f"{request.path.decode('latin-1')}: {type(error).__name__}: {error}")
+    return error_response(HttpError(500, "the handler failed"))
 
 
 def log(line: str) -> None:

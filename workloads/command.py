@@ -27,8 +27,9 @@ def main(arguments: list[str]) -> int:
 
 def _run(name: str, arguments: list[str]) -> int:
     from workloads import settings as options
-    from workloads.application import Application
+    from workloads.application import Application, log
     from workloads.net import listen
+    from workloads.rpc.services import Services
 
     settings = options.parse(arguments)
     serve = _load(name)
@@ -36,11 +37,18 @@ def _run(name: str, arguments: list[str]) -> int:
         listener = listen(settings.host, settings.port)
     except OSError as error:
         raise UsageError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}") from None
-    app = Application(name, settings)
+    services = Services()
+    app = Application(name, settings, services)
     host, port = listener.getsockname()
-    sys.stderr.write(f"{name}: listening on http://{host}:{port}/\n")
-    sys.stderr.flush()
-    return 0 if serve(app, listener) else 1
+    log(f"{name}: listening on http://{host}:{port}/")
+    try:
+        services.start(settings, listener)
+    except OSError as error:
+        log(f"{name}: /chain will answer 503: the services cannot start: {error.strerror or error}")
+    try:
+        return 0 if serve(app, listener) else 1
+    finally:
+        services.stop()
 
 
 def _load(name: str) -> ServeFunction:

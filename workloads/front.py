@@ -11,24 +11,48 @@ from workloads.signals import on_termination
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Protocol
+
     from workloads.application import Application
     from workloads.connection import OnRequest
     from workloads.net import Socket
+
+    class Member(Protocol):
+        """A connection, as the front sees it."""
+
+        def check_deadline(self, now: float) -> None:
+            """Called about once a second."""
+
+        def drain(self) -> None:
+            """Finish what has been received, and then close."""
+
+        def close(self) -> None:
+            """Close now."""
+
+    Admit = Callable[[Socket, Callable[[Member], None]], Member]
 
 ACCEPTS_PER_ROUND = 64
 """So that a burst of new clients does not starve those that are there."""
 
 
 class Front:
-    """Listens on an event loop and makes a Connection of each client."""
+    """Listens on an event loop, and knows the clients who are here.
 
-    def __init__(self, loop: EventLoop, app: Application, listener: Socket, on_request: OnRequest) -> None:
+    Args:
+        loop: runs on the calling thread.
+        app: what the connections share.
+        listener: is closed by the front.
+        admit: makes a connection of a socket; the connection calls the second argument when it has ended.
+    """
+
+    def __init__(self, loop: EventLoop, app: Application, listener: Socket, admit: Admit) -> None:
         self._loop = loop
         self._app = app
         self._acceptor = Acceptor(listener)
         self._listener = listener.fileno()
-        self._on_request = on_request
-        self._connections: set[Connection] = set()
+        self._admit = admit
+        self._connections: set[Member] = set()
         self._drain_until = 0.0
         loop.register(self._listener, EPOLLIN, self._accept)
         loop.call_at(loop.now + TICK, self._tick)
@@ -50,9 +74,9 @@ class Front:
             if self._app.full:
                 refuse(socket)
                 continue
-            self._connections.add(Connection(self._loop, socket, self._app, self._on_request, self._closed))
+            self._connections.add(self._admit(socket, self._closed))
 
-    def _closed(self, connection: Connection) -> None:
+    def _closed(self, connection: Member) -> None:
         self._connections.discard(connection)
         if self._drain_until and not self._connections:
             self._loop.stop()
@@ -78,3 +102,16 @@ class Front:
             connection.drain()
         if not self._connections:
             self._loop.stop()
+
+
+def serve_requests(loop: EventLoop, app: Application, listener: Socket, handler: OnRequest) -> bool:
+    """Call `handler(connection, request)` on the loop's thread for each request, until told to stop.
+
+    Returns:
+        False if requests had to be cut off.
+    """
+
+    def admit(socket: Socket, on_close: Callable[[Connection], None]) -> Connection:
+        return Connection(loop, socket, app, handler, on_close)
+
+    return Front(loop, app, listener, admit).run()

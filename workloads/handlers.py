@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import os
+from _signal import SIG_DFL, SIGSEGV, signal
 from _socket import SO_RCVTIMEO, SOL_SOCKET, socketpair
 
-from workloads.http.response import Response
-from workloads.http.routing import CPU, IO, SHORT, STREAM, Route, Routes
+from workloads.chain import Chain, rpc_failure
+from workloads.http.request import HttpError
+from workloads.http.response import JSON, Response
+from workloads.http.routing import CHAIN, CPU, IO, SHORT, STREAM, Route, Routes
+from workloads.net import timeval
+from workloads.rpc.wire import RpcError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from workloads.application import Application
     from workloads.http.request import Request
+    from workloads.rpc.wire import Message
 
 _HELLO = Response(b"hello")
 _HEALTHY = Response(b"ok\n")
@@ -75,10 +84,9 @@ def blocking_read(milliseconds: int) -> None:
     """Block in recvfrom(2) on a socket that nobody writes to, until the kernel's receive timeout (socket(7))."""
     if not milliseconds:
         return  # a timeout of zero would mean none
-    seconds, rest = divmod(milliseconds, 1000)
     ours, theirs = socketpair()
     try:
-        ours.setsockopt(SOL_SOCKET, SO_RCVTIMEO, _timeval(seconds, rest * 1000))
+        ours.setsockopt(SOL_SOCKET, SO_RCVTIMEO, timeval(milliseconds / 1000))
         ours.recv(1)
     except BlockingIOError:
         return
@@ -87,10 +95,57 @@ def blocking_read(milliseconds: int) -> None:
         theirs.close()
 
 
-def _timeval(seconds: int, microseconds: int) -> bytes:
-    from sys import byteorder
+def counter(request: Request, app: Application) -> Response:
+    """`/counter`: GET reads it; POST adds the number in the body (1 if it is empty), `unsafe=1` without a lock."""
+    cell = app.counts.counter
+    if request.method != b"POST":
+        return Response(b"%d\n" % cell.get())
+    text = request.body.strip() or b"1"
+    if not text.removeprefix(b"-").isdigit() or len(text) > 12:
+        raise HttpError(400, "the body must be a whole number")
+    unsafe = request.integer(b"unsafe", 0, 0, 1)
+    total = cell.add_unsafely(int(text)) if unsafe else cell.add(int(text))
+    return Response(b"%d\n" % total)
 
-    return seconds.to_bytes(8, byteorder) + microseconds.to_bytes(8, byteorder)
+
+def crash(request: Request, _app: Application) -> Response:
+    """`/crash?how=exception|exit|segv`: how far does it reach?"""
+    how = request.arguments().get(b"how", b"exception")
+    if how == b"exit":
+        os._exit(3)
+    if how == b"segv":
+        signal(SIGSEGV, SIG_DFL)
+        os.kill(os.getpid(), SIGSEGV)
+    if how != b"exception":
+        raise HttpError(400, "how must be exception, exit or segv")
+    raise RuntimeError("asked to fail")
+
+
+def chain(request: Request, app: Application) -> Response:
+    """`/chain?user=ID`: three services, one after the other; the calling thread waits for each."""
+    try:
+        return chain_blocking(Chain(request), app.blocking_client().call).response()
+    except RpcError as error:
+        raise rpc_failure(error) from None
+
+
+def chain_blocking(chain: Chain, call: Callable[[str, Message], Message]) -> Chain:
+    """The handler as one would write it: straight down, and blocked at each call."""
+    chain.work("AB")
+    chain.add("user", call("user", chain.question()))
+    chain.work("CD")
+    chain.add("query", call("query", chain.question()))
+    chain.work("EF")
+    chain.add("stock", call("stock", chain.question()))
+    chain.work("GH")
+    return chain
+
+
+def stats(_request: Request, app: Application) -> Response:
+    """`/stats`: the server as it sees itself and as the kernel sees it."""
+    from workloads.introspection import report
+
+    return Response(report(app), type=JSON)
 
 
 def _streamed(_request: Request, _app: Application) -> Response:
@@ -105,6 +160,10 @@ ROUTES = Routes(
         Route(b"/healthz", _READ, SHORT, healthz),
         Route(b"/cpu", _READ, CPU, cpu),
         Route(b"/io", _READ, IO, io),
+        Route(b"/chain", _READ, CHAIN, chain),
+        Route(b"/counter", (b"GET", b"HEAD", b"POST"), SHORT, counter),
+        Route(b"/crash", _READ, SHORT, crash),
+        Route(b"/stats", _READ, SHORT, stats),
         Route(b"/echo", (b"POST",), STREAM, _streamed),
     )
 )

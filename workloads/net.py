@@ -20,6 +20,7 @@ from _socket import (
     inet_pton,
 )
 from _socket import socket as Socket  # noqa: N812
+from sys import byteorder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -130,3 +131,9 @@ def refuse(connection: Socket) -> None:
         return
     finally:
         connection.close()
+
+
+def timeval(seconds: float) -> bytes:
+    """A time as SO_RCVTIMEO and SO_SNDTIMEO take it: struct timeval, two longs (socket(7)); at least a millisecond."""
+    whole, rest = divmod(max(round(seconds * 1000000), 1000), 1000000)
+    return whole.to_bytes(8, byteorder) + rest.to_bytes(8, byteorder)

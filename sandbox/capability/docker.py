@@ -275,8 +275,8 @@ def _remove(engine: Engine, name: str) -> None:
 def _end_strays(container: str) -> None:
     """End what still runs for a removed container.
 
-    When the runtime fails between create and start, Docker 20.10 forgets the container but leaves its shim, and runsc its
-    sandbox and gofer. Each has the container's id (64 hex digits, never used again) in its command line.
+    When the runtime fails between create and start, Docker 20.10 forgets the container but leaves its shim, and runsc
+    its sandbox and gofer. Each has the container's id (64 hex digits, never used again) in its command line.
     """
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():

@@ -128,7 +128,7 @@ class ContainerIsolation(Isolation):
 
     def host_config(self, spec: SandboxSpec) -> dict[str, Any]:
         """Limits and walls."""
-        tmpfs = f"rw,nosuid,nodev,noexec,size={TMPFS_BYTES},mode=1777"
+        tmpfs = f"rw,nosuid,nodev,noexec,size={TMPFS_BYTES},mode="
         config: dict[str, Any] = {
             "NetworkMode": self.lab.name,
             "NanoCpus": round(spec.cpus * NANO),
@@ -136,9 +136,9 @@ class ContainerIsolation(Isolation):
             "MemorySwap": spec.memory,  # of both together, so: no swap
             "PidsLimit": spec.pids_limit,
             "CapDrop": ["ALL"],
-            "SecurityOpt": ["no-new-privileges:true"],
+            "SecurityOpt": ["no-new-privileges"],
             "ReadonlyRootfs": True,
-            "Tmpfs": dict.fromkeys(TMPFS_DIRS, tmpfs),
+            "Tmpfs": {directory: f"{tmpfs}{mode:o}" for directory, mode in TMPFS_DIRS.items()},
             "LogConfig": {"Type": "json-file", "Config": {"max-size": str(LOG_BYTES)}},
             "IpcMode": "private",
             "CgroupnsMode": "private",

@@ -117,7 +117,14 @@ class ContainerSandbox(Sandbox):
 
     def exec(self, argv: Sequence[str], *, timeout: float | None = None, root: bool = False) -> ExecResult:
         ident = 0 if root else SANDBOX_UID
-        return docker_stream.run(self.engine, self.name, argv, user=f"{ident}:{ident}", timeout=timeout)
+        return docker_stream.run(
+            self.engine,
+            self.name,
+            argv,
+            user=f"{ident}:{ident}",
+            timeout=timeout,
+            alive=lambda: self.state().running,
+        )
 
     def logs(self, *, follow: bool = False) -> Iterator[bytes]:
         return docker_stream.read_log(self.engine, self.name, follow=follow)

@@ -6,9 +6,11 @@ the bytes; see the Docker Engine API, "Attach to a container".
 
 from __future__ import annotations
 
+import math
 import struct
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from sandbox.errors import CannotInvokeError, CommandNotFoundError, EngineError, SandboxError
@@ -16,6 +18,7 @@ from sandbox.isolation.base import ExecResult
 from sandbox.isolation.docker_client import TIMEOUT, Engine, NoAnswerError, RefusalError
 
 if TYPE_CHECKING:
+    from docker import APIClient
     from requests import Response
 
 STDERR = 2
@@ -24,8 +27,13 @@ _KILLED = 128 + 9
 _SLACK = 5.0
 """Seconds beyond a command's own time limit that the engine gets to tell us of its end."""
 
+_LOOK_EVERY = 0.5
+"""Seconds between looks whether the container still runs, while a command runs in it."""
+_LAST_WORDS = 0.5
+"""Seconds that a command's output may take to end after its container did."""
+
 _RUNTIME_WORDS = b"OCI runtime exec failed"
-_TIMEOUT_WORDS = b"timeout: "
+_TIMEOUT = "/usr/bin/timeout"
 
 
 def frames(response: Response) -> Iterator[tuple[int, bytes]]:
@@ -61,7 +69,15 @@ def read_log(engine: Engine, container: str, *, follow: bool) -> Iterator[bytes]
             response.close()
 
 
-def run(engine: Engine, container: str, argv: Sequence[str], *, user: str, timeout: float | None) -> ExecResult:
+def run(
+    engine: Engine,
+    container: str,
+    argv: Sequence[str],
+    *,
+    user: str,
+    timeout: float | None,
+    alive: Callable[[], bool],
+) -> ExecResult:
     """Run a command in a running container and wait for it.
 
     The API cannot kill a command. So a time limit goes along with it: timeout(1) from the root filesystem runs it in
@@ -74,6 +90,7 @@ def run(engine: Engine, container: str, argv: Sequence[str], *, user: str, timeo
         argv: the command.
         user: "uid:gid" inside.
         timeout: seconds; None waits for ever.
+        alive: whether the container still runs: when gVisor's kernel dies, the engine never ends the command's output.
 
     Raises:
         EngineError, CommandNotFoundError, CannotInvokeError, TimeoutError
@@ -82,9 +99,9 @@ def run(engine: Engine, container: str, argv: Sequence[str], *, user: str, timeo
         raise CommandNotFoundError("there is no command to run inside")
     command = list(argv)
     if timeout is not None:
-        command = ["/usr/bin/timeout", "--signal=KILL", f"{max(timeout, 0.001):.3f}", *command]
+        command = [_TIMEOUT, "--signal=KILL", f"{max(timeout, 0.001):.3f}", *command]
     try:
-        code, out, err, took = _run(engine, container, command, user, timeout)
+        code, out, err, took = _run(engine, container, command, user, timeout, alive)
     except RefusalError as error:
         raise _refused(argv[0], error.reason) or error from error
     except NoAnswerError as error:
@@ -94,7 +111,7 @@ def run(engine: Engine, container: str, argv: Sequence[str], *, user: str, timeo
     if timeout is not None:
         if code == _KILLED and took >= timeout:
             raise TimeoutError(f"{argv[0]!r} took longer than {timeout:g} s")
-        if code in (125, 126, 127) and err.startswith(_TIMEOUT_WORDS):
+        if code in (125, 126, 127) and err.startswith(f"{_TIMEOUT}: ".encode()):
             raise _invocation(argv[0], code, err.decode("utf-8", "replace").strip())
     if code in (126, 127) and out.startswith(_RUNTIME_WORDS):
         reason = out.decode("utf-8", "replace").strip()
@@ -103,40 +120,85 @@ def run(engine: Engine, container: str, argv: Sequence[str], *, user: str, timeo
 
 
 def _run(
-    engine: Engine, container: str, command: list[str], user: str, timeout: float | None
+    engine: Engine, container: str, command: list[str], user: str, timeout: float | None, alive: Callable[[], bool]
 ) -> tuple[int, bytes, bytes, float]:
     """Exit code, stdout, stderr, and the seconds that it took."""
-    limit = None if timeout is None else timeout + _SLACK
-    outputs: tuple[list[bytes], list[bytes]] = ([], [])
+    limit = math.inf if timeout is None else timeout + _SLACK
+    begin = time.monotonic()
+
+    def watch() -> None:
+        if time.monotonic() - begin > limit:
+            raise NoAnswerError("the command's end was not seen")
+        if not alive():
+            time.sleep(_LAST_WORDS)
+            if not reader.done.is_set():
+                raise EngineError(f"the sandbox ended while {command[-1]!r} ran in it")
+
     with engine.talking("the command cannot be run") as api:
         ident = api.exec_create(container, command, stdout=True, stderr=True, user=user)["Id"]
-        begin = time.monotonic()
-        # Without an Upgrade header the output is the body of a plain answer. The SDK's own exec_start upgrades, then
-        # reads past the buffer that took in the headers, and loses what came along with them.
-        response = api.post(
-            f"{api.base_url}/v{api.api_version}/exec/{ident}/start",
-            json={"Detach": False, "Tty": False},
-            stream=True,
-            timeout=limit,
-        )
+        reader = _Reader(api, ident)
+        reader.start()
         try:
-            api._raise_for_status(response)
-            for output, data in frames(response):
-                outputs[output == STDERR].append(data)
-                if limit is not None and time.monotonic() - begin > limit:
-                    raise NoAnswerError("the command was killed, but something that it started still writes")
+            while not reader.done.wait(_LOOK_EVERY):
+                watch()
         finally:
-            response.close()
+            reader.abandon()
+        if reader.error is not None:
+            raise reader.error
         took = time.monotonic() - begin
-        while True:
-            found = api.exec_inspect(ident)
-            if not found["Running"] and found["ExitCode"] is not None:
-                break
-            # The output may end before the command does: it closed both, or the engine has yet to note the end.
-            if limit is not None and time.monotonic() - begin > limit:
-                raise NoAnswerError("the command's end was not seen")
+        # The output may end before the command does: it closed both, or the engine has yet to note the end.
+        while (found := api.exec_inspect(ident))["Running"] or found["ExitCode"] is None:
+            watch()
             time.sleep(0.005)
-    return int(found["ExitCode"]), b"".join(outputs[0]), b"".join(outputs[1]), took
+    return int(found["ExitCode"]), b"".join(reader.outputs[0]), b"".join(reader.outputs[1]), took
+
+
+class _Reader(threading.Thread):
+    """Starts a command and takes in its output; a thread, so that a stream that never ends can be given up.
+
+    Attributes:
+        outputs: what came so far, from stdout and from stderr.
+        error: what went wrong, once it is done.
+        done: set at the end.
+    """
+
+    def __init__(self, api: APIClient, ident: str) -> None:
+        super().__init__(name=f"exec {ident[:12]}", daemon=True)
+        self.outputs: tuple[list[bytes], list[bytes]] = ([], [])
+        self.error: Exception | None = None
+        self.done = threading.Event()
+        self._api = api
+        self._ident = ident
+        self._response: Response | None = None
+
+    def run(self) -> None:
+        """The body of the thread."""
+        try:
+            # Without an Upgrade header the output is the body of a plain answer. The SDK's own exec_start upgrades,
+            # then reads past the buffer that took in the headers, and loses what came along with them.
+            self._response = self._api.post(
+                f"{self._api.base_url}/v{self._api.api_version}/exec/{self._ident}/start",
+                json={"Detach": False, "Tty": False},
+                stream=True,
+                timeout=None,
+            )
+            self._api._raise_for_status(self._response)
+            for output, data in frames(self._response):
+                self.outputs[output == STDERR].append(data)
+        except Exception as error:
+            self.error = error
+        finally:
+            self.done.set()
+
+    def abandon(self) -> None:
+        """Free the connection, wherever it is."""
+        if self._response is None:
+            return
+        if not self.done.is_set() and hasattr(self._response.raw, "shutdown"):  # urllib3 2.3
+            self._response.raw.shutdown()  # wakes the thread: closing alone does not end a read in progress
+            self.done.wait(1.0)
+        if self.done.is_set():
+            self._response.close()
 
 
 def _refused(command: str, reason: str) -> SandboxError | None:

@@ -36,9 +36,9 @@ def root_path() -> str:
     return str(image.path)
 
 
-def prepare_root(progress: Progress) -> None:
-    """Build the root filesystem where it is missing."""
-    images.ensure(images.Form.ROOTFS, progress)
+def prepare_root(progress: Progress) -> str:
+    """The directory of the root filesystem, built where it is missing."""
+    return str(images.ensure(images.Form.ROOTFS, progress).path)
 
 
 def missing(level: str) -> Sequence[capability.Missing]:

@@ -21,7 +21,6 @@ from sandbox.store import Record
 MAP_BASE = 1_879_048_192
 """First id outside for id 0 inside (0x70000000): far above what adduser, subuid(5) and systemd's ranges hand out, see
 systemd's UIDS-GIDS. Every sandbox has the same range, since the process limits that matter are the cgroup's."""
-NETMASK = "255.255.0.0"
 
 
 class NamespaceIsolation(Isolation):
@@ -29,6 +28,7 @@ class NamespaceIsolation(Isolation):
 
     name = "namespace"
     shares_kernel = True
+    _root: str | None = None
 
     def missing(self) -> Sequence[Missing]:
         return local.missing(self.name)
@@ -37,7 +37,7 @@ class NamespaceIsolation(Isolation):
         """Every field of the spec can be honoured."""
 
     def prepare(self, spec: SandboxSpec, progress: Progress) -> None:
-        local.prepare_root(progress)
+        self._root = local.prepare_root(progress)
 
     def create(self, spec: SandboxSpec, record: Record, undo: ExitStack) -> NamespaceSandbox:
         group = Group(record.id)
@@ -50,11 +50,11 @@ class NamespaceIsolation(Isolation):
                 argv=(*INIT, *spec.argv),
                 env=tuple(environment(spec).items()),
                 uid=SANDBOX_UID,
-                root=local.root_path(),
+                root=self._root or local.root_path(),
                 log=str(record.log_path),
                 cgroup_files=tuple(str(path) for path in group.join_files()),
                 hostname=spec.name,
-                address=(record.address, NETMASK),
+                address=(record.address, network.NETMASK),
                 tmpfs=tuple(TMPFS_DIRS.items()),
                 tmpfs_bytes=TMPFS_BYTES,
             )

@@ -29,6 +29,7 @@ class ProcessIsolation(Isolation):
     name = "process"
     shares_kernel = True
     own_network = False
+    _image: str | None = None
 
     def missing(self) -> Sequence[Missing]:
         return local.missing(self.name)
@@ -37,7 +38,7 @@ class ProcessIsolation(Isolation):
         """Every field of the spec can be honoured."""
 
     def prepare(self, spec: SandboxSpec, progress: Progress) -> None:
-        local.prepare_root(progress)
+        self._image = local.prepare_root(progress)
 
     def create(self, spec: SandboxSpec, record: Record, undo: ExitStack) -> ProcessSandbox:
         group = Group(record.id)
@@ -48,7 +49,7 @@ class ProcessIsolation(Isolation):
             group.create()
             group.limit(cpus=spec.cpus, memory=spec.memory, pids=spec.pids_limit, cpuset=spec.cpuset)
             root.mkdir(exist_ok=True)
-            rootfs.assemble(local.root_path(), str(root), tuple(TMPFS_DIRS.items()), TMPFS_BYTES)
+            rootfs.assemble(self._image or local.root_path(), str(root), tuple(TMPFS_DIRS.items()), TMPFS_BYTES)
             network.serve_on_host(record.address, spec.port)
             child = enter.spawn_chrooted(
                 enter.Plan(

@@ -120,6 +120,22 @@ class Links:
         return found
 
 
+_shared: tuple[int, Links] | None = None
+
+
+def shared() -> Links:
+    """One handle per process, for the host's own network namespace: opening one costs more than using it.
+
+    Raises:
+        OSError: no netlink socket can be made.
+    """
+    global _shared  # noqa: PLW0603 - one socket for the life of the process is the point
+    # A forked child must not talk over its parent's socket: the answers would mix.
+    if _shared is None or _shared[0] != os.getpid():
+        _shared = (os.getpid(), Links())
+    return _shared[1]
+
+
 @contextmanager
 def _errors(name: str) -> Iterator[None]:
     try:

@@ -153,8 +153,8 @@ def test_the_walls(make: Make, level: ContainerIsolation) -> None:
         assert fields["Seccomp"] == "2"
     script = (
         "id -u; id -g; hostname; cat /proc/1/comm; "
-        "for d in / /etc /opt /var /home; do touch $d/x 2>/dev/null && echo WRITABLE $d; done; "
-        "for d in /tmp /run /var/tmp; do cp /bin/true $d/x || echo FULL $d; "
+        "for d in / /etc /opt /var /home /run; do touch $d/x 2>/dev/null && echo WRITABLE $d; done; "
+        "for d in /tmp /var/tmp; do cp /bin/true $d/x || echo FULL $d; "
         "$d/x 2>/dev/null && echo RUNS $d; done; "
         "ls /var/run/docker.sock 2>/dev/null; true"
     )
@@ -169,7 +169,7 @@ def test_the_walls(make: Make, level: ContainerIsolation) -> None:
 
 def test_a_tmpfs_holds_its_size(make: Make) -> None:
     sandbox = make()
-    found = sandbox.exec(shell("head -c 80000000 /dev/zero > /run/x; stat -c %s /run/x"), timeout=60.0)
+    found = sandbox.exec(shell("head -c 80000000 /dev/zero > /var/tmp/x; wc -c < /var/tmp/x"), timeout=60.0)
     assert int(found.stdout) <= 64 * MIB
     assert sandbox.state().running
 
@@ -214,10 +214,12 @@ def test_logs_are_followed_to_the_end(make: Make) -> None:
     sandbox = make(shell("echo one; echo two >&2; sleep 0.7; echo three"))
     begin = time.monotonic()
     chunks = [(chunk, time.monotonic() - begin) for chunk in sandbox.logs(follow=True)]
-    assert b"".join(chunk for chunk, _ in chunks).split() == [b"one", b"two", b"three"]
+    words = b"".join(chunk for chunk, _ in chunks).split()
+    assert words[-1] == b"three"
+    assert sorted(words) == [b"one", b"three", b"two"]  # two outputs are two pipes: their order is not kept
     assert chunks[0][1] < chunks[-1][1]
     assert not sandbox.state().running
-    assert output(sandbox).split() == ["one", "two", "three"]
+    assert output(sandbox).split()[-1] == "three"
 
 
 def test_following_a_log_can_be_given_up(make: Make) -> None:
@@ -271,8 +273,9 @@ def test_the_limit_on_memory_is_held(make: Make, level: ContainerIsolation) -> N
     try:
         found = sandbox.exec(["/usr/bin/python3", "-I", "-S", "-c", "b'x' * (200 << 20)"], timeout=60.0)
         assert found.exit_code != 0
-    except EngineError:
+    except EngineError as error:
         assert level.name == "gvisor"
+        assert "ended while" in str(error)
     if level.name == "container":
         assert found.exit_code == 137
         assert sandbox.state().running

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -184,7 +185,7 @@ def test_a_runtime_that_does_not_work_is_not_called_working(own_dockerd: docker.
         "bare": {"path": which("runsc")},  # Debian's runsc fails so, after its sandbox has started
     }
     dockerd._write(dockerd.own_config(), {"runtimes": runtimes})
-    daemons.send(dockerd.NAME, dockerd.signal.SIGHUP)
+    daemons.send(dockerd.NAME, signal.SIGHUP)
     deadline = time.monotonic() + 10
     while "bare" not in docker.Engine(engine.host).info()["Runtimes"] and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -153,7 +153,8 @@ def test_html_needs_nothing_from_outside() -> None:
         for name in ("src", "href"):
             value = attributes.get(name)
             assert value is None or value.startswith("data:application/json;base64,")
-    assert "default-src 'none'" in text
+    policies = [attributes["content"] for _, attributes in page.found if "http-equiv" in attributes]
+    assert policies == ["default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"]
     assert not re.search(r"url\(|@import", text)
 
 

@@ -7,7 +7,7 @@ short. A handler that computes or blocks stops everything: that is what the reac
 
 from __future__ import annotations
 
-from workloads.front import Front
+from workloads.front import serve_requests
 from workloads.loop import EventLoop
 
 TYPE_CHECKING = False
@@ -35,4 +35,4 @@ def serve(app: Application, listener: Socket) -> bool:
     def handler(connection: Connection, request: Request) -> None:
         connection.respond(request, app.answer(request))
 
-    return Front(EventLoop(), app, listener, handler).run()
+    return serve_requests(EventLoop(), app, listener, handler)

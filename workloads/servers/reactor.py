@@ -7,7 +7,7 @@ bell, the owner serves the dish. The owner never cooks, so no guest waits at the
 
 from __future__ import annotations
 
-from workloads.front import Front
+from workloads.front import serve_requests
 from workloads.http.routing import SHORT
 from workloads.loop import EventLoop
 from workloads.pool import Pool
@@ -47,4 +47,4 @@ def serve(app: Application, listener: Socket) -> bool:
         dish = app.answer(order)
         counter.post(lambda: guest.respond(order, dish))
 
-    return Front(counter, app, listener, take_order).run()
+    return serve_requests(counter, app, listener, take_order)

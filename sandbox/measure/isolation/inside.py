@@ -416,7 +416,7 @@ def forks(asked: dict[str, Any]) -> None:
 
 
 def counters(asked: dict[str, Any]) -> None:
-    """The counters of the control group that this runs in, version 2, and how many processes there are (no threads)."""
+    """The counters of the control group that this runs in, version 2, and how many processes are not root's."""
     found: dict[str, int] = {}
     for line in (read("/proc/self/cgroup") or "").splitlines():
         if not line.startswith("0::"):
@@ -427,8 +427,13 @@ def counters(asked: dict[str, Any]) -> None:
                 key, _, value = entry.rpartition(" ")
                 if value.isdigit():
                     found[f"{name}:{key}" if key else name] = int(value)
-    own = sum(1 for entry in os.listdir("/proc") if entry.isdigit() and read(f"/proc/{entry}/cmdline"))
-    say({"counters": found, "processes": own - 1})  # but for this one
+    others = 0  # this runs as root and is no part of what is limited
+    for entry in os.listdir("/proc"):
+        try:
+            others += entry.isdigit() and os.stat(f"/proc/{entry}").st_uid != os.getuid()
+        except OSError:
+            continue
+    say({"counters": found, "processes": others})
 
 
 MODES = {"counters": counters, "look": look, "sleep": sleep, "listen": listen, "memory": memory, "forks": forks}

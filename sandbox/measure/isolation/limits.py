@@ -22,11 +22,11 @@ from sandbox.measure.isolation import observed
 from sandbox.measure.isolation.observed import Push, clean
 
 if TYPE_CHECKING:
-    from sandbox.isolation.base import Sandbox
+    from sandbox.isolation.base import ExecResult, Sandbox
 
 BEYOND = 1.25
 """How far past the limit the antagonist tries to go."""
-TIMEOUT = 90.0
+TIMEOUT = 60.0
 """Seconds for one attempt; an emulated guest touches memory slowly."""
 HOLD = 0.3
 """Seconds that what was got is held, for the sampler to see it."""
@@ -34,6 +34,9 @@ HOLD_INSIDE = 3.0
 """The same where another command has to go inside and look."""
 _SAMPLE = 0.005
 _LOOK_AGAIN = 0.2
+_STATE_PAUSE = 0.1
+_LAST_WORDS = 2.0
+"""Seconds that a command gets to return after its sandbox died."""
 _V2_FILES = ("memory.events", "memory.peak", "memory.max", "pids.events", "pids.peak", "pids.max")
 
 
@@ -276,12 +279,29 @@ def _guest(sandbox: Sandbox, controller: str) -> Reading:
 def _attempt(sandbox: Sandbox, controller: str, asked: int, hold: float) -> tuple[int | None, str]:
     """Run the antagonist; how far it says it came, and how it ended."""
     mode, unit = {"memory": ("memory", "bytes"), "pids": ("forks", "count")}[controller]
-    try:
-        result = sandbox.exec(observed.command(mode, {unit: asked, "seconds": hold}), timeout=TIMEOUT)
-    except TimeoutError:
+    outcome: list[ExecResult | Exception] = []
+
+    def act() -> None:
+        try:
+            outcome.append(sandbox.exec(observed.command(mode, {unit: asked, "seconds": hold}), timeout=TIMEOUT))
+        except (SandboxError, TimeoutError) as error:
+            outcome.append(error)
+
+    # A thread, for an engine may not notice that the command went down with the whole sandbox (gVisor's does).
+    thread = threading.Thread(target=act, daemon=True)
+    thread.start()
+    dead_since = None
+    while thread.is_alive():
+        thread.join(_STATE_PAUSE)
+        if dead_since is None and not sandbox.state().running:
+            dead_since = time.monotonic()
+        if dead_since is not None and time.monotonic() - dead_since > _LAST_WORDS:
+            return None, "the sandbox died of it"
+    (result,) = outcome
+    if isinstance(result, TimeoutError):
         return None, "no answer in time"
-    except SandboxError as error:
-        return None, clean(error.message, 60)
+    if isinstance(result, Exception):
+        return None, clean(getattr(result, "message", str(result)), 60)
     got: int | None = None
     ended = "killed" if result.exit_code in (137, 9) else f"exit code {result.exit_code}"
     for answer in observed.answers(result.stdout):

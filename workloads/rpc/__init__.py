@@ -1,0 +1,1 @@
+"""Services A, B and C behind `/chain`, and their clients: one for each style, all with the same wire format."""

@@ -1,0 +1,126 @@
+"""The services A, B and C: three TCP servers in processes of their own, in the same sandbox as the server.
+
+They are forked before the server has threads, and sleep on their listening sockets until the first call: until then
+they cost one fork. They end with the server, which holds the other end of a pipe: its end-of-file is the server's end.
+"""
+
+from __future__ import annotations
+
+import os
+from _signal import SIG_DFL, SIG_IGN, SIGCHLD, SIGINT, SIGTERM, signal
+from _socket import AF_INET, SOCK_CLOEXEC, SOCK_STREAM
+from select import POLLIN, poll
+
+from workloads.net import Socket
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from workloads.settings import Settings
+
+NAMES = ("user", "query", "stock")
+"""GetUserInfo, GetQueryInfo, GetStockInfo: services A, B and C."""
+
+_LOOPBACK = "127.0.0.1"
+_BACKLOG = 4096
+
+
+class Services:
+    """The services as the server knows them.
+
+    Attributes:
+        addresses: host and port of each, by name; empty where they could not be started.
+    """
+
+    def __init__(self) -> None:
+        self.addresses: dict[str, tuple[str, int]] = {}
+        self.supervisor = 0
+        self._life = -1
+
+    def start(self, settings: Settings, listener: Socket) -> None:
+        """Start them; to be called before the process has threads.
+
+        Args:
+            settings: their latency.
+            listener: the server's own, which the services must not hold open.
+
+        Raises:
+            OSError: the loopback interface is down, or there can be no further process.
+        """
+        listeners = {}
+        for name in NAMES:
+            listener = Socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC)
+            listener.bind((_LOOPBACK, 0))
+            listener.listen(_BACKLOG)
+            listeners[name] = listener
+        life, self._life = os.pipe2(os.O_CLOEXEC)
+        self.supervisor = os.fork()
+        if not self.supervisor:
+            _run_to_the_end(lambda: _supervise(listeners, life, (self._life, listener.detach()), settings))
+        os.close(life)
+        self.addresses = {name: listener.getsockname() for name, listener in listeners.items()}
+        for listener in listeners.values():
+            listener.close()
+
+    def release(self) -> None:
+        """Let go of the services' life line, in a process that is not the server itself."""
+        if self._life >= 0:
+            os.close(self._life)
+            self._life = -1
+
+    def stop(self) -> None:
+        """End the services and wait for the end of their supervisor."""
+        self.release()
+        if self.supervisor:
+            os.waitpid(self.supervisor, 0)
+            self.supervisor = 0
+
+
+def _run_to_the_end(work: object) -> None:
+    """Run the whole life of a forked process; nothing of what its parent meant to do may follow."""
+    code = 1
+    try:
+        signal(SIGTERM, SIG_DFL)
+        signal(SIGINT, SIG_IGN)  # Ctrl-C goes to the whole group; the server drains and may still need its services
+        work()  # type: ignore[operator]
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def _supervise(listeners: dict[str, Socket], life: int, foreign: tuple[int, ...], settings: Settings) -> None:
+    for descriptor in foreign:
+        os.close(descriptor)
+    _name_process("rpc")
+    watch = poll()
+    watch.register(life, POLLIN)
+    for listener in listeners.values():
+        watch.register(listener.fileno(), POLLIN)
+    if any(descriptor == life for descriptor, _ in watch.poll()):
+        return
+    signal(SIGCHLD, SIG_IGN)  # the kernel reaps: nobody here asks how a service ended
+    for name, listener in listeners.items():
+        if not os.fork():
+            for other in listeners.values():
+                if other is not listener:
+                    other.close()
+            _run_to_the_end(lambda name=name, listener=listener: _serve(name, listener, life, settings))
+    for listener in listeners.values():
+        listener.close()  # or a dead service's port would go on taking connections that nobody answers
+    os.read(life, 1)
+
+
+def _serve(name: str, listener: Socket, life: int, settings: Settings) -> None:
+    from workloads.rpc.service import serve
+
+    _name_process(f"rpc-{name}")
+    listener.setblocking(False)
+    serve(name, listener, life, latency=settings.rpc_latency / 1000, spread=settings.rpc_spread / 1000)
+
+
+def _name_process(name: str) -> None:
+    """What ps shows, and `/stats` finds a service by (proc(5), /proc/pid/comm)."""
+    try:
+        with open("/proc/self/comm", "w", encoding="ascii") as comm:
+            comm.write(name)
+    except OSError:
+        return  # no /proc: it keeps its parent's name

@@ -1,0 +1,101 @@
+"""Numbers that requests share: between the threads of a process, or between processes."""
+
+from __future__ import annotations
+
+from _thread import allocate_lock
+from time import sleep
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from mmap import mmap
+
+
+class Cell:
+    """An integer in the memory of one process; its threads share it by looking at it, under a lock."""
+
+    def __init__(self) -> None:
+        self._lock = allocate_lock()
+        self._value = 0
+
+    def get(self) -> int:
+        """The value now."""
+        return self._value
+
+    def add(self, amount: int) -> int:
+        """Add, and return the sum; no concurrent addition is lost."""
+        with self._lock:
+            self._value += amount
+            return self._value
+
+    def add_unsafely(self, amount: int) -> int:
+        """Read, modify, write, with no lock: an addition between our read and our write is lost."""
+        value = self._value
+        sleep(0)  # another thread may run here, as it may at any call
+        self._value = value + amount
+        return self._value
+
+
+class SharedCell:
+    """An integer that processes share. It takes the kernel's help: a shared mapping (mmap(2)) and a lock (fcntl(2))."""
+
+    BYTES = 8
+
+    def __init__(self, memory: mmap, lock: int, index: int) -> None:
+        self._memory = memory
+        self._lock = lock
+        self._at = index * self.BYTES
+
+    def get(self) -> int:
+        """The value now."""
+        return int.from_bytes(self._memory[self._at : self._at + self.BYTES], "little", signed=True)
+
+    def add(self, amount: int) -> int:
+        """Add, and return the sum; no concurrent addition of another process is lost."""
+        from fcntl import LOCK_EX, LOCK_UN, lockf
+
+        # A record lock belongs to a process, not to a descriptor, so the descriptor may be inherited by fork.
+        lockf(self._lock, LOCK_EX, self.BYTES, self._at)
+        try:
+            return self._put(self.get() + amount)
+        finally:
+            lockf(self._lock, LOCK_UN, self.BYTES, self._at)
+
+    def add_unsafely(self, amount: int) -> int:
+        """Read, modify, write, with no lock."""
+        value = self.get()
+        sleep(0)
+        return self._put(value + amount)
+
+    def _put(self, value: int) -> int:
+        self._memory[self._at : self._at + self.BYTES] = value.to_bytes(self.BYTES, "little", signed=True)
+        return value
+
+
+class Counts:
+    """What a server counts.
+
+    Attributes:
+        counter: behind `/counter`.
+        finished: requests on connections that have ended.
+        connections: open ones, where one process does not see them all; else unused.
+    """
+
+    def __init__(self, cells: tuple[Cell | SharedCell, Cell | SharedCell, Cell | SharedCell]) -> None:
+        self.counter, self.finished, self.connections = cells
+
+    @classmethod
+    def of_threads(cls) -> Counts:
+        """For a server of one process."""
+        return cls((Cell(), Cell(), Cell()))
+
+    @classmethod
+    def of_processes(cls) -> Counts:
+        """For a server that forks; to be made before the first fork."""
+        import os
+        from mmap import mmap
+
+        size = 3 * SharedCell.BYTES
+        descriptor = os.memfd_create("counts")
+        os.truncate(descriptor, size)
+        memory = mmap(descriptor, size)
+        return cls((SharedCell(memory, descriptor, 0), SharedCell(memory, descriptor, 1), SharedCell(memory, descriptor, 2)))
