@@ -13,7 +13,7 @@ BIN ?= $(VENV)/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 OUT ?= out
 ARGS ?=
-SHELL_FILES = .ci/run $(wildcard images/*.sh vm/*.sh vm/init)
+SHELL_FILES = $(shell grep -rlE '^\#!.*[/ ](ba|da)?sh( |$$)' .ci images vm benchmarks)
 # sudo clears the environment; what the tests and the manager listen to is passed on by name.
 AS_ROOT = $(SUDO) env SANDBOX_MUST_WORK="$(SANDBOX_MUST_WORK)" SANDBOX_STATE_DIR="$(SANDBOX_STATE_DIR)"
 
@@ -30,7 +30,7 @@ demo: setup ## run the reactor behind every wall, and write the comparison to ou
 test: setup ## run every test, on real engines (ARGS="-k word" to choose)
 	@$(AS_ROOT) $(BIN)/pytest --durations=15 $(ARGS)
 
-check: check-format check-lint check-types check-imports check-spelling check-shell ## formatting, lint, types, contracts
+check: $(VENV)/.installed check-format check-lint check-types check-imports check-spelling check-shell ## formatting, lint, types, contracts
 
 check-format:
 	@$(BIN)/ruff format --check .

@@ -127,7 +127,7 @@ def remove(*references: str, everything: bool = False, old: bool = False, dry_ru
                 _remove(item, dry_run=dry_run)
                 removed.append(_label(item))
             except BusyError as error:
-                kept.append(f"{_label(item)}: {error.message}")
+                kept.append(error.message)
         if everything or old:
             removed += [f"broken image {directory.name}" for directory in _remove_broken(dry_run=dry_run)]
         removed += sweep_locked(dry_run=dry_run)

@@ -30,6 +30,7 @@ def _processes(directory: Path) -> Iterator[str]:
     # In another mount namespace, or below another root, the path has another beginning; its last part stays.
     marks = (f"/{directory.name}/", f"/{directory.name}")
     seen: set[tuple[int, int]] = set()
+    ours = _identity(Path("/proc/self/ns/mnt"))
     for pid in (name for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()):
         process = Path("/proc", pid)
         with suppress(OSError):  # it ended meanwhile, or it is a kernel thread
@@ -38,14 +39,22 @@ def _processes(directory: Path) -> Iterator[str]:
             if any(marks[0] in target or target.endswith(marks[1]) for target in targets):
                 yield f"process {pid} ({_name(process)})"
                 continue
-            namespace = (process / "ns/mnt").stat()
-            identity = (namespace.st_dev, namespace.st_ino)
+            identity = _identity(process / "ns/mnt")
             if identity in seen:
                 continue
             seen.add(identity)
             table = (process / "mountinfo").read_text(encoding="utf-8", errors="replace")
-            if marks[0] in table:
+            points = [line.split()[4] for line in table.splitlines() if marks[0] in line]
+            if points and identity == ours:
+                yield f"a mount at {points[0]}"
+            elif points:
                 yield f"a mount of process {pid} ({_name(process)})"
+
+
+def _identity(namespace: Path) -> tuple[int, int]:
+    """What tells namespaces apart (namespaces(7))."""
+    status = namespace.stat()
+    return status.st_dev, status.st_ino
 
 
 def _link(path: Path) -> str:

@@ -168,7 +168,7 @@ class _Reader(threading.Thread):
         self.error: Exception | None = None
         self.done = threading.Event()
         self._api = api
-        self._ident = ident
+        self._exec = ident
         self._response: Response | None = None
 
     def run(self) -> None:
@@ -177,7 +177,7 @@ class _Reader(threading.Thread):
             # Without an Upgrade header the output is the body of a plain answer. The SDK's own exec_start upgrades,
             # then reads past the buffer that took in the headers, and loses what came along with them.
             self._response = self._api.post(
-                f"{self._api.base_url}/v{self._api.api_version}/exec/{self._ident}/start",
+                f"{self._api.base_url}/v{self._api.api_version}/exec/{self._exec}/start",
                 json={"Detach": False, "Tty": False},
                 stream=True,
                 timeout=None,

@@ -35,6 +35,7 @@ LAB = Lab(
     dynamic_range="198.19.1.0/24",
     gateway="198.19.0.1",
 )
+OTHER = Lab("sandbox-test2", "sbxtest1", "10.198.0.0/16", "10.198.1.0/24", "10.198.0.1")
 SLEEP = ("/usr/bin/sleep", "600")
 LEVELS = [
     pytest.param(ContainerIsolation, marks=pytest.mark.level("container"), id="container"),
@@ -270,18 +271,18 @@ for child in children:
 
 def test_the_limit_on_memory_is_held(make: Make, level: ContainerIsolation) -> None:
     sandbox = make(memory=96 * MIB)
+    code, words = None, ""
     try:
-        found = sandbox.exec(["/usr/bin/python3", "-I", "-S", "-c", "b'x' * (200 << 20)"], timeout=60.0)
-        assert found.exit_code != 0
-    except EngineError as error:
-        assert level.name == "gvisor"
-        assert "ended while" in str(error)
+        code = sandbox.exec(["/usr/bin/python3", "-I", "-S", "-c", "b'x' * (200 << 20)"], timeout=60.0).exit_code
+    except EngineError as error:  # the host kills gvisor's kernel, and all of the sandbox with it
+        words = error.message
     if level.name == "container":
-        assert found.exit_code == 137
+        assert code == 137
         assert sandbox.state().running
         assert sandbox.events()["oom_kill"] >= 1
     else:
-        assert sandbox.wait(10.0) is not None  # the host kills gVisor's kernel, and all of the sandbox with it
+        assert "ended while" in words or code
+        assert sandbox.wait(10.0) is not None
 
 
 def test_an_address_is_on_the_network(make: Make) -> None:
@@ -351,41 +352,41 @@ def test_an_image_that_is_gone(level: ContainerIsolation, monkeypatch: pytest.Mo
 
 @pytest.mark.level("container")
 def test_a_runtime_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    level = GVisorIsolation(LAB)
+    level = GVisorIsolation(OTHER)
     monkeypatch.setattr(GVisorIsolation, "runtime", "no-such-runtime")
     level.prepare(spec_of("gvisor"), quiet)
     spec = spec_of("gvisor")
     with ExitStack() as undo, pytest.raises(UnavailableError, match="no-such-runtime"):
-        level.create(spec, Record(secrets.token_hex(6), spec, "198.19.2.252"), undo)
+        level.create(spec, Record(secrets.token_hex(6), spec, "10.198.2.252"), undo)
     level.release()
 
 
 @pytest.mark.level("container")
 def test_two_prepares_at_once() -> None:
     def prepare(_: int) -> None:
-        ContainerIsolation(LAB).prepare(spec_of("container"), quiet)
+        ContainerIsolation(OTHER).prepare(spec_of("container"), quiet)
 
-    level = ContainerIsolation(LAB)
+    level = ContainerIsolation(OTHER)
     level.release()
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(prepare, range(4)))
-    assert docker("network", "ls", "-q", "--filter", f"name=^{LAB.name}$").count("\n") == 0
-    assert level.release() == [f"docker network {LAB.name}"]
+    assert docker("network", "ls", "-q", "--filter", f"name=^{OTHER.name}$").count("\n") == 0
+    assert level.release() == [f"docker network {OTHER.name}"]
 
 
 @pytest.mark.level("container")
 def test_a_network_with_other_settings_is_refused() -> None:
-    level = ContainerIsolation(replace(LAB, dynamic_range="198.19.3.0/24"))
-    ContainerIsolation(LAB).prepare(spec_of("container"), quiet)
-    with pytest.raises(EngineError, match=r"ip-range is 198\.19\.1\.0/24, not 198\.19\.3\.0/24.*docker network rm"):
+    level = ContainerIsolation(replace(OTHER, dynamic_range="10.198.3.0/24"))
+    ContainerIsolation(OTHER).prepare(spec_of("container"), quiet)
+    with pytest.raises(EngineError, match=r"ip-range is 10\.198\.1\.0/24, not 10\.198\.3\.0/24.*docker network rm"):
         level.prepare(spec_of("container"), quiet)
-    assert ContainerIsolation(LAB).release() == [f"docker network {LAB.name}"]
+    assert ContainerIsolation(OTHER).release() == [f"docker network {OTHER.name}"]
 
 
 @pytest.mark.parametrize("host", ["unix:///nonexistent/docker.sock", "tcp://127.0.0.1:9"])
 def test_no_daemon(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", host)
-    level = ContainerIsolation(LAB)
+    level = ContainerIsolation(OTHER)
     with pytest.raises(UnavailableError) as caught:
         level.prepare(spec_of("container"), quiet)
     assert caught.value.hint

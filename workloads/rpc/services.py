@@ -7,6 +7,7 @@ they cost one fork. They end with the server, which holds the other end of a pip
 from __future__ import annotations
 
 import os
+import sys
 from _signal import SIG_DFL, SIG_IGN, SIGCHLD, SIGINT, SIGTERM, signal
 from _socket import AF_INET, SOCK_CLOEXEC, SOCK_STREAM
 from select import POLLIN, poll
@@ -15,6 +16,8 @@ from workloads.net import Socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from workloads.settings import Settings
 
 NAMES = ("user", "query", "stock")
@@ -46,20 +49,15 @@ class Services:
         Raises:
             OSError: the loopback interface is down, or there can be no further process.
         """
-        listeners = {}
-        for name in NAMES:
-            listener = Socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC)
-            listener.bind((_LOOPBACK, 0))
-            listener.listen(_BACKLOG)
-            listeners[name] = listener
+        doors = {name: _listen() for name in NAMES}
         life, self._life = os.pipe2(os.O_CLOEXEC)
         self.supervisor = os.fork()
         if not self.supervisor:
-            _run_to_the_end(lambda: _supervise(listeners, life, (self._life, listener.detach()), settings))
+            _run_to_the_end(lambda: _supervise(doors, life, (self._life, listener.detach()), settings))
         os.close(life)
-        self.addresses = {name: listener.getsockname() for name, listener in listeners.items()}
-        for listener in listeners.values():
-            listener.close()
+        self.addresses = {name: door.getsockname() for name, door in doors.items()}
+        for door in doors.values():
+            door.close()
 
     def release(self) -> None:
         """Let go of the services' life line, in a process that is not the server itself."""
@@ -71,50 +69,63 @@ class Services:
         """End the services and wait for the end of their supervisor."""
         self.release()
         if self.supervisor:
-            os.waitpid(self.supervisor, 0)
-            self.supervisor = 0
+            try:
+                os.waitpid(self.supervisor, 0)
+            except ChildProcessError:
+                return  # a server that waits for all its children has met this one too
+            finally:
+                self.supervisor = 0
 
 
-def _run_to_the_end(work: object) -> None:
+def _run_to_the_end(work: Callable[[], None]) -> None:
     """Run the whole life of a forked process; nothing of what its parent meant to do may follow."""
     code = 1
     try:
         signal(SIGTERM, SIG_DFL)
         signal(SIGINT, SIG_IGN)  # Ctrl-C goes to the whole group; the server drains and may still need its services
-        work()  # type: ignore[operator]
+        work()
         code = 0
+    except Exception as error:
+        sys.stderr.write(f"services: {type(error).__name__}: {error}\n")
     finally:
         os._exit(code)
 
 
-def _supervise(listeners: dict[str, Socket], life: int, foreign: tuple[int, ...], settings: Settings) -> None:
+def _listen() -> Socket:
+    door = Socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC)
+    door.bind((_LOOPBACK, 0))
+    door.listen(_BACKLOG)
+    return door
+
+
+def _supervise(doors: dict[str, Socket], life: int, foreign: tuple[int, ...], settings: Settings) -> None:
     for descriptor in foreign:
         os.close(descriptor)
     _name_process("rpc")
     watch = poll()
     watch.register(life, POLLIN)
-    for listener in listeners.values():
-        watch.register(listener.fileno(), POLLIN)
+    for door in doors.values():
+        watch.register(door.fileno(), POLLIN)
     if any(descriptor == life for descriptor, _ in watch.poll()):
         return
     signal(SIGCHLD, SIG_IGN)  # the kernel reaps: nobody here asks how a service ended
-    for name, listener in listeners.items():
+    for name, door in doors.items():
         if not os.fork():
-            for other in listeners.values():
-                if other is not listener:
+            for other in doors.values():
+                if other is not door:
                     other.close()
-            _run_to_the_end(lambda name=name, listener=listener: _serve(name, listener, life, settings))
-    for listener in listeners.values():
-        listener.close()  # or a dead service's port would go on taking connections that nobody answers
+            _run_to_the_end(lambda name=name, door=door: _serve(name, door, life, settings))
+    for door in doors.values():
+        door.close()  # or a dead service's port would go on taking connections that nobody answers
     os.read(life, 1)
 
 
-def _serve(name: str, listener: Socket, life: int, settings: Settings) -> None:
+def _serve(name: str, door: Socket, life: int, settings: Settings) -> None:
     from workloads.rpc.service import serve
 
     _name_process(f"rpc-{name}")
-    listener.setblocking(False)
-    serve(name, listener, life, latency=settings.rpc_latency / 1000, spread=settings.rpc_spread / 1000)
+    door.setblocking(False)
+    serve(name, door, life, latency=settings.rpc_latency / 1000, spread=settings.rpc_spread / 1000)
 
 
 def _name_process(name: str) -> None:
