@@ -106,7 +106,7 @@ class Application:
 
 
 def failure(request: Request, error: Exception) -> Response:
-    """The response for an exception that a handler raised: its own status if it has one, else 500 and a line in the log."""
+    """The response for what a handler raised: its own status if it has one, else 500 and a line in the log."""
     if isinstance(error, HttpError):
         return error_response(error)
     log(f"{request.path.decode('latin-1')}: {type(error).__name__}: {error}")

@@ -58,7 +58,7 @@ class BlockingConnection:
         return not self.protocol.closing
 
     def hurry(self) -> None:
-        """Wake up a read that waits for the next request: what has arrived is still answered. Any thread may call it."""
+        """End a read that waits for the next request; what has arrived is still answered. Any thread may call it."""
         try:
             if self.protocol.idle:
                 self._socket.shutdown(SHUT_RD)

@@ -1,8 +1,8 @@
 """The RPC chain of the notes: A B [user] C D [query] E F [stock] G H.
 
-The letters are work that the handler does itself; each service is asked with what the one before it answered. The class
-holds what a handler has to remember from one call to the next. In straight-line code (blocking, coroutine) that is a local
-variable; cut into callbacks, it has to be handed on (named functions) or be held by a closure.
+The letters are work that the handler does itself; each service is asked with what the one before it answered. The
+class holds what a handler has to remember from one call to the next. In straight-line code (blocking, coroutine) that
+is a local variable; cut into callbacks, it has to be handed on (named functions) or be held by a closure.
 """
 
 from __future__ import annotations

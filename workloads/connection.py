@@ -30,20 +30,23 @@ class Connection:
     """
 
     __slots__ = (
-        "_app", "_descriptor", "_ended", "_events", "_loop", "_on_close", "_on_request", "_pumping", "_socket", "_stuck_since",
-        "protocol",
+        "_app", "_closed", "_descriptor", "_events", "_loop", "_on_close", "_on_request", "_pumping", "_shut", "_socket",
+        "_stuck_since", "protocol",
     )  # fmt: skip
 
-    def __init__(self, loop: EventLoop, socket: Socket, app: Application, on_request: OnRequest, on_close: OnClose) -> None:
+    def __init__(
+        self, loop: EventLoop, socket: Socket, app: Application, on_request: OnRequest, on_close: OnClose
+    ) -> None:
         socket.setblocking(False)
         self._loop = loop
-        self._socket: Socket | None = socket
+        self._socket = socket
         self._descriptor = socket.fileno()
         self._app = app
         self._on_request = on_request
         self._on_close = on_close
         self._pumping = False
-        self._ended = False  # the client has sent its last byte
+        self._closed = False
+        self._shut = False  # nothing more will be sent; what still comes is read away
         self._events = EPOLLIN
         self._stuck_since = 0.0
         self.protocol = app.open()
@@ -64,7 +67,7 @@ class Connection:
 
     def respond(self, request: Request, response: Response) -> None:
         """Answer the request; a client that has gone in the meantime gets nothing."""
-        if self._socket is None:
+        if self._closed:
             return
         self.protocol.respond(request, response)
         if not self._pumping:
@@ -87,16 +90,16 @@ class Connection:
         """Finish what has been received and then close."""
         if self._events == EPOLLIN and not self.protocol.closing:
             self._receive()
-            if self._socket is not None and self.protocol.idle:
+            if not self._closed and self.protocol.idle:
                 self.close()
 
     def close(self) -> None:
         """Close now."""
-        if self._socket is None:
+        if self._closed:
             return
         self._loop.forget(self._descriptor)
         self._socket.close()
-        self._socket = None
+        self._closed = True
         self._app.closed(self.protocol)
         self._on_close(self)
 
@@ -125,7 +128,7 @@ class Connection:
             if not protocol.output:
                 break
             self._flush()
-            if self._socket is None:
+            if self._closed:
                 return
             if protocol.output or protocol.busy or protocol.closing or not protocol.pending:
                 break
@@ -166,9 +169,9 @@ class Connection:
             self._loop.modify(self._descriptor, events)
 
     def _start_lingering(self) -> None:
-        if self._ended:
+        if self._shut:
             return
-        self._ended = True
+        self._shut = True
         self.protocol.deadline = monotonic() + self._app.limits.linger_time
         try:
             self._socket.shutdown(SHUT_WR)

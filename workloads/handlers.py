@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from _signal import SIG_DFL, SIGSEGV, signal
 from _socket import SO_RCVTIMEO, SOL_SOCKET, socketpair
 
 from workloads.chain import Chain, rpc_failure
@@ -12,6 +11,7 @@ from workloads.http.response import JSON, Response
 from workloads.http.routing import CHAIN, CPU, IO, SHORT, STREAM, Route, Routes
 from workloads.net import timeval
 from workloads.rpc.wire import RpcError
+from workloads.signals import SIGSEGV, restore
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def crash(request: Request, _app: Application) -> Response:
     if how == b"exit":
         os._exit(3)
     if how == b"segv":
-        signal(SIGSEGV, SIG_DFL)
+        restore(SIGSEGV)
         os.kill(os.getpid(), SIGSEGV)
     if how != b"exception":
         raise HttpError(400, "how must be exception, exit or segv")

@@ -6,6 +6,7 @@ are not used here. The same holds for `_signal` (4 ms) and `_thread` in place of
 
 from __future__ import annotations
 
+import _socket
 import errno
 import os
 from _socket import (
@@ -19,12 +20,13 @@ from _socket import (
     TCP_NODELAY,
     inet_pton,
 )
-from _socket import socket as Socket  # noqa: N812
 from sys import byteorder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+Socket = _socket.socket
 
 # Accepts to a bare descriptor; `socket.socket.accept` wraps it, and typeshed does not know it.
 _accept: Callable[[Socket], tuple[int, object]] = Socket._accept  # type: ignore[attr-defined]
@@ -61,7 +63,8 @@ class Acceptor:
     """Accepts connections, and keeps one descriptor in reserve for the day when there is none left.
 
     With no descriptor, accept(2) fails with EMFILE and leaves the connection in the queue: the client waits, and a
-    level-triggered loop spins. So the reserve is given up for a moment, the client is told 503, and the reserve taken back.
+    level-triggered loop spins. So the reserve is given up for a moment, the client is told
+    503, and the reserve taken back.
     """
 
     __slots__ = ("_listener", "_reserve")

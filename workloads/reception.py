@@ -13,9 +13,16 @@ from workloads.signals import on_termination
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Protocol
 
     from workloads.application import Application
     from workloads.net import Socket
+
+    class Inside(Protocol):
+        """A connection, as the reception sees it."""
+
+        def hurry(self) -> None:
+            """Stop waiting for the next request."""
 
 
 class Reception:
@@ -31,7 +38,7 @@ class Reception:
         self._acceptor = Acceptor(listener)
         self._listener = listener
         self._wake_read, self.wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self.connections: set[BlockingConnection] = set()
+        self.connections: set[Inside] = set()
         self.draining = False
         on_termination(self._terminate, self.wake_write)
 
@@ -68,6 +75,11 @@ class Reception:
             connection.serve()
         finally:
             self.connections.discard(connection)
+
+    def leave(self, connection: BlockingConnection) -> None:
+        """A client is gone."""
+        self.connections.discard(connection)
+        connection.close()
 
     def drain(self) -> bool:
         """Close the door and wait for those inside, up to the grace time; whether all have finished."""

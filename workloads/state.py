@@ -98,4 +98,6 @@ class Counts:
         descriptor = os.memfd_create("counts")
         os.truncate(descriptor, size)
         memory = mmap(descriptor, size)
-        return cls((SharedCell(memory, descriptor, 0), SharedCell(memory, descriptor, 1), SharedCell(memory, descriptor, 2)))
+        return cls(
+            (SharedCell(memory, descriptor, 0), SharedCell(memory, descriptor, 1), SharedCell(memory, descriptor, 2))
+        )

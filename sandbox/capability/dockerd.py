@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 from sandbox import daemons, paths
-from sandbox.capability.distribution import systemd
 from sandbox.capability.docker import RUNTIME, RUNTIME_ARGS, DockerError, Engine
 from sandbox.capability.programs import which
 from sandbox.errors import EngineError
@@ -82,8 +80,11 @@ def register() -> tuple[str | None, str | None]:
         _write(own_config(), merged(_theirs()))
         daemons.send(NAME, signal.SIGHUP)
         where = own_config()
-    elif SYSTEM_CONFIG.exists():
+    elif SYSTEM_CONFIG.exists() and RUNTIME not in (_theirs().get("runtimes") or {}):
         return None, advice()
+    elif SYSTEM_CONFIG.exists():  # it is there, and dockerd has not read it since
+        _reload()
+        where = SYSTEM_CONFIG
     else:
         _write(SYSTEM_CONFIG, {"runtimes": entry()})
         _reload()
@@ -122,13 +123,14 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 def _reload() -> None:
-    """Make the daemon read its configuration again: `runtimes` is one of the options that dockerd(8) reloads."""
-    if systemd():
-        subprocess.run(["systemctl", "reload", "docker"], stdin=subprocess.DEVNULL, capture_output=True, check=False)
-        return
+    """Make the daemon read its configuration again: `runtimes` is one of the options that dockerd(8) reloads.
+
+    The signal is sent from here under systemd too: Debian's unit reloads with /bin/kill, which a small system lacks.
+    """
     try:
         pid = int(SYSTEM_PID.read_text(encoding="ascii"))
-        if Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip() == NAME:
-            os.kill(pid, signal.SIGHUP)
+        if Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip() != NAME:
+            raise EngineError(f"{SYSTEM_PID} does not name a dockerd", "restart dockerd")
+        os.kill(pid, signal.SIGHUP)
     except (OSError, ValueError) as error:
         raise EngineError(f"dockerd could not be told to reload: {error}", "restart dockerd") from error

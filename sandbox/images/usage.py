@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from sandbox.images.cache import Entry
+from sandbox.images.workspace import unescape
 from sandbox.store import Store
 
 
@@ -27,16 +28,14 @@ def users(entry: Entry) -> list[str]:
 
 def _processes(directory: Path) -> Iterator[str]:
     """Processes whose root, working directory, program or open files are inside, or that have it mounted."""
-    # In another mount namespace, or below another root, the path has another beginning; its last part stays.
-    marks = (f"/{directory.name}/", f"/{directory.name}")
+    marks = tuple(f"{path}/" for path in {os.path.realpath(directory), _within_filesystem(directory)})
     seen: set[tuple[int, int]] = set()
     ours = _identity(Path("/proc/self/ns/mnt"))
     for pid in (name for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()):
         process = Path("/proc", pid)
         with suppress(OSError):  # it ended meanwhile, or it is a kernel thread
             links = [process / "root", process / "cwd", process / "exe", *(process / "fd").iterdir()]
-            targets = [_link(link) for link in links]
-            if any(marks[0] in target or target.endswith(marks[1]) for target in targets):
+            if any(f"{_link(link)}/".startswith(marks) for link in links):
                 yield f"process {pid} ({_name(process)})"
                 continue
             identity = _identity(process / "ns/mnt")
@@ -44,11 +43,22 @@ def _processes(directory: Path) -> Iterator[str]:
                 continue
             seen.add(identity)
             table = (process / "mountinfo").read_text(encoding="utf-8", errors="replace")
-            points = [line.split()[4] for line in table.splitlines() if marks[0] in line]
+            points = [line.split()[4] for line in table.splitlines() if any(mark in line for mark in marks)]
             if points and identity == ours:
                 yield f"a mount at {points[0]}"
             elif points:
                 yield f"a mount of process {pid} ({_name(process)})"
+
+
+def _within_filesystem(directory: Path) -> str:
+    """A path from the root of its file system, which is how every mount namespace names it (proc(5), mountinfo)."""
+    real = os.path.realpath(directory)
+    found = ("/", "/")
+    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+        root, point = (unescape(field) for field in line.split()[3:5])
+        if f"{real}/".startswith(point.rstrip("/") + "/") and len(point) >= len(found[1]):
+            found = (root, point)  # of several mounts on one point the last one counts
+    return os.path.normpath(f"{found[0]}/{os.path.relpath(real, found[1])}")
 
 
 def _identity(namespace: Path) -> tuple[int, int]:

@@ -205,7 +205,7 @@ class GVisorIsolation(ContainerIsolation):
     shares_kernel = False
     runtime = "runsc"
 
-    MIN_MEMORY: ClassVar[int] = 64 * MIB
+    MIN_MEMORY: ClassVar[int] = 48 * MIB
     """Bytes. The user-space kernel runs within the same limit, and needs about 20 MiB."""
 
     def check(self, spec: SandboxSpec) -> None:

@@ -131,9 +131,7 @@ class Comparison:
             if not info.available:
                 self.observer.note(f"{info.label}: not on this host: {info.reason}")
         particulars = host.describe()
-        caveats = host.caveats(
-            particulars, samples=options.samples, few=stats.FEW_SAMPLES, tenants=len(self.manager.store.records())
-        )
+        caveats = host.caveats(particulars, samples=options.samples, few=stats.FEW_SAMPLES, tenants=self._tenants())
         if self._cpus.caveat is not None:
             caveats.append(self._cpus.caveat)
         return Document(
@@ -160,6 +158,11 @@ class Comparison:
             levels=levels,
             warnings=caveats,
         )
+
+    def _tenants(self) -> int:
+        """Sandboxes that run already; one whose process is not on this host is taken to run."""
+        records = self.manager.store.records()
+        return sum(record.process is None or record.process.alive() for record in records)
 
     def _spec(self, level: str) -> SandboxSpec:
         return self.manager.make_spec(self.options.workload, level, cpuset=str(self._cpus.server))

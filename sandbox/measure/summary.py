@@ -67,9 +67,15 @@ def caveats(document: Document) -> list[Caveat]:
             found.append(Caveat("failed", f"{text}; first: {_first_error(document, summary.level)}"))
         if summary.request_errors:
             found.append(Caveat("request-errors", f"{label}: {summary.request_errors} requests under load failed"))
-        for name in summary.unstable:
-            text = f"{label}: {name} is unstable, its interval is wider than {stats.UNSTABLE_WIDTH:.0%} of the median"
-            found.append(Caveat("unstable", text))
+    return found + _unstable(document)
+
+
+def _unstable(document: Document) -> list[Caveat]:
+    found = []
+    for name in dict.fromkeys(name for summary in document.summary for name in summary.unstable):
+        labels = [document.info(summary.level).label for summary in document.summary if name in summary.unstable]
+        wide = f"the interval is wider than {stats.UNSTABLE_WIDTH:.0%} of the median"
+        found.append(Caveat("unstable", f"unstable {name} at {', '.join(labels)}: {wide}"))
     return found
 
 

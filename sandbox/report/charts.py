@@ -19,7 +19,7 @@ LABEL = 150
 ROW = 46
 TOP = 44
 BOTTOM = 30
-MIN_SHARE_LABEL = 0.13
+MIN_SHARE_LABEL = 0.15
 """A share narrower than this has no room for its label."""
 
 

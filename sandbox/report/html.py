@@ -109,9 +109,12 @@ def _card(document: Document, info: LevelInfo) -> Markup:
 
 def _wall_count(document: Document, level: str) -> str | None:
     verdicts = [check.verdict for check in document.isolation if check.level == level]
-    if not verdicts:
-        return None
-    return f"{sum(verdict in (Verdict.ISOLATED, Verdict.HELD) for verdict in verdicts)} of {len(verdicts)}"
+    judged = [verdict for verdict in verdicts if verdict is not Verdict.UNKNOWN]
+    if not judged:
+        return "not known" if verdicts else None
+    unknown = len(verdicts) - len(judged)
+    held = sum(verdict in (Verdict.ISOLATED, Verdict.HELD) for verdict in judged)
+    return f"{held} of {len(judged)}" + (f", {unknown} not known" if unknown else "")
 
 
 def _warnings(document: Document) -> Markup:

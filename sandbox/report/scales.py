@@ -39,7 +39,8 @@ def logarithmic(values: Iterable[float], start: float, end: float) -> Scale:
     """An axis over all positive values, with room at both ends. There is no zero on it, so it carries no bars."""
     positive = [value for value in values if value > 0] or [1.0]
     low, high = min(positive) / 1.25, max(positive) * 1.25
-    steps = (1, 2, 5) if math.log10(high / low) < 2.5 else (1,)
+    decades = math.log10(high / low)
+    steps = (1, 2, 5) if decades < 2 else (1, 3) if decades < 3.5 else (1,)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = tuple(tick for power in powers for step in steps if low <= (tick := step * 10.0**power) <= high)
     return Scale(low, high, start, end, ticks, logarithmic=True)

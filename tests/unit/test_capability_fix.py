@@ -117,6 +117,19 @@ def test_an_existing_configuration_is_not_touched(state: Path) -> None:
     assert config.read_text(encoding="utf-8") == '{"debug": true}\n'
 
 
+def test_a_configuration_that_was_not_heeded_is_said_to_need_a_reload(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = state / "etc" / "daemon.json"
+    config.parent.mkdir()
+    config.write_text('{"runtimes": {"runsc": {"path": "/opt/runsc"}}}\n', encoding="utf-8")
+    pid = state / "docker.pid"
+    pid.write_text(str(os.getpid()), encoding="ascii")
+    monkeypatch.setattr(dockerd, "SYSTEM_PID", pid)
+    with pytest.raises(EngineError, match="does not name a dockerd"):
+        dockerd.register()
+
+
 def test_anothers_daemon_is_not_touched(monkeypatch: pytest.MonkeyPatch, state: Path) -> None:
     monkeypatch.setenv("DOCKER_HOST", "tcp://elsewhere:2375")
     done, advice = dockerd.register()

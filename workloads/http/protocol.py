@@ -115,9 +115,7 @@ class Protocol:
     def respond(self, request: Request, response: Response) -> None:
         """Write the response to the request that `next_request` gave last."""
         keep_alive = self._keeps_alive(request)
-        self.output += encode(
-            response, keep_alive=keep_alive, minor=request.minor, with_body=request.method != b"HEAD"
-        )
+        self.output += encode(response, keep_alive=keep_alive, minor=request.minor, with_body=request.method != b"HEAD")
         self._finished(keep_alive)
 
     def expire(self) -> None:
@@ -212,9 +210,7 @@ class Protocol:
     def _start_stream(self, request: Request) -> None:
         self._streaming = True
         self._keep_alive = self._keeps_alive(request)
-        self.output += encode_stream_head(
-            length=request.length, keep_alive=self._keep_alive, minor=request.minor
-        )
+        self.output += encode_stream_head(length=request.length, keep_alive=self._keep_alive, minor=request.minor)
 
     def _end_stream(self, request: Request) -> None:
         if not self._streaming:

@@ -125,7 +125,7 @@ class HeadParser:
     __slots__ = ("_fields", "_headers", "_host", "_parser", "_repeated", "_target")
 
     def __init__(self) -> None:
-        self._parser = None
+        self._parser: HttpRequestParser | None = None
         self._host = b""
         self._target = b""
         self._headers: dict[bytes, bytes] = {}
@@ -162,7 +162,8 @@ class HeadParser:
         if lines - 2 > MAX_FIELDS:
             raise HttpError(431, f"more than {MAX_FIELDS} header fields")
         self._target = b""
-        self._headers = headers = {}
+        headers: dict[bytes, bytes] = {}
+        self._headers = headers
         self._fields = 0
         self._feed(head if minor < 2 else head.replace(b" HTTP/1.%d\r\n" % minor, b" HTTP/1.1\r\n", 1))
         # Each line must have come out as one field: two parsers that disagree about the bytes are what smuggling needs.

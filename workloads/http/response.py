@@ -18,9 +18,7 @@ TEXT = b"text/plain; charset=utf-8"
 JSON = b"application/json"
 BINARY = b"application/octet-stream"
 
-_STATUS_LINES = {
-    status: b"HTTP/1.1 %d %s\r\n" % (status, reason.encode("ascii")) for status, reason in REASONS.items()
-}
+_STATUS_LINES = {status: b"HTTP/1.1 %d %s\r\n" % (status, reason.encode("ascii")) for status, reason in REASONS.items()}
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import sys
-from _signal import SIG_DFL, SIG_IGN, SIGCHLD, SIGINT, SIGTERM, signal
 from _socket import AF_INET, SOCK_CLOEXEC, SOCK_STREAM
 from select import POLLIN, poll
 
 from workloads.net import Socket
+from workloads.signals import SIGCHLD, SIGINT, SIGTERM, ignore, restore
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Services:
         life, self._life = os.pipe2(os.O_CLOEXEC)
         self.supervisor = os.fork()
         if not self.supervisor:
-            _run_to_the_end(lambda: _supervise(doors, life, (self._life, listener.detach()), settings))
+            _run_to_the_end(_supervise, doors, life, (self._life, listener.detach()), settings)
         os.close(life)
         self.addresses = {name: door.getsockname() for name, door in doors.items()}
         for door in doors.values():
@@ -77,13 +77,13 @@ class Services:
                 self.supervisor = 0
 
 
-def _run_to_the_end(work: Callable[[], None]) -> None:
+def _run_to_the_end(work: Callable[..., None], *arguments: object) -> None:
     """Run the whole life of a forked process; nothing of what its parent meant to do may follow."""
     code = 1
     try:
-        signal(SIGTERM, SIG_DFL)
-        signal(SIGINT, SIG_IGN)  # Ctrl-C goes to the whole group; the server drains and may still need its services
-        work()
+        restore(SIGTERM)
+        ignore(SIGINT)  # Ctrl-C goes to the whole group; the server drains and may still need its services
+        work(*arguments)
         code = 0
     except Exception as error:
         sys.stderr.write(f"services: {type(error).__name__}: {error}\n")
@@ -108,13 +108,13 @@ def _supervise(doors: dict[str, Socket], life: int, foreign: tuple[int, ...], se
         watch.register(door.fileno(), POLLIN)
     if any(descriptor == life for descriptor, _ in watch.poll()):
         return
-    signal(SIGCHLD, SIG_IGN)  # the kernel reaps: nobody here asks how a service ended
+    ignore(SIGCHLD)  # the kernel reaps: nobody here asks how a service ended
     for name, door in doors.items():
         if not os.fork():
             for other in doors.values():
                 if other is not door:
                     other.close()
-            _run_to_the_end(lambda name=name, door=door: _serve(name, door, life, settings))
+            _run_to_the_end(_serve, name, door, life, settings)
     for door in doors.values():
         door.close()  # or a dead service's port would go on taking connections that nobody answers
     os.read(life, 1)

@@ -1,8 +1,8 @@
 """Blocking: a fixed pool of threads, and each blocks at every call until its request is done.
 
-A thread that takes a request keeps it to the end. At each call of a service it sits and waits, so a pool of N threads has
-N requests under way at most, and the rest queue up while the processor idles: throughput is threads ÷ latency. `callback`
-and `coroutine` lift that bound.
+A thread that takes a request keeps it to the end. At each call of a service it sits and waits, so a pool of N threads
+has N requests under way at most, and the rest queue up while the processor idles: throughput is threads ÷ latency.
+`callback` and `coroutine` lift that bound.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Callback: on an event loop, a handler that calls services is cut into callbacks.
 
-Each call of a service returns at once; what is to be done with the answer is handed over as a function, a value like any
-other. One thread keeps any number of requests under way. The price is in the text: what was one handler is now four
-functions, and what were its local variables has to travel.
+Each call of a service returns at once; what is to be done with the answer is handed over as a function, a value like
+any other. One thread keeps any number of requests under way. The price is in the text: what was one handler is now
+four functions, and what were its local variables has to travel.
 
 The two forms below do the same. In the first, the functions have names, and what they need to know is handed on as an
 argument. In the second, each function is written inside the one before it, and sees its variables: a closure is code

@@ -8,13 +8,20 @@ cores. The price: making a process costs more than making a thread, and what is 
 from __future__ import annotations
 
 import os
-from _signal import SIG_BLOCK, SIG_UNBLOCK, SIGCHLD, SIGINT, SIGKILL, SIGTERM, pthread_sigmask, signal
 from time import monotonic, sleep
 
 from workloads.application import log
 from workloads.net import refuse
 from workloads.reception import Reception
-from workloads.signals import on_termination
+from workloads.signals import (
+    SIGCHLD,
+    SIGKILL,
+    SIGTERM,
+    hold_termination,
+    on_termination,
+    release_termination,
+    wake_on,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,8 +39,6 @@ PICTURE = """
                  +---------------------+        +------------------------+
 """
 
-_TERMINATION = (SIGTERM, SIGINT)
-
 
 def serve(app: Application, listener: Socket) -> bool:
     """Accept and fork, until told to stop; then pass the word on to the children."""
@@ -41,7 +46,7 @@ def serve(app: Application, listener: Socket) -> bool:
     if app.settings.per == "request":
         app.keeps_alive = False
     reception = Reception(app, listener)
-    signal(SIGCHLD, lambda _number, _frame: None)  # its byte in the wake-up pipe is what matters
+    wake_on(SIGCHLD)
     children: set[int] = set()
     for client in reception.clients():
         if client is not None:
@@ -57,7 +62,7 @@ def serve(app: Application, listener: Socket) -> bool:
 def _fork(app: Application, reception: Reception, listener: Socket, client: Socket) -> int:
     """A child for the client; 0 if there cannot be one, and the client has been told."""
     # A signal between the fork and the child's own handlers would be lost on the parent's, which the child inherits.
-    pthread_sigmask(SIG_BLOCK, _TERMINATION)
+    hold_termination()
     try:
         child = os.fork()
         if child == 0:
@@ -69,7 +74,7 @@ def _fork(app: Application, reception: Reception, listener: Socket, client: Sock
         refuse(client)
         return 0
     finally:
-        pthread_sigmask(SIG_UNBLOCK, _TERMINATION)
+        release_termination()
 
 
 def _child(app: Application, reception: Reception, listener: Socket, client: Socket) -> None:
@@ -80,7 +85,7 @@ def _child(app: Application, reception: Reception, listener: Socket, client: Soc
         app.in_child()
         connection = reception.open(client)
         on_termination(lambda: _leave(app, reception), reception.wake_write)
-        pthread_sigmask(SIG_UNBLOCK, _TERMINATION)
+        release_termination()
         connection.serve()
         code = 0
     finally:

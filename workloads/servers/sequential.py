@@ -11,6 +11,7 @@ from workloads.reception import Reception
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from workloads.application import Application
+    from workloads.blocking_connection import BlockingConnection
     from workloads.net import Socket
 
 SECTION = "2.8.4"
@@ -28,17 +29,18 @@ PICTURE = """
 def serve(app: Application, listener: Socket) -> bool:
     """Round and round, one client after the other."""
     reception = Reception(app, listener)
+    inside: list[BlockingConnection] = []
     while not reception.draining:
-        for client in reception.clients(wait=not reception.connections):
+        for client in reception.clients(wait=not inside):
             if client is None:
                 continue
-            reception.open(client)
+            inside.append(reception.open(client))
             break
-        for connection in list(reception.connections):
+        for connection in list(inside):
             if not connection.step():
-                reception.connections.discard(connection)
-                connection.close()
+                inside.remove(connection)
+                reception.leave(connection)
     reception.close()
-    for connection in list(reception.connections):
-        connection.close()
+    for connection in inside:
+        reception.leave(connection)
     return True

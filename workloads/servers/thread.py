@@ -1,7 +1,8 @@
 """Multi-threaded: a thread for each connection, all in one address space.
 
-The code of a thread is the simplest there is: read, compute, write, again. Waiting costs nothing but the thread, for the
-kernel puts it aside and runs another. All threads see the same memory, so sharing is a plain variable, with a lock.
+The code of a thread is the simplest there is: read, compute, write, again. Waiting costs nothing but the thread, for
+the kernel puts it aside and runs another. All threads see the same memory, so sharing is a plain variable, with a
+lock.
 """
 
 from __future__ import annotations
@@ -43,7 +44,6 @@ def serve(app: Application, listener: Socket) -> bool:
         try:
             start_new_thread(reception.serve, (connection,))
         except RuntimeError:  # the pids limit, or no memory for a stack
-            reception.connections.discard(connection)
             refuse(client)
-            connection.close()
+            reception.leave(connection)
     return reception.drain()

@@ -416,17 +416,23 @@ def forks(asked: dict[str, Any]) -> None:
 
 
 def counters(asked: dict[str, Any]) -> None:
-    """The counters of the control group that this runs in, version 2, and how many processes are not root's."""
+    """What limits what runs in here, version 2, and how many processes are not root's.
+
+    A file comes from the nearest control group upwards that has it: that is the one whose limit binds.
+    """
     found: dict[str, int] = {}
-    for line in (read("/proc/self/cgroup") or "").splitlines():
-        if not line.startswith("0::"):
-            continue
-        folder = "/sys/fs/cgroup" + line[3:].rstrip("/")
-        for name in asked["files"]:
-            for entry in (read(f"{folder}/{name}") or "").splitlines():
-                key, _, value = entry.rpartition(" ")
-                if value.isdigit():
-                    found[f"{name}:{key}" if key else name] = int(value)
+    own = next((line[3:] for line in (read("/proc/self/cgroup") or "").splitlines() if line.startswith("0::")), "/")
+    for name in asked["files"]:
+        path = own.rstrip("/")
+        while path and read(f"/sys/fs/cgroup{path}/{name}") is None:
+            path = path.rpartition("/")[0]
+        for entry in (read(f"/sys/fs/cgroup{path}/{name}") or "").splitlines():
+            key, _, value = entry.rpartition(" ")
+            if value.isdigit():
+                found[f"{name}:{key}" if key else name] = int(value)
+    for entry in (read("/proc/vmstat") or "").splitlines():
+        if entry.startswith("oom_kill "):
+            found["oom_kill"] = int(entry.split()[1])
     others = 0  # this runs as root and is no part of what is limited
     for entry in os.listdir("/proc"):
         try:

@@ -272,7 +272,10 @@ def _guest(sandbox: Sandbox, controller: str) -> Reading:
         found, processes = answer.get("counters"), answer.get("processes")
         if isinstance(found, dict) and type(processes) is int:
             numbers = {str(key): value for key, value in found.items() if type(value) is int}
-            return Reading(numbers.get(f"{controller}.events:max"), numbers.get(f"{controller}.peak"), processes)
+            met = numbers.get(f"{controller}.events:max")
+            if met is None and controller == "memory":
+                met = numbers.get("oom_kill")  # of all memory that the kernel inside has (/proc/vmstat)
+            return Reading(met, numbers.get(f"{controller}.peak"), processes)
     return Reading()
 
 

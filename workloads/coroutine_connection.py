@@ -1,0 +1,84 @@
+"""A connection served by a coroutine: it reads as if it blocked, and blocks nobody."""
+
+from __future__ import annotations
+
+from _socket import SHUT_RD, SHUT_WR
+from time import monotonic
+
+from workloads.scheduler import Stream
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from workloads.application import Application
+    from workloads.http.request import Request
+    from workloads.http.response import Response
+    from workloads.net import Socket
+    from workloads.scheduler import Scheduler
+
+    Handler = Callable[[Request], Awaitable[Response]]
+
+
+class CoroutineConnection:
+    """One client of a coroutine server."""
+
+    __slots__ = ("_app", "_socket", "protocol")
+
+    def __init__(self, socket: Socket, app: Application) -> None:
+        self._socket = socket
+        self._app = app
+        self.protocol = app.open()
+
+    async def serve(self, scheduler: Scheduler, handler: Handler) -> None:
+        """Answer requests until the connection ends, and close it."""
+        stream = Stream(scheduler, self._socket)
+        try:
+            while not self.protocol.closing and await self._read(stream):
+                await self._answer(stream, handler)
+            if self.protocol.lingering:
+                await self._linger(stream)
+        except OSError:  # the client has gone, or does not take its output (TimeoutError is one too)
+            return
+        finally:
+            stream.close()
+            self._app.closed(self.protocol)
+
+    def hurry(self) -> None:
+        """End a read that waits for the next request; what has arrived is still answered. Any thread may call it."""
+        try:
+            if self.protocol.idle:
+                self._socket.shutdown(SHUT_RD)
+        except OSError:
+            return  # it ended by itself in this moment
+
+    async def _read(self, stream: Stream) -> bool:
+        protocol = self.protocol
+        stream.deadline = protocol.deadline
+        try:
+            data = await stream.read()
+        except TimeoutError:
+            protocol.expire()
+            return True
+        protocol.feed(data)
+        return bool(data)
+
+    async def _answer(self, stream: Stream, handler: Handler) -> None:
+        protocol = self.protocol
+        while True:
+            while (request := protocol.next_request()) is not None:
+                protocol.respond(request, await handler(request))
+            if not protocol.output:
+                return
+            output, protocol.output = protocol.output, b""
+            stream.deadline = monotonic() + self._app.limits.idle_time
+            await stream.write(output)
+            if not protocol.pending:
+                return
+
+    async def _linger(self, stream: Stream) -> None:
+        """Read away what a refused client still sends, for a while: a reset would take our answer from it."""
+        self._socket.shutdown(SHUT_WR)
+        stream.deadline = monotonic() + self._app.limits.linger_time
+        while await stream.read():
+            continue

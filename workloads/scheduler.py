@@ -1,0 +1,187 @@
+"""A scheduler of coroutines for one thread: the event loop again, whose handlers are the rest of a function.
+
+A coroutine is a function that can stop in the middle and keep its place. When it would have to wait, it notes what for,
+and yields; the thread runs another. When epoll says that the wait is over, it goes on behind its `await`. The kernel
+knows nothing of this: it sees one thread, which never blocks but in epoll_wait(2).
+"""
+
+from __future__ import annotations
+
+from select import EPOLLIN, EPOLLOUT
+
+from workloads.loop import TICK, EventLoop
+from workloads.net import RECEIVE_BYTES
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Generator
+    from typing import Any, TypeVar
+
+    from workloads.net import Socket
+    from workloads.pool import Pool
+
+    Task = Coroutine[Any, None, None]
+    T = TypeVar("T")
+
+
+class _Suspend:
+    """`await SUSPEND` stops the coroutine here, until somebody resumes it."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[None, None, None]:
+        yield
+
+
+SUSPEND = _Suspend()
+
+
+class Scheduler(EventLoop):
+    """Runs coroutines on the thread that calls `run`; other threads may call `spawn` and `post`.
+
+    Attributes:
+        current: the coroutine that is running.
+        coroutines: how many have begun and not ended.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.current: Task | None = None
+        self.coroutines = 0
+        self._streams: set[Stream] = set()
+        self.call_at(self.now + TICK, self._tick)
+
+    def spawn(self, task: Task) -> None:
+        """Begin a coroutine, soon."""
+        self.post(lambda: self._begin(task))
+
+    def resume(self, task: Task, error: Exception | None = None) -> None:
+        """Let a coroutine run until it waits again or ends; with an error, its `await` raises that."""
+        self.current = task
+        try:
+            if error is None:
+                task.send(None)
+            else:
+                task.throw(error)
+        except StopIteration:
+            self.coroutines -= 1
+
+    async def run_in(self, pool: Pool, work: Callable[[], T]) -> T:
+        """Let a worker thread do what blocks or computes; meanwhile other coroutines run here. It must not raise."""
+        task = self.current
+        assert task is not None  # noqa: S101 - only a running coroutine can await this
+        results: list[T] = []
+
+        def done() -> None:
+            self.resume(task)
+
+        def on_worker() -> None:
+            results.append(work())
+            self.post(done)
+
+        pool.submit(on_worker)
+        await SUSPEND
+        return results[0]
+
+    def _begin(self, task: Task) -> None:
+        self.coroutines += 1
+        self.resume(task)
+
+    def _tick(self) -> None:
+        for stream in list(self._streams):
+            stream.check_deadline(self.now)
+        self.call_at(self.now + TICK, self._tick)
+
+    def watch(self, stream: Stream) -> None:
+        """Keep the time for a stream, from now on."""
+        self._streams.add(stream)
+
+    def unwatch(self, stream: Stream) -> None:
+        """Its time no longer matters."""
+        self._streams.discard(stream)
+
+
+class Stream:
+    """A socket on which one coroutine at a time can wait.
+
+    Attributes:
+        deadline: on the monotonic clock, kept to within a tick: a wait that lasts longer raises TimeoutError.
+    """
+
+    __slots__ = ("_descriptor", "_events", "_scheduler", "_socket", "_task", "deadline")
+
+    def __init__(self, scheduler: Scheduler, socket: Socket, events: int = EPOLLIN) -> None:
+        socket.setblocking(False)
+        self._scheduler = scheduler
+        self._socket = socket
+        self._descriptor = socket.fileno()
+        self._task: Task | None = None
+        self._events = events
+        self.deadline = float("inf")
+        scheduler.register(self._descriptor, events, self._ready)
+        scheduler.watch(self)
+
+    async def read(self) -> bytes:
+        """Wait for bytes; none if the other side has ended.
+
+        Raises:
+            TimeoutError: the deadline has passed.
+            OSError: the connection is broken.
+        """
+        while True:
+            if self._events != EPOLLIN:
+                self._watch(EPOLLIN)
+            self._task = self._scheduler.current
+            await SUSPEND
+            try:
+                return self._socket.recv(RECEIVE_BYTES)
+            except BlockingIOError:
+                continue
+
+    async def write(self, data: bytes) -> None:
+        """Send it all; waits only when the other side does not take it.
+
+        Raises:
+            TimeoutError, OSError: as for `read`.
+        """
+        while True:
+            try:
+                sent = self._socket.send(data)
+            except BlockingIOError:
+                sent = 0
+            if sent == len(data):
+                return
+            data = data[sent:]
+            await self.writable()
+
+    async def writable(self) -> None:
+        """Wait until the socket takes bytes; for one that is connecting, until that has succeeded or failed."""
+        if self._events != EPOLLOUT:
+            self._watch(EPOLLOUT)
+        self._task = self._scheduler.current
+        await SUSPEND
+
+    def check_deadline(self, now: float) -> None:
+        """Called about once a second, and by timers that are more exact."""
+        if self.deadline < now and self._task is not None:
+            task, self._task = self._task, None
+            self._scheduler.resume(task, TimeoutError())
+
+    def close(self) -> None:
+        """Close now."""
+        if self._socket.fileno() >= 0:
+            self._scheduler.unwatch(self)
+            self._scheduler.forget(self._descriptor)
+            self._socket.close()
+
+    def _ready(self, _event: int) -> None:
+        task = self._task
+        if task is None:
+            self._watch(0)  # its coroutine is waiting for something else: epoll would say this again and again
+        else:
+            self._task = None
+            self._scheduler.resume(task)
+
+    def _watch(self, events: int) -> None:
+        self._events = events
+        self._scheduler.modify(self._descriptor, events)

@@ -1,0 +1,101 @@
+"""Coroutine: handlers in straight lines, which yield wherever they would wait.
+
+`/chain` below reads like the blocking handler, letter by letter, and costs as little as the callbacks: each `await`
+gives the thread to another coroutine. Several worker threads each run a scheduler of their own. The kernel divides
+the processor among the threads and knows nothing of coroutines; the schedulers divide the threads' time among them.
+"""
+
+from __future__ import annotations
+
+from _thread import start_new_thread
+from itertools import cycle
+
+from workloads.application import failure
+from workloads.chain import Chain, rpc_failure
+from workloads.coroutine_connection import CoroutineConnection
+from workloads.http.routing import CHAIN, SHORT
+from workloads.pool import Pool
+from workloads.reception import Reception
+from workloads.rpc.coroutine_client import CoroutineClient
+from workloads.rpc.wire import RpcError
+from workloads.scheduler import Scheduler
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from workloads.application import Application
+    from workloads.http.request import Request
+    from workloads.http.response import Response
+    from workloads.net import Socket
+
+SECTION = "2.8.9, 2.8.10"
+
+PICTURE = """
+ kernel:      CPU  ------ divides its time among ------>  threads
+ schedulers:  thread  --- divide its time among ------->  coroutines
+
+   thread 1: | co 1: A B -await | co 4: C D -await | co 1: C D -await | ...
+   thread 2: | co 2: A B -await | co 3: E F -await | co 2: C D -await | ...
+               (await = yield; a coroutine that waits holds no thread)
+"""
+
+DEFAULT_WORKERS = 2
+
+
+async def handle_chain(rpc: CoroutineClient, chain: Chain) -> Chain:
+    """`/chain`, straight down: compare `chain_blocking` in handlers.py, and the four functions of callback.py."""
+    chain.work("AB")
+    chain.add("user", await rpc.call("user", chain.question()))
+    chain.work("CD")
+    chain.add("query", await rpc.call("query", chain.question()))
+    chain.work("EF")
+    chain.add("stock", await rpc.call("stock", chain.question()))
+    chain.work("GH")
+    return chain
+
+
+class Worker(Scheduler):
+    """A thread with a scheduler of its own."""
+
+    def __init__(self, app: Application, pool: Pool) -> None:
+        super().__init__()
+        self._app = app
+        self._pool = pool
+        self._rpc = CoroutineClient(self, app.services, app.settings.rpc_timeout)
+
+    async def serve(self, reception: Reception, connection: CoroutineConnection) -> None:
+        """One client, from the first request to the last."""
+        try:
+            await connection.serve(self, self.handle)
+        finally:
+            reception.connections.discard(connection)
+
+    async def handle(self, request: Request) -> Response:
+        """One request."""
+        if request.route.kind == SHORT:
+            return self._app.answer(request)
+        if request.route.kind != CHAIN:
+            return await self.run_in(self._pool, lambda: self._app.answer(request))
+        try:
+            return (await handle_chain(self._rpc, Chain(request))).response()
+        except RpcError as error:
+            return failure(request, rpc_failure(error))
+        except Exception as error:
+            return failure(request, error)
+
+
+def serve(app: Application, listener: Socket) -> bool:
+    """The main thread opens the door; each client becomes a coroutine of the next worker in turn."""
+    pool = Pool(0)
+    workers = [Worker(app, pool) for _ in range(app.settings.workers or DEFAULT_WORKERS)]
+    app.coroutines = lambda: sum(worker.coroutines for worker in workers)
+    reception = Reception(app, listener)
+    for worker in workers:
+        start_new_thread(worker.run, ())
+    turn = cycle(workers)
+    for client in reception.clients():
+        if client is not None:
+            connection = CoroutineConnection(client, app)
+            reception.connections.add(connection)
+            worker = next(turn)
+            worker.spawn(worker.serve(reception, connection))
+    return reception.drain()
