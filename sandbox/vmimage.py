@@ -10,12 +10,12 @@ import gzip
 import lzma
 import math
 import os
-import shutil
 import stat
 import struct
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from sandbox.data import data_dir
@@ -26,7 +26,9 @@ INITRD_FILE = "initrd"
 DISK_FILE = "disk.raw"
 
 GUEST_HOME = "usr/lib/sandbox-vm"
-"""Where the disk holds what a VM needs beside the root filesystem; vm/guest/ knows this path."""
+"""Where the guest sees what it needs beside the root filesystem; the scripts in vm/ know this path."""
+GUEST_DIR = "guest"
+"""The same, as the initramfs holds it."""
 
 DROPBEAR_LIBRARIES = ("libtomcrypt.so.1", "libtommath.so.1", "libcrypt.so.1", "libz.so.1")
 """What Debian's dropbear is linked with beside the C library, which the root filesystem has in any case."""
@@ -57,12 +59,12 @@ def build_vm(rootfs: Path, kernel_tree: Path, target: Path, progress: Progress) 
         (target / KERNEL_FILE).write_bytes(unpack_kernel(_only(kernel_tree, "boot/vmlinuz-*").read_bytes()))
         progress("writing the VM's initramfs")
         with (target / INITRD_FILE).open("wb") as file:
-            for part in cpio(initramfs(kernel_tree)):
+            for part in cpio(initramfs(rootfs, kernel_tree)):
                 file.write(part)
         progress("writing the VM's disk")
         with tempfile.TemporaryDirectory(dir=target, prefix=".disk-") as scratch:
             staging = Path(scratch) / "root"
-            stage_disk(rootfs, kernel_tree, staging)
+            stage_disk(rootfs, staging)
             make_filesystem(staging, target / DISK_FILE)
     except OSError as error:
         raise ImageError(f"the VM's image could not be written: {error}") from error
@@ -163,28 +165,79 @@ def _unpack_lz4_block(block: bytes, out: bytearray) -> None:
 
 # --- the initramfs -----------------------------------------------------------------------------------------------
 
-Entry = tuple[str, int, bytes, tuple[int, int]]
-"""Name, mode with the file's type, content, and the device's major and minor number."""
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry of an archive.
+
+    Attributes:
+        name: path without a leading '/'.
+        mode: with the bits of the file's type.
+        content: bytes of a file.
+        device: major and minor number of a device.
+    """
+
+    name: str
+    mode: int
+    content: bytes = b""
+    device: tuple[int, int] = (0, 0)
 
 
-def initramfs(kernel_tree: Path) -> Iterator[Entry]:
-    """What the initramfs holds: busybox, the drivers, and the init of vm/initramfs/.
+def file_entry(name: str, content: bytes, permissions: int) -> Entry:
+    """A regular file."""
+    return Entry(name, stat.S_IFREG | permissions, content)
+
+
+def directory_entry(name: str, permissions: int = 0o755) -> Entry:
+    """A directory."""
+    return Entry(name, stat.S_IFDIR | permissions)
+
+
+def initramfs(rootfs: Path, kernel_tree: Path) -> Iterator[Entry]:
+    """What the initramfs holds: busybox, the drivers, an SSH server, and the scripts of vm/.
+
+    The guest's part, below GUEST_DIR, is completed by a second archive of each machine's own; see `config_archive`.
 
     Raises:
-        ImageError: the tree lacks a driver, or busybox.
+        ImageError: a tree lacks something.
     """
-    source = data_dir("vm") / "initramfs"
-    for directory in ("bin", "dev", "lib", "lib/modules", "sysroot"):
-        yield directory, stat.S_IFDIR | 0o755, b"", (0, 0)
+    source = data_dir("vm")
+    busybox = _find(kernel_tree, "bin/busybox").read_bytes()
+    for directory in ("bin", "dev", "lib", "lib/modules", "sysroot", GUEST_DIR, f"{GUEST_DIR}/lib"):
+        yield directory_entry(directory)
     # The kernel opens it for the init's three descriptors before anything is mounted.
-    yield "dev/console", stat.S_IFCHR | 0o600, b"", (5, 1)
-    yield "bin/busybox", stat.S_IFREG | 0o755, _find(kernel_tree, "bin/busybox").read_bytes(), (0, 0)
-    names = module_names((source / "modules").read_text(encoding="utf-8"))
+    yield Entry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1))
+    yield file_entry("bin/busybox", busybox, 0o755)
+    names = module_names((source / "initramfs" / "modules").read_text(encoding="utf-8"))
     for name in names:
-        module = _only(kernel_tree, f"lib/modules/*/kernel/**/{name}.ko").read_bytes()
-        yield f"lib/modules/{name}.ko", stat.S_IFREG | 0o644, module, (0, 0)
-    yield "modules", stat.S_IFREG | 0o644, "".join(f"{name}\n" for name in names).encode(), (0, 0)
-    yield "init", stat.S_IFREG | 0o755, (source / "init").read_bytes(), (0, 0)
+        module = _only(kernel_tree, f"lib/modules/*/kernel/**/{name}.ko")
+        yield file_entry(f"lib/modules/{name}.ko", module.read_bytes(), 0o644)
+    yield file_entry("modules", "".join(f"{name}\n" for name in names).encode(), 0o644)
+    yield file_entry("init", (source / "initramfs" / "init").read_bytes(), 0o755)
+    for name in ("init", "enter", "common"):
+        yield file_entry(f"{GUEST_DIR}/{name}", (source / "guest" / name).read_bytes(), 0o755)
+    yield file_entry(f"{GUEST_DIR}/dropbear", _find(kernel_tree, "usr/sbin/dropbear").read_bytes(), 0o755)
+    yield file_entry(f"{GUEST_DIR}/busybox", busybox, 0o755)
+    for name in DROPBEAR_LIBRARIES:
+        if _library(rootfs, name) is None:
+            found = _library(kernel_tree, name)
+            if found is None:
+                raise ImageError(f"neither the root filesystem nor the kernel's packages have {name}")
+            yield file_entry(f"{GUEST_DIR}/lib/{name}", found.read_bytes(), 0o644)
+
+
+def _library(tree: Path, name: str) -> Path | None:
+    return next((path for pattern in _LIBRARY_DIRS for path in tree.glob(f"{pattern}/{name}")), None)
+
+
+def config_archive(files: Mapping[str, bytes]) -> bytes:
+    """One machine's configuration, to be appended to the initramfs: the kernel unpacks one archive after the other.
+
+    Args:
+        files: name to content; root alone can read them in the guest.
+    """
+    entries = [file_entry(f"{GUEST_DIR}/etc/{name}", content, 0o600) for name, content in files.items()]
+    return b"".join(cpio([directory_entry(f"{GUEST_DIR}/etc", 0o700), *entries]))
 
 
 def module_names(text: str) -> list[str]:
@@ -192,24 +245,24 @@ def module_names(text: str) -> list[str]:
     return [name for line in text.splitlines() if (name := line.partition("#")[0].strip())]
 
 
-def cpio(entries: Iterator[Entry]) -> Iterator[bytes]:
+def cpio(entries: Iterable[Entry]) -> Iterator[bytes]:
     """An archive in the "newc" format (Documentation/driver-api/early-userspace/buffer-format.rst).
 
-    Uncompressed: emulated, reading 3 MB takes less time than unpacking 1 MB.
+    Uncompressed: emulated, reading 5 MB takes less time than unpacking 2 MB.
     """
-    trailer: Entry = ("TRAILER!!!", 0, b"", (0, 0))
-    for number, (name, mode, content, (major, minor)) in enumerate((*entries, trailer), start=1):
-        path = name.encode() + b"\0"
-        fields = (number, mode, 0, 0, 1, _MTIME, len(content), 0, 0, major, minor, len(path), 0)
+    for number, entry in enumerate((*entries, Entry("TRAILER!!!", 0)), start=1):
+        path = entry.name.encode() + b"\0"
+        major, minor = entry.device
+        fields = (number, entry.mode, 0, 0, 1, _MTIME, len(entry.content), 0, 0, major, minor, len(path), 0)
         head = b"070701" + b"".join(b"%08X" % field for field in fields) + path
-        yield head + bytes(-len(head) % 4) + content + bytes(-len(content) % 4)
+        yield head + bytes(-len(head) % 4) + entry.content + bytes(-len(entry.content) % 4)
 
 
 # --- the disk ----------------------------------------------------------------------------------------------------
 
 
-def stage_disk(rootfs: Path, kernel_tree: Path, staging: Path) -> None:
-    """Copy the root filesystem and add what a VM needs beside it, replacing nothing.
+def stage_disk(rootfs: Path, staging: Path) -> None:
+    """Copy the root filesystem, and add the two names that the guest's part is seen by; nothing is replaced.
 
     Raises:
         ImageError: a tree lacks something.
@@ -218,25 +271,12 @@ def stage_disk(rootfs: Path, kernel_tree: Path, staging: Path) -> None:
     home = staging / GUEST_HOME
     if os.path.lexists(home):
         raise ImageError(f"the root filesystem has a {GUEST_HOME} of its own")
-    for directory in (home, home / "lib", home / "etc"):
-        directory.mkdir(mode=0o755)
-    for name in ("init", "enter", "common"):
-        shutil.copyfile(data_dir("vm") / "guest" / name, home / name)
-        (home / name).chmod(0o755)
-    for origin, name in (("bin/busybox", "busybox"), ("usr/sbin/dropbear", "dropbear")):
-        shutil.copyfile(_find(kernel_tree, origin), home / name)
-        (home / name).chmod(0o755)
-    for name in DROPBEAR_LIBRARIES:
-        if not any(True for pattern in _LIBRARY_DIRS for _ in staging.glob(f"{pattern}/{name}")):
-            found = next((path for pattern in _LIBRARY_DIRS for path in kernel_tree.glob(f"{pattern}/{name}")), None)
-            if found is None:
-                raise ImageError(f"neither the root filesystem nor the kernel's packages have {name}")
-            shutil.copyfile(found, home / "lib" / name)
+    home.mkdir(mode=0o755)
     for needed in ("usr/bin/tini", "usr/bin/setpriv"):
         _find(staging, needed)
-    # The configuration is unpacked into a tmpfs there; dropbear looks for the keys that may log in below /root/.ssh.
+    # dropbear looks for the keys that may log in below /root/.ssh.
     (staging / "root" / ".ssh").symlink_to(f"/{GUEST_HOME}/etc")
-    for path in (home, *home.rglob("*"), staging / "root", staging / "root" / ".ssh"):
+    for path in (home, home.parent, staging / "root", staging / "root" / ".ssh"):
         os.utime(path, (_MTIME, _MTIME), follow_symlinks=False)
 
 

@@ -30,8 +30,8 @@ class Connection:
     """
 
     __slots__ = (
-        "_app", "_closed", "_descriptor", "_events", "_loop", "_on_close", "_on_request", "_pumping", "_shut", "_socket",
-        "_stuck_since", "protocol",
+        "_app", "_closed", "_descriptor", "_events", "_loop", "_on_close", "_on_request", "_pumping", "_shut",
+        "_socket", "_stuck_since", "protocol",
     )  # fmt: skip
 
     def __init__(

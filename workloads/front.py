@@ -59,12 +59,16 @@ class Front:
 
     def run(self) -> bool:
         """Serve until SIGTERM or SIGINT; False if requests had to be cut off."""
-        on_termination(lambda: self._loop.post(self._drain), self._loop.wake_write)
+        on_termination(self._terminate, self._loop.wake_write)
         self._loop.run()
         finished = not self._connections
         for connection in list(self._connections):
             connection.close()
         return finished
+
+    def _terminate(self) -> None:
+        self._app.keeps_alive = False  # at once: a handler may be running in the loop, and its response comes first
+        self._loop.post(self._drain)
 
     def _accept(self, _event: int) -> None:
         for _ in range(ACCEPTS_PER_ROUND):
@@ -93,7 +97,6 @@ class Front:
         """No new connection; those that are idle end now, the others after their response."""
         if self._drain_until:
             return
-        self._app.keeps_alive = False
         self._drain_until = self._loop.now + self._app.limits.grace
         self._loop.call_at(self._drain_until, self._loop.stop)
         self._loop.forget(self._listener)

@@ -120,12 +120,10 @@ def _run() -> int:
             hint = f" (see: {error.ctx.command_path} --help)"
         click.echo(f"sandbox: {error.format_message().rstrip('.')}{hint}", err=True)
         return EXIT_ERROR
-    except click.Abort:
-        return 128 + signal.SIGINT
-    except Terminated as stop:
-        return 128 + stop.number
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+    except (KeyboardInterrupt, click.Abort) as stop:
+        # click turns every KeyboardInterrupt into its own Abort, and keeps ours as what it came from.
+        cause = stop if isinstance(stop, Terminated) else stop.__cause__ or stop.__context__
+        return 128 + (cause.number if isinstance(cause, Terminated) else signal.SIGINT)
     except BrokenPipeError:
         # The reader went away (`| head`): nobody is left to tell. Python would complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

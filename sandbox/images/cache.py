@@ -76,14 +76,14 @@ class Entry:
         """
         with explained():
             recorded = (self.directory / LISTING_FILE).read_text(encoding="utf-8").splitlines()
+            if tree.content_digest(recorded) != self.content:
+                return [f"{LISTING_FILE} was changed, so nothing can be compared with it"]
             found = tree.listing(self.path)
         before = {json.loads(line)[0]: line for line in recorded}
         after = {json.loads(line)[0]: line for line in found}
         lines = [f"{name} is missing" for name in before if name not in after]
         lines += [f"{name} was added" for name in after if name not in before]
         lines += [f"{name} was changed" for name in before if name in after and before[name] != after[name]]
-        if tree.content_digest(recorded) != self.content:
-            lines.append(f"{LISTING_FILE} does not belong to this image")
         return sorted(lines)
 
 
@@ -120,7 +120,7 @@ def commit(
     content = space.result / CONTENT
     with explained():
         lines = tree.listing(content)
-        (space.result / LISTING_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (space.result / LISTING_FILE).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         raw = {
             "version": VERSION,
             "stage": stage.value,

@@ -1,8 +1,9 @@
 """Level `vm`: a virtual machine of libvirt, with a kernel of its own.
 
-Its root filesystem is the same as everyone's, on a disk that all machines share and none can write to; what is its
-own is a configuration disk of a few kilobytes. So there is no overlay to make: where a sandbox may write is memory at
-every level. The domain is transient: when QEMU ends, for whatever reason, libvirt forgets it.
+Its root filesystem is the same as everyone's, on a disk that all machines share and none can write to. So there is no
+overlay to make: where a sandbox may write is memory at every level. What is a machine's own, a few kilobytes of
+configuration and keys, is appended to its initramfs: a second disk would cost an emulated guest 0.1 s. The domain is
+transient: when QEMU ends, for whatever reason, libvirt forgets it.
 
 The life of the machine is steered over its serial console, which works without its network and before its SSH
 server; questions with answers (exec, limits, stats) go over SSH.
@@ -16,19 +17,19 @@ import platform
 import secrets
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
 from sandbox import capability, images, network
 from sandbox.errors import EngineError, ImageError, SpecError, UnavailableError
-from sandbox.images import Image
 from sandbox.isolation import vm_domain, vm_guest
 from sandbox.isolation.base import INIT, TMPFS_BYTES, TMPFS_DIRS, Isolation, Progress, environment
 from sandbox.isolation.vm_domain import DomainPlan, Hypervisor
 from sandbox.isolation.vm_guest import Configuration
-from sandbox.isolation.vm_sandbox import CLIENT_KEY, CONFIG, CONSOLE, CONSOLE_LOG, VmSandbox, write_private
+from sandbox.isolation.vm_sandbox import CLIENT_KEY, CONSOLE, CONSOLE_LOG, INITRD, VmSandbox, write_private
 from sandbox.kernel import cgroup
 from sandbox.spec import MIB, SANDBOX_UID, SandboxSpec
 from sandbox.store import ProcessId, Record
-from sandbox.vmimage import DISK_FILE, INITRD_FILE, KERNEL_FILE
+from sandbox.vmimage import DISK_FILE, INITRD_FILE, KERNEL_FILE, config_archive
 
 MIN_MEMORY = 96 * MIB
 """Bytes. The kernel, its page tables and the initramfs take 70 MiB while it boots."""
@@ -87,9 +88,9 @@ class VmIsolation(Isolation):
         # Before the first file, and by name: libvirt may have made the domain although no answer came.
         undo.callback(sandbox.destroy)
         try:
-            self._write_files(spec, record, keys, owner)
+            _write_files(spec, record, image.path, keys, owner)
             record.data["domain"] = vm_domain.domain_name(record.id)
-            self.hypervisor.create_paused(vm_domain.domain_xml(_plan(spec, record, image, accelerator, owner)))
+            self.hypervisor.create_paused(vm_domain.domain_xml(_plan(spec, record, image.path, accelerator, owner)))
         except OSError as error:
             raise EngineError(f"the machine's files could not be written: {error}") from error
         pid = vm_domain.qemu_pid(record.id)
@@ -99,29 +100,6 @@ class VmIsolation(Isolation):
         sandbox.confirm_confined()
         sandbox.open_console()
         return sandbox
-
-    @staticmethod
-    def _write_files(spec: SandboxSpec, record: Record, keys: vm_guest.Keys, owner: tuple[int, int]) -> None:
-        configuration = Configuration(
-            nonce=record.data["nonce"],
-            hostname=spec.name,
-            address=record.address,
-            netmask=str(ipaddress.ip_network(network.SUBNET).netmask),
-            pids=spec.pids_limit,
-            uid=SANDBOX_UID,
-            environment=environment(spec),
-            # In a guest, process 1 is the guest's own init, so tini is told to take the orphans of its own.
-            init=(INIT[0], "-s", *INIT[1:]),
-            argv=spec.argv,
-            tmpfs=TMPFS_DIRS,
-            tmpfs_bytes=TMPFS_BYTES,
-        )
-        directory = record.directory
-        write_private(directory / CLIENT_KEY, keys.client_private)
-        write_private(directory / CONFIG, vm_guest.config_disk(configuration, keys), owner)
-        # Made here with an owner, for where libvirt is set to let QEMU itself write them.
-        for path in (directory / CONSOLE_LOG, record.log_path):
-            write_private(path, b"", owner)
 
     def adopt(self, record: Record) -> VmSandbox:
         return VmSandbox(record, self.hypervisor)
@@ -145,9 +123,31 @@ class VmIsolation(Isolation):
         return []
 
 
-def _plan(spec: SandboxSpec, record: Record, image: Image, accelerator: str, owner: tuple[int, int]) -> DomainPlan:
-    if image.path is None:
-        raise ImageError("the VM's image has no files", "sandbox images build")
+def _write_files(spec: SandboxSpec, record: Record, image: Path, keys: vm_guest.Keys, owner: tuple[int, int]) -> None:
+    configuration = Configuration(
+        nonce=record.data["nonce"],
+        hostname=spec.name,
+        address=record.address,
+        netmask=str(ipaddress.ip_network(network.SUBNET).netmask),
+        pids=spec.pids_limit,
+        uid=SANDBOX_UID,
+        environment=environment(spec),
+        # In a guest, process 1 is the guest's own init, so tini is told to take the orphans of its own.
+        init=(INIT[0], "-s", *INIT[1:]),
+        argv=spec.argv,
+        tmpfs=TMPFS_DIRS,
+        tmpfs_bytes=TMPFS_BYTES,
+    )
+    directory = record.directory
+    write_private(directory / CLIENT_KEY, keys.client_private)
+    shared = (image / INITRD_FILE).read_bytes()
+    write_private(directory / INITRD, shared + config_archive(configuration.files(keys)), owner)
+    # Made here with an owner, for where libvirt is set to let QEMU itself write them.
+    for path in (directory / CONSOLE_LOG, record.log_path):
+        write_private(path, b"", owner)
+
+
+def _plan(spec: SandboxSpec, record: Record, image: Path, accelerator: str, owner: tuple[int, int]) -> DomainPlan:
     return DomainPlan(
         ident=record.id,
         accelerator=accelerator,
@@ -155,10 +155,9 @@ def _plan(spec: SandboxSpec, record: Record, image: Image, accelerator: str, own
         quota=spec.cpus if cgroup.hierarchy().has("cpu") else None,
         cpuset=spec.cpuset,
         memory=spec.memory,
-        kernel=image.path / KERNEL_FILE,
-        initrd=image.path / INITRD_FILE,
-        disk=image.path / DISK_FILE,
-        config=record.directory / CONFIG,
+        kernel=image / KERNEL_FILE,
+        initrd=record.directory / INITRD,
+        disk=image / DISK_FILE,
         bridge=network.BRIDGE,
         interface=network.interface_name(record.id),
         mac=record.mac,

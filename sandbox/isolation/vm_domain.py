@@ -46,7 +46,7 @@ class DomainPlan:
         quota: CPU time per second for all of QEMU together; None for no quota.
         cpuset: CPU list; None for all.
         memory: bytes, a multiple of 1 MiB.
-        kernel, initrd, disk, config: files, readable by QEMU's user.
+        kernel, initrd, disk: files, readable by QEMU's user.
         bridge, interface, mac: the network card, and its tap's name on the host.
         console: a socket to make for the first serial port, and `console_log` for what it says.
         output: a socket and a log likewise for the second one, the workload's output.
@@ -62,7 +62,6 @@ class DomainPlan:
     kernel: Path
     initrd: Path
     disk: Path
-    config: Path
     bridge: str
     interface: str
     mac: str
@@ -89,8 +88,9 @@ def domain_xml(plan: DomainPlan) -> str:
     _cpu_tuning(root, plan)
     _machine(root, plan, tcg=tcg)
     devices = _text(root, "devices")
-    _disk(devices, plan.disk, "vda", shared=True)
-    _disk(devices, plan.config, "vdb", shared=False)
+    root_bus = _text(devices, "controller", type="pci", index="0", model="pci-root")
+    _text(root_bus, "target", hotplug="off")  # nothing is plugged in later, and 32 slots are not looked at
+    _disk(devices, plan.disk, "vda")
     card = _text(devices, "interface", type="bridge")
     _text(card, "mac", address=plan.mac)
     _text(card, "source", bridge=plan.bridge)
@@ -148,14 +148,13 @@ def _machine(root: ET.Element, plan: DomainPlan, *, tcg: bool) -> None:
         _text(root, event, "destroy")
 
 
-def _disk(devices: ET.Element, path: Path, target: str, *, shared: bool) -> None:
+def _disk(devices: ET.Element, path: Path, target: str) -> None:
     disk = _text(devices, "disk", type="file", device="disk")
     _text(disk, "driver", name="qemu", type="raw")
     _text(disk, "source", file=str(path))
     _text(disk, "target", dev=target, bus="virtio")
     _text(disk, "readonly")
-    if shared:
-        _text(disk, "shareable")
+    _text(disk, "shareable")
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,13 +322,16 @@ class Hypervisor:
             domain = self._lookup(connection, ident)
             if domain is None:
                 return False
-            persistent = bool(domain.isPersistent())
-            for act in (domain.destroy, *((domain.undefine,) if persistent else ())):
-                try:
-                    act()
-                except libvirt.libvirtError as error:
-                    if error.get_error_code() not in gone:
-                        raise
+            try:
+                persistent = bool(domain.isPersistent())
+                if domain.isActive():
+                    domain.destroy()
+                if persistent:
+                    domain.undefine()
+            except libvirt.libvirtError as error:
+                # A transient domain is gone as soon as its QEMU has ended, which it may do by itself meanwhile.
+                if error.get_error_code() not in gone:
+                    raise
         return True
 
     def idents(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""The guest as the host sees it: its configuration disk, its keys, and commands over SSH.
+"""The guest as the host sees it: its configuration, its keys, and commands over SSH.
 
 The keys of both sides are made on the host before the guest exists, so that the very first connection is verified.
 This module alone imports paramiko, and only when something is to be asked: it takes 0.2 s, and starting a sandbox
@@ -8,11 +8,9 @@ does not need it.
 from __future__ import annotations
 
 import base64
-import io
 import os
 import shlex
 import struct
-import tarfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -81,7 +79,7 @@ def _public_text(key: bytes) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """What one guest is told by its configuration disk; vm/guest/init and enter read it.
+    """What one guest is told; the scripts in vm/guest/ read it.
 
     Attributes:
         nonce: marks the words of the guest's init on the console.
@@ -118,8 +116,6 @@ class Configuration:
             "netmask": self.netmask,
             "pids": str(self.pids),
             "uid": str(self.uid),
-            "tmpfs_dirs": " ".join(f"{path}:{mode:o}" for path, mode in self.tmpfs.items()),
-            "tmpfs_bytes": str(self.tmpfs_bytes),
             "search_path": self.environment.get("PATH", ""),
         }
         lines = [f"{name}={shlex.quote(value)}" for name, value in values.items()]
@@ -128,21 +124,24 @@ class Configuration:
         lines.append(f'workload() {{ "$@" {shlex.join([*self.init, *self.argv])}; }}')
         return os.fsencode("\n".join(lines) + "\n")
 
+    def fstab(self) -> bytes:
+        """What the guest mounts on its root filesystem, in the format of fstab(5), parents first."""
+        plain = "nosuid,nodev,noexec"
+        lines = [f"sysfs /sys sysfs {plain} 0 0", f"cgroup2 /sys/fs/cgroup cgroup2 {plain} 0 0"]
+        for path, mode in self.tmpfs.items():
+            lines.append(f"tmpfs {path} tmpfs nosuid,nodev,mode={mode:o},size={self.tmpfs_bytes} 0 0")
+        lines.append(f"tmpfs /dev/shm tmpfs {plain},mode=1777,size={self.tmpfs_bytes} 0 0")
+        lines.append("devpts /dev/pts devpts nosuid,noexec,mode=0620,ptmxmode=0666 0 0")
+        return "".join(f"{line}\n" for line in lines).encode("ascii")
 
-def config_disk(configuration: Configuration, keys: Keys) -> bytes:
-    """The configuration disk: a tar archive, and nothing around it; its size is a multiple of 512 bytes."""
-    files = {
-        "settings": configuration.settings(),
-        "host_key": keys.host_private,
-        "authorized_keys": f"{KEY_TYPE} {keys.client_public}\n".encode("ascii"),
-    }
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for name, content in files.items():
-            entry = tarfile.TarInfo(name)
-            entry.size, entry.mode = len(content), 0o600
-            archive.addfile(entry, io.BytesIO(content))
-    return buffer.getvalue()
+    def files(self, keys: Keys) -> dict[str, bytes]:
+        """The files that the guest finds; name to content."""
+        return {
+            "settings": self.settings(),
+            "fstab": self.fstab(),
+            "host_key": keys.host_private,
+            "authorized_keys": f"{KEY_TYPE} {keys.client_public}\n".encode("ascii"),
+        }
 
 
 class Guest:

@@ -22,10 +22,11 @@ from sandbox.spec import SANDBOX_UID, Limits
 from sandbox.store import Record
 
 CLIENT_KEY = "client_key"
-CONFIG = "config.raw"
+INITRD = "initrd"
 CONSOLE = "console"
 CONSOLE_LOG = "console.log"
-"""Files in the sandbox's directory: the host's SSH key, the configuration disk, the serial console and what it said."""
+"""Files in the sandbox's directory: the host's SSH key, the initramfs with the configuration, the serial console, and
+what was said on it."""
 
 ENTER = "/usr/lib/sandbox-vm/enter"
 GROUP = "/sys/fs/cgroup/sandbox"
@@ -262,7 +263,7 @@ class VmSandbox(Sandbox):
         if "domain" in self.record.data or vm_domain.qemu_pid(self.record.id) is not None:
             self._hypervisor.destroy(self.record.id)
         directory = self.record.directory
-        files = [directory / name for name in (CLIENT_KEY, CONFIG, CONSOLE)]
+        files = [directory / name for name in (CLIENT_KEY, INITRD, CONSOLE)]
         for log in (directory / CONSOLE_LOG, self.record.log_path):
             files += vm_console.rotated(log)
         files += vm_domain.log_files(self.record.id)

@@ -6,6 +6,7 @@ Sources: rtnetlink(7), veth(4), network_namespaces(7).
 
 from __future__ import annotations
 
+import atexit
 import os
 import socket
 from collections.abc import Iterator
@@ -133,6 +134,7 @@ def shared() -> Links:
     # A forked child must not talk over its parent's socket: the answers would mix.
     if _shared is None or _shared[0] != os.getpid():
         _shared = (os.getpid(), Links())
+        atexit.register(_shared[1].close)
     return _shared[1]
 
 

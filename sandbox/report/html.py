@@ -59,9 +59,10 @@ def render(document: Document) -> str:
 
 def _header(document: Document, title: str) -> list[Markup]:
     plan = document.plan
-    lede = f"The same server, root filesystem and limits at every level; {plan.samples} fresh sandboxes of each."
+    lede = "The same server, root filesystem and limits at every level; every sample is a fresh sandbox."
     parts = [element("h1", text(title)), element("p", text(lede), class_="lede")]
-    when = f"{document.started} to {document.finished or 'the point where it was cut short'} · seed {plan.seed}"
+    end = document.finished or "the point where it was cut short"
+    when = f"{document.started} to {end} · {plan.samples} samples per level · seed {plan.seed}"
     parts.append(
         element("p", text(f"{when} · {document.host.cpu_model}, kernel {document.host.kernel}"), class_="lede")
     )

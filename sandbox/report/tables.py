@@ -131,7 +131,8 @@ def heading(document: Document) -> str:
     """One line: what was compared, how often, when."""
     plan = document.plan
     load_part = f", {plan.duration_s} s of load each" if plan.duration_s else ""
-    return f"{plan.workload}: {plan.samples} sandboxes per level{load_part}, seed {plan.seed}, {document.started}"
+    noun = "sandbox" if plan.samples == 1 else "sandboxes"
+    return f"{plan.workload}: {plan.samples} {noun} per level{load_part}, seed {plan.seed}, {document.started}"
 
 
 def status_line(document: Document) -> str | None:

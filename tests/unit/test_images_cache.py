@@ -107,7 +107,7 @@ def test_other_damage_is_seen_byte_by_byte() -> None:
     assert entry.damage() is None
     assert images.verify(lambda _: None) == ["rootfs-111111111111: more was added"]
     (entry.directory / cache.LISTING_FILE).write_text("")
-    assert "listing does not belong to this image" in " ".join(entry.differences())
+    assert entry.differences() == ["listing was changed, so nothing can be compared with it"]
 
 
 @pytest.mark.parametrize("manifest", [None, "", "{", "[]", "{}", '{"version": 99}', '{"version": 1, "stage": "no"}'])

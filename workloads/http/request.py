@@ -145,7 +145,7 @@ class HeadParser:
             if name in _SINGLE:
                 self._repeated = True
             value = headers[name] + b", " + value
-        headers[name] = value
+        headers[name] = value.rstrip(b" \t")  # in front it is gone already
 
     def parse(self, head: bytes) -> Request:
         """Read one head, from the request line to the empty line, both included.
@@ -176,7 +176,7 @@ class HeadParser:
         if path[0] != _SLASH:
             path = _other_form(method, path)
         request = Request(method, path if b"%" not in path else unquote(path), query, headers, 1 if minor else 0)
-        if len(headers) > 1:
+        if len(headers) > 1 or not minor:  # else it is Host, which has been looked at
             _framing(request)
         return request
 
@@ -282,6 +282,9 @@ def _framing(request: Request) -> None:
             raise HttpError(400, "both Content-Length and Transfer-Encoding")
         if not request.minor:
             raise HttpError(400, "Transfer-Encoding in HTTP/1.0")
-        if coding.lower() != b"chunked":
+        *others, last = [item.strip() for item in coding.lower().split(b",")]
+        if last != b"chunked" or b"chunked" in others:
+            raise HttpError(400, "the body's end cannot be told: chunked has to be the last transfer coding, once")
+        if others:
             raise HttpError(501, "the only transfer coding known here is chunked")
         request.chunked = True

@@ -35,7 +35,7 @@ PROBE_TIMEOUT = 60.0
 """Seconds for one run of the probe; an emulated guest takes several."""
 SLEEP = 1.5
 """Seconds that the process sleeps for which the host looks."""
-SMALL_PIDS = 32
+SMALL_PIDS = 24
 """Limit of the throw-away sandbox that is pushed against it. gVisor spends 8 MiB on each process that waits: the
 memory limit, which is the default one, must not be met before this is."""
 

@@ -229,10 +229,12 @@ def _push(sandbox: Sandbox, controller: str, limit: int | None, before: Callable
 def _push_inside(sandbox: Sandbox, controller: str, limit: int, asked: int) -> Push:
     """The same where a kernel of the sandbox's own enforces the limit: its counters, and its list of processes."""
     first = _guest(sandbox, controller)
+    # A look costs processes inside, so that it is taken only where nothing else counts them.
+    looking = controller == "pids" and first.refusals is None
     most: int | None = None
     with Meter(None) as meter, ThreadPoolExecutor(max_workers=1) as pool:
-        running = pool.submit(_attempt, sandbox, controller, asked, HOLD_INSIDE)
-        while controller == "pids" and not running.done():
+        running = pool.submit(_attempt, sandbox, controller, asked, HOLD_INSIDE if looking else HOLD)
+        while looking and not running.done():
             most = max(most or 0, _guest(sandbox, controller).current or 0) or None
             time.sleep(_LOOK_AGAIN)
         got, ended = running.result()

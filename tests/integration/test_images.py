@@ -1,0 +1,373 @@
+"""Images on the real tools: mmdebstrap, the kernel, dockerd. The shared image cache is used, and is left as it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sandbox import images, paths
+from sandbox.data import data_dir
+from sandbox.errors import BusyError, ImageError
+from sandbox.images import build, cache, dockerd, recipe
+from sandbox.images.recipe import Form, Stage, digests
+
+pytestmark = pytest.mark.needs("root", "program.mmdebstrap")
+
+PYTHON = "/usr/bin/python3"
+CLI = [sys.executable, "-m", "sandbox"]
+
+
+def quiet(_: str) -> None:
+    pass
+
+
+@pytest.fixture
+def rootfs() -> Path:
+    image = images.ensure(Form.ROOTFS, quiet)
+    assert image.path is not None
+    return image.path
+
+
+@pytest.fixture
+def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An image cache of the test's own, empty."""
+    monkeypatch.setenv(paths.STATE_ENV, str(tmp_path / "state"))
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
+    return tmp_path / "state" / "images"
+
+
+@pytest.fixture
+def seeded(rootfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An image cache of the test's own that has the slow part already."""
+    del rootfs
+    base = cache.read(Stage.BASE, digests()[Stage.BASE])
+    if base is None:
+        pytest.skip("the base was removed after the root filesystem was built from it")
+    own = tmp_path / "state" / "images"
+    own.mkdir(parents=True)
+    shutil.copytree(base.directory, own / base.directory.name)
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")  # what is removed here stays out of Docker
+    monkeypatch.setenv(paths.STATE_ENV, str(tmp_path / "state"))
+    return own
+
+
+@pytest.fixture
+def workloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the workloads, used in place of the real ones."""
+    copy = tmp_path / "workloads"
+    shutil.copytree(data_dir("workloads"), copy)
+    for module in (recipe, build):
+        monkeypatch.setattr(module, "data_dir", lambda name: copy if name == "workloads" else data_dir(name))
+    return copy
+
+
+def inside(root: Path, *argv: str) -> str:
+    # No network and no /proc: the image alone has to do.
+    done = subprocess.run(["unshare", "--net", "chroot", str(root), *argv], capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
+
+
+def temporaries(directory: Path) -> list[str]:
+    return [name for name in os.listdir(directory) if name.startswith(".tmp-")] if directory.exists() else []
+
+
+def test_the_root_filesystem_runs_the_workloads(rootfs: Path) -> None:
+    told = inside(rootfs, PYTHON, "-I", "-S", "/opt/sandbox/workloads/__main__.py", "reactor", "--help")
+    assert "--port" in told
+    assert "tini version" in inside(rootfs, "/usr/bin/tini", "--version")
+    assert inside(rootfs, PYTHON, "-c", "import httptools, ssl, sqlite3, ctypes; print('ok')").strip() == "ok"
+
+
+def test_everything_is_compiled_ahead(rootfs: Path) -> None:
+    code = "import sys; sys.path[:0] = ['/opt/sandbox']; import asyncio, http.server, workloads.command"
+    told = inside(rootfs, PYTHON, "-I", "-v", "-c", code)
+    # `code object from PATH` without quotes: that source was compiled just now (importlib's verbose messages).
+    compiled = [line for line in told.splitlines() if line.startswith("# code object from /")]
+    assert compiled == []
+    assert "# code object from '/opt/sandbox/workloads/__pycache__/" in told
+
+
+def test_the_root_filesystem_is_ready_to_be_read_only(rootfs: Path) -> None:
+    assert rootfs.stat().st_uid == 0
+    assert rootfs.stat().st_mode & 0o777 == 0o755
+    for name in ("proc", "sys", "dev", "run", "tmp", "var/tmp"):
+        assert (rootfs / name).is_dir()
+    for name in ("etc/fstab", "etc/resolv.conf"):
+        assert (rootfs / name).read_bytes() == b""
+    assert "sandbox:x:10001:10001:" in (rootfs / "etc/passwd").read_text()
+    for name in ("usr/share/doc", "usr/share/man", "usr/share/locale", "var/lib/apt/lists", "var/cache/apt"):
+        files = [path for path in (rootfs / name).rglob("*") if path.is_file()]
+        assert files == []
+    text = "".join(path.read_text() for path in (rootfs / "etc/apt").rglob("*") if path.is_file())
+    assert "://" not in text
+    epoch = recipe.load().epoch
+    young = [path for path in rootfs.rglob("*") if path.lstat().st_mtime > epoch]
+    assert young == []
+
+
+def test_what_is_kept_is_what_was_built(rootfs: Path) -> None:
+    entry = cache.read(Stage.ROOTFS, digests()[Stage.ROOTFS])
+    assert entry is not None
+    assert entry.path == rootfs
+    assert entry.differences() == []
+    assert "python3" in entry.facts["packages"]
+
+
+def test_a_workloads_change_rebuilds_the_rootfs_alone(seeded: Path, workloads: Path) -> None:
+    first = images.ensure(Form.ROOTFS, quiet)
+    (workloads / "extra.py").write_text("ANSWER = 42\n")
+    assert images.find(Form.ROOTFS) is None
+    lines: list[str] = []
+    second = images.ensure(Form.ROOTFS, lines.append)
+    assert first.digest != second.digest
+    assert not [line for line in lines if line.startswith("base")]
+    assert second.path is not None
+    assert (second.path / "opt/sandbox/workloads/extra.py").exists()
+    assert list((second.path / "opt/sandbox/workloads/__pycache__").glob("extra.*.pyc"))
+    (workloads / "extra.py").unlink()
+    assert images.find(Form.ROOTFS) == first
+    assert images.remove(old=True) == [f"image rootfs-{second.digest[:12]}"]
+    assert temporaries(seeded) == []
+
+
+def test_the_same_input_gives_the_same_bytes(seeded: Path, rootfs: Path) -> None:
+    manifest = cache.MANIFEST_FILE
+    shared = json.loads((rootfs.parent / manifest).read_text())
+    image = images.ensure(Form.ROOTFS, quiet)
+    assert image.path is not None
+    assert image.path.is_relative_to(seeded)
+    ours = json.loads((image.path.parent / manifest).read_text())
+    assert ours["digest"] == shared["digest"]
+    assert ours["content"] == shared["content"]
+
+
+def test_a_workload_that_does_not_compile(seeded: Path, workloads: Path) -> None:
+    (workloads / "wrong.py").write_text("def (:\n")
+    with pytest.raises(ImageError, match="do not compile"):
+        images.ensure(Form.ROOTFS, quiet)
+    assert not list(seeded.glob("rootfs-*"))
+    assert temporaries(seeded) == []
+
+
+def test_a_corrupt_image_is_rebuilt(seeded: Path) -> None:
+    first = images.ensure(Form.ROOTFS, quiet)
+    assert first.path is not None
+    (first.path / "usr/bin/tini").write_bytes(b"not an init")
+    assert images.find(Form.ROOTFS) is None
+    lines: list[str] = []
+    second = images.ensure(Form.ROOTFS, lines.append)
+    assert second.path == first.path
+    assert any("damaged" in line for line in lines)
+    assert images.verify(quiet) == []
+
+
+def test_an_image_in_use_is_kept(seeded: Path) -> None:
+    image = images.ensure(Form.ROOTFS, quiet)
+    assert image.path is not None
+    sleep = ["/usr/bin/sleep", "60"]
+    # By its root; by a mount in a namespace that this one does not see; by a mount here.
+    chrooted = subprocess.Popen(["chroot", str(image.path), *sleep])
+    mounted = ["sh", "-c", f"mount --bind {image.path} /mnt && cd / && exec sleep 60"]
+    namespace = subprocess.Popen(["unshare", "--mount", "--propagation", "private", *mounted])
+    try:
+        for process in (chrooted, namespace):
+            deadline = time.monotonic() + 10
+            found = ""
+            while str(process.pid) not in found and time.monotonic() < deadline:
+                with pytest.raises(BusyError) as caught:
+                    images.remove(everything=True, dry_run=True)
+                found = caught.value.message
+                time.sleep(0.05)
+            assert f"process {process.pid} (" in found
+            process.kill()
+            process.wait()
+    finally:
+        for process in (chrooted, namespace):
+            process.kill()
+            process.wait()
+    (seeded / "aside").mkdir()
+    subprocess.run(["mount", "--bind", str(seeded / "aside"), str(image.path / "mnt")], check=True)
+    try:
+        (seeded / "aside/precious").write_text("x")
+        with pytest.raises(BusyError, match="a mount at"):
+            images.remove(image.digest)
+    finally:
+        subprocess.run(["umount", str(image.path / "mnt")], check=True)
+    assert (seeded / "aside/precious").exists()
+    assert images.remove(image.digest) == [f"image rootfs-{image.digest[:12]}"]
+
+
+def builder(*command: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(command or [*CLI, "images", "build", "rootfs"], stderr=subprocess.PIPE, text=True)
+
+
+def read_until(process: subprocess.Popen[str], text: str) -> None:
+    assert process.stderr is not None
+    seen = []
+    for line in process.stderr:
+        seen.append(line)
+        if text in line:
+            return
+    pytest.fail(f"{text!r} was never said: {seen}")
+
+
+def of_this_build(directory: Path) -> list[str]:
+    """Live processes that have the directory on their command line."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if str(directory) in command:
+            found.append(f"{entry.name} {command[:120]}")
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_build_leaves_no_half_image(own_state: Path, number: signal.Signals) -> None:
+    with builder() as process:
+        read_until(process, "base: extracting archives")
+        assert of_this_build(own_state)
+        process.send_signal(number)
+        process.communicate(timeout=30)
+    assert process.returncode in (-number, 128 + number)
+    deadline = time.monotonic() + 10
+    while of_this_build(own_state) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert of_this_build(own_state) == []
+    assert str(own_state) not in Path("/proc/self/mountinfo").read_text()
+    if number is signal.SIGKILL:
+        assert len(temporaries(own_state)) == 1
+        assert len(images.sweep(dry_run=True)) == 1
+    images.sweep()
+    assert [name for name in os.listdir(own_state) if name != "build.log"] == []
+
+
+@pytest.mark.slow
+def test_two_builds_at_once_build_once(seeded: Path) -> None:
+    with builder() as first, builder() as second:
+        told = [process.communicate(timeout=120)[1] for process in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert sorted(text.count("rootfs: built in") for text in told) == [0, 1]
+    assert sum("waiting for another command" in text for text in told) <= 1
+    assert len(list(seeded.glob("rootfs-*"))) == 1
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    # In a mount namespace of its own: the small file system is gone with it.
+    state = tmp_path / "small"
+    state.mkdir()
+    needs_nothing = (
+        "from sandbox.images import build; build.NEEDED = dict.fromkeys(build.NEEDED, 0); "
+        "from sandbox.cli import main; import sys; sys.argv[1:] = ['images', 'build', 'rootfs']; main()"
+    )
+    for command, words in (
+        (f"{sys.executable} -m sandbox images build rootfs", "MiB free, and the build needs about"),
+        (f'{sys.executable} -c "{needs_nothing}"', "the disk is full"),
+    ):
+        script = f"mount -t tmpfs -o size=40m tmpfs {state} && {command}; code=$?; ls -A {state}/images; exit $code"
+        done = subprocess.run(
+            ["unshare", "--mount", "sh", "-c", script],
+            env={**os.environ, paths.STATE_ENV: str(state)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 125
+        errors = [line for line in done.stderr.splitlines() if line.startswith("sandbox: ")]
+        assert len(errors) == 1
+        assert words in errors[0]
+        assert "Traceback" not in done.stderr
+        assert [name for name in done.stdout.split() if name != "build.log"] == []
+
+
+@pytest.mark.slow
+def test_no_mirror_is_one_line(own_state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SANDBOX_APT_MIRROR", "http://127.0.0.1:1/debian")
+    done = subprocess.run([*CLI, "images", "build", "rootfs"], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 125
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith("sandbox: ")]
+    assert "the mirror cannot be used" in error
+    assert "SANDBOX_APT_MIRROR" in error
+    assert (own_state / "build.log").exists()
+    assert temporaries(own_state) == []
+
+
+@pytest.mark.level("vm")
+def test_the_vm_form(rootfs: Path) -> None:
+    image = images.ensure(Form.VM, quiet)
+    assert image.path is not None
+    assert {path.name for path in image.path.iterdir()} == {"vmlinuz", "initrd", "disk.raw"}
+    assert all(path.stat().st_mode & 0o444 == 0o444 for path in image.path.iterdir())
+
+
+@pytest.fixture
+def tagged() -> Iterator[str]:
+    """A digest of the test's own, whose image is removed at the end."""
+    digest = "feed" * 16
+    yield digest
+    dockerd.remove(dockerd.reference(digest))
+
+
+def docker(*argv: str) -> str:
+    return subprocess.run(["docker", *argv], capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+
+
+@pytest.mark.level("container")
+def test_the_docker_form_runs_as_it_is(rootfs: Path) -> None:
+    image = images.ensure(Form.DOCKER, quiet)
+    assert image.reference is not None
+    (config,) = json.loads(docker("image", "inspect", "--format", "[{{json .Config}}]", image.reference))
+    assert config["User"] == "10001:10001"
+    assert config["Cmd"][:3] == ["/usr/bin/tini", "--", PYTHON]
+    assert "HOME=/tmp" in config["Env"]
+    assert config["Labels"][dockerd.LABEL_DIGEST] == image.digest
+    code = "import os; print(os.getuid(), os.getgid(), os.environ['LANG'])"
+    told = docker("run", "--rm", "--network", "none", "--read-only", image.reference, PYTHON, "-I", "-c", code)
+    assert told == "10001 10001 C.UTF-8"
+
+
+@pytest.mark.level("container")
+def test_an_image_that_a_container_has_is_kept(rootfs: Path, tagged: str) -> None:
+    del rootfs
+    small = Path(data_dir("images"))
+    dockerd.load(small, tagged, tagged, recipe.load().docker, 10001)
+    container = docker("create", dockerd.reference(tagged))
+    try:
+        with pytest.raises(BusyError):
+            dockerd.remove(dockerd.reference(tagged))
+    finally:
+        docker("rm", container)
+    assert any(item.digest == tagged and not item.current for item in images.ls()[0])
+    assert dockerd.remove(dockerd.reference(tagged))
+
+
+@pytest.mark.level("container")
+def test_an_import_that_is_killed_leaves_nothing(tmp_path: Path, tagged: str) -> None:
+    # Large enough that the kill comes in the middle.
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(1 << 30)
+    code = (
+        "from pathlib import Path; from sandbox.images import dockerd, recipe; "
+        f"dockerd.load(Path({str(tmp_path)!r}), {tagged!r}, {tagged!r}, recipe.load().docker, 10001)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) as process:
+        time.sleep(1.0)
+        assert process.poll() is None
+        process.kill()
+    time.sleep(1.0)
+    assert dockerd.find(tagged) is None
+    assert docker("images", "-q", dockerd.reference(tagged)) == ""

@@ -1,0 +1,133 @@
+"""Requests as bytes: those to be refused, each with its status, and those to be taken."""
+
+from __future__ import annotations
+
+_GET = b"GET / HTTP/1.1\r\nHost: t\r\n"
+_POST = b"POST /counter HTTP/1.1\r\nHost: t\r\n"
+_CHUNKED = _POST + b"Transfer-Encoding: chunked\r\n\r\n"
+_CLOSE = b"Connection: close\r\n\r\n"
+
+BAD_HEADS: list[tuple[str, bytes, int]] = [
+    ("bare LF everywhere", b"GET / HTTP/1.1\nHost: t\n\n", 400),
+    ("bare LF after one field", b"GET / HTTP/1.1\r\nHost: t\nX: y\r\n\r\n", 400),
+    ("bare LF at the end", b"GET / HTTP/1.1\r\nHost: t\r\n\n", 400),
+    ("bare CR in a value", _GET + b"X: a\rb\r\n\r\n", 400),
+    ("NUL in a value", _GET + b"X: a\0b\r\n\r\n", 400),
+    ("control character in a value", _GET + b"X: a\x01b\r\n\r\n", 400),
+    ("DEL in a value", _GET + b"X: a\x7fb\r\n\r\n", 400),
+    ("folded line", _GET + b"X: a\r\n b\r\n\r\n", 400),
+    ("folded with a tab", _GET + b"X: a\r\n\tb\r\n\r\n", 400),
+    ("space before the first field", b"GET / HTTP/1.1\r\n Host: t\r\n\r\n", 400),
+    ("space before the colon", _GET + b"X : a\r\n\r\n", 400),
+    ("tab before the colon", _GET + b"X\t: a\r\n\r\n", 400),
+    ("space inside a name", _GET + b"X Y: a\r\n\r\n", 400),
+    ("empty name", _GET + b": a\r\n\r\n", 400),
+    ("no colon", _GET + b"Xyz\r\n\r\n", 400),
+    ("non-token in a name", _GET + b"X(y): a\r\n\r\n", 400),
+    ("high byte in a name", _GET + b"X\xff: a\r\n\r\n", 400),
+    ("no Host", b"GET / HTTP/1.1\r\n\r\n", 400),
+    ("two Hosts", _GET + b"Host: u\r\n\r\n", 400),
+    ("Host with a space", b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n", 400),
+    ("Host with a slash", b"GET / HTTP/1.1\r\nHost: a/b\r\n\r\n", 400),
+    ("Host with an at sign", b"GET / HTTP/1.1\r\nHost: a@b\r\n\r\n", 400),
+    ("length and coding", _POST + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\nabc", 400),
+    ("coding and length", _POST + b"Transfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\n", 400),
+    ("two lengths that differ", _POST + b"Content-Length: 3\r\nContent-Length: 4\r\n\r\nabc", 400),
+    ("two lengths that agree", _POST + b"Content-Length: 3\r\nContent-Length: 3\r\n\r\nabc", 400),
+    ("list of lengths", _POST + b"Content-Length: 3, 3\r\n\r\nabc", 400),
+    ("signed length", _POST + b"Content-Length: +3\r\n\r\nabc", 400),
+    ("negative length", _POST + b"Content-Length: -3\r\n\r\n", 400),
+    ("hexadecimal length", _POST + b"Content-Length: 0x3\r\n\r\nabc", 400),
+    ("length with a space inside", _POST + b"Content-Length: 1 0\r\n\r\nabc", 400),
+    ("empty length", _POST + b"Content-Length:\r\n\r\n", 400),
+    ("length beyond 64 bits", _POST + b"Content-Length: 99999999999999999999\r\n\r\n", 400),
+    ("no chunked at the end", _POST + b"Transfer-Encoding: gzip\r\n\r\n", 400),
+    ("coding before chunked", _POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n", 501),
+    ("chunked not last", _POST + b"Transfer-Encoding: chunked, gzip\r\n\r\n", 400),
+    ("chunked twice", _POST + b"Transfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n", 400),
+    ("chunked in disguise", _POST + b"Transfer-Encoding: xchunked\r\n\r\n", 400),
+    ("identity", _POST + b"Transfer-Encoding: identity\r\n\r\n", 400),
+    ("vertical tab before chunked", _POST + b"Transfer-Encoding: \x0bchunked\r\n\r\n", 400),
+    ("two codings", _POST + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+    ("chunked in HTTP/1.0", b"POST /counter HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+    ("chunk size not hexadecimal", _CHUNKED + b"z\r\n", 400),
+    ("chunk size with 0x", _CHUNKED + b"0x1\r\na\r\n0\r\n\r\n", 400),
+    ("chunk size with a sign", _CHUNKED + b"+1\r\na\r\n0\r\n\r\n", 400),
+    ("chunk size empty", _CHUNKED + b"\r\na\r\n0\r\n\r\n", 400),
+    ("chunk size with a space", _CHUNKED + b"1 \r\na\r\n0\r\n\r\n", 400),
+    ("chunk size too long", _CHUNKED + b"1" * 17 + b"\r\n", 400),
+    ("chunk line with bare LF", _CHUNKED + b"1\na\r\n0\r\n\r\n", 400),
+    ("chunk longer than its size", _CHUNKED + b"1\r\nab\r\n0\r\n\r\n", 400),
+    ("chunk data with bare LF", _CHUNKED + b"1\r\na\n0\r\n\r\n", 400),
+    ("endless chunk extension", _CHUNKED + b"1;" + b"x" * 300, 400),
+    ("trailer without colon", _CHUNKED + b"0\r\nabc\r\n\r\n", 400),
+    ("endless trailers", _CHUNKED + b"0\r\n" + b"x: y\r\n" * 1000, 431),
+    ("two spaces in the request line", b"GET  / HTTP/1.1\r\nHost: t\r\n\r\n", 400),
+    ("tab in the request line", b"GET\t/ HTTP/1.1\r\nHost: t\r\n\r\n", 400),
+    ("no version", b"GET /\r\nHost: t\r\n\r\n", 400),
+    ("no target", b"GET HTTP/1.1\r\nHost: t\r\n\r\n", 400),
+    ("malformed version", b"GET / HTTP/1.x\r\nHost: t\r\n\r\n", 400),
+    ("lower-case version", b"GET / http/1.1\r\nHost: t\r\n\r\n", 400),
+    ("version 2", b"GET / HTTP/2.0\r\nHost: t\r\n\r\n", 505),
+    ("version 0.9", b"GET / HTTP/0.9\r\nHost: t\r\n\r\n", 505),
+    ("HTTP/2 preface", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+    ("unknown method", b"BREW / HTTP/1.1\r\nHost: t\r\n" + b"\r\n", 501),
+    ("lower-case method", b"get / HTTP/1.1\r\nHost: t\r\n\r\n", 501),
+    ("CONNECT", b"CONNECT t:80 HTTP/1.1\r\nHost: t:80\r\n\r\n", 501),
+    ("malformed method", b"G(T / HTTP/1.1\r\nHost: t\r\n\r\n", 400),
+    ("target without slash", b"GET x HTTP/1.1\r\nHost: t\r\n\r\n", 400),
+    ("asterisk with GET", b"GET * HTTP/1.1\r\nHost: t\r\n\r\n", 400),
+    ("high byte in the target", b"GET /\xff HTTP/1.1\r\nHost: t\r\n\r\n", 400),
+    ("malformed escape", b"GET /%zz HTTP/1.1\r\nHost: t\r\n\r\n", 400),
+    ("no such resource", b"GET /nowhere HTTP/1.1\r\nHost: t\r\n" + _CLOSE, 404),
+    ("method not allowed", b"DELETE / HTTP/1.1\r\nHost: t\r\n" + _CLOSE, 405),
+    ("POST without a length", _POST + _CLOSE, 411),
+    ("body too long by its length", _POST + b"Content-Length: 1048577\r\n\r\n", 413),
+    ("target too long", b"GET /" + b"x" * 9000 + b" HTTP/1.1\r\nHost: t\r\n\r\n", 414),
+    ("endless request line", b"GET /" + b"x" * 20000, 414),
+    ("head too long", _GET + b"X: " + b"y" * 20000 + b"\r\n\r\n", 431),
+    ("endless head", _GET + b"X: y\r\n" * 4000, 431),
+    ("too many fields", _GET + b"".join(b"X-%d: y\r\n" % index for index in range(101)) + b"\r\n", 431),
+    ("unknown expectation", _GET + b"Expect: coffee\r\n" + _CLOSE, 417),
+    ("argument out of range", b"GET /cpu?rounds=0 HTTP/1.1\r\nHost: t\r\n" + _CLOSE, 400),
+    ("argument no number", b"GET /io?ms=soon HTTP/1.1\r\nHost: t\r\n" + _CLOSE, 400),
+    ("garbage", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),
+]
+
+GOOD_HEADS: list[tuple[str, bytes]] = [
+    ("plain", _GET + _CLOSE),
+    ("empty line before", b"\r\n" + _GET + _CLOSE),
+    ("no white space after the colon", b"GET / HTTP/1.1\r\nHost:t\r\nConnection:close\r\n\r\n"),
+    ("white space around values", b"GET / HTTP/1.1\r\nHost: \t t \t\r\nConnection:  close  \r\n\r\n"),
+    ("names in any case", b"GET / HTTP/1.1\r\nHOST: t\r\ncOnNeCtIoN: CLOSE\r\n\r\n"),
+    ("high bytes in a value", _GET + b"X: \xe4\xf6\r\n" + _CLOSE),
+    ("empty value", _GET + b"X:\r\n" + _CLOSE),
+    ("empty Host", b"GET / HTTP/1.1\r\nHost:\r\n" + _CLOSE),
+    ("Host with a port", b"GET / HTTP/1.1\r\nHost: [::1]:8080\r\n" + _CLOSE),
+    ("absolute form", b"GET http://t/healthz HTTP/1.1\r\nHost: t\r\n" + _CLOSE),
+    ("query", b"GET /?a=b HTTP/1.1\r\nHost: t\r\n" + _CLOSE),
+    ("escaped path", b"GET /%68ealthz HTTP/1.1\r\nHost: t\r\n" + _CLOSE),
+    ("HTTP/1.0", b"GET / HTTP/1.0\r\n\r\n"),
+    ("a later minor version", b"GET / HTTP/1.9\r\nHost: t\r\n" + _CLOSE),
+    ("repeated list field", _GET + b"Accept: a\r\nAccept: b\r\n" + _CLOSE),
+    ("offer to upgrade", _GET + b"Upgrade: h2c\r\nConnection: Upgrade, close\r\n\r\n"),
+    ("body of a GET is read and dropped", _GET + b"Content-Length: 3\r\nConnection: close\r\n\r\nabc"),
+    ("empty body", _POST + b"Content-Length: 0\r\n" + _CLOSE),
+    ("chunked", _POST + b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n1\r\n0\r\n0\r\n\r\n"),
+    ("Chunked", _POST + b"Transfer-Encoding: Chunked\r\nConnection: close\r\n\r\n1\r\n0\r\n0\r\n\r\n"),
+    (
+        "chunk extensions and trailers",
+        _POST + b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n001;a=b\r\n0\r\n0;last\r\nX: y\r\n\r\n",
+    ),
+    ("a hundred fields", _GET + b"".join(b"X-%d: y\r\n" % index for index in range(97)) + _CLOSE),
+]
+
+PIPELINE = (
+    b"GET /io?ms=60 HTTP/1.1\r\nHost: t\r\n\r\n"
+    b"GET / HTTP/1.1\r\nHost: t\r\n\r\n"
+    b"GET /nowhere HTTP/1.1\r\nHost: t\r\n\r\n"
+    b"POST /echo HTTP/1.1\r\nHost: t\r\nContent-Length: 4\r\n\r\nbody"
+    b"GET /cpu?rounds=2000 HTTP/1.1\r\nHost: t\r\n\r\n"
+    b"GET /healthz HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n"
+)
+PIPELINE_BODIES = (b"read for 60 ms", b"hello", b"no such resource", b"body", b"ok\n")
