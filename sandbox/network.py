@@ -21,7 +21,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from sandbox.errors import EngineError, SandboxError
-from sandbox.kernel import ifconfig, nftables, nsfile, syscalls
+from sandbox.kernel import ifconfig, nftables, nsfile, rtnetlink, syscalls
 from sandbox.store import Store
 
 BRIDGE = "sbx0"
@@ -36,6 +36,7 @@ GENERATOR_MAC = "02:5b:c6:12:00:02"
 DOCKER_NETWORK = "sandbox-lab"
 DOCKER_RANGE = "198.18.1.0/24"
 """What Docker may hand out by itself; our sandboxes' addresses are assigned, from above it."""
+HOST_STACK = "198.18.128.0/17"
 _OWN_STACK = (int(ipaddress.IPv4Address("198.18.2.0")), int(ipaddress.IPv4Address("198.18.127.255")))
 _HOST_STACK = (int(ipaddress.IPv4Address("198.18.128.0")), int(ipaddress.IPv4Address("198.18.255.255")))
 """Two ranges, so that an address always stands for the same hardware address, its sandbox's own or the bridge's. Were
@@ -49,12 +50,11 @@ _RULES = f"""
 add table inet {TABLE}
 delete table inet {TABLE}
 table inet {TABLE} {{
-  set served {{ type ipv4_addr . inet_service; }}
   chain input {{
     type filter hook input priority -10; policy accept;
     iifname != "{BRIDGE}" accept
     ct state established,related accept
-    ip saddr {GENERATOR_ADDRESS} ip daddr . tcp dport @served accept
+    ip saddr {GENERATOR_ADDRESS} ip daddr {HOST_STACK} accept
     drop
   }}
   chain forward {{
@@ -72,9 +72,13 @@ def interface_name(ident: str) -> str:
     return LINK_PREFIX + ident[:11]
 
 
+def _is_link(name: str) -> bool:
+    return os.path.exists(f"/sys/class/net/{name}")
+
+
 def ready() -> bool:
     """Whether the lab is complete: bridge, generator's namespace and link, and the rules."""
-    links_up = all(os.path.exists(f"/sys/class/net/{name}") for name in (BRIDGE, GENERATOR_LINK))
+    links_up = all(_is_link(name) for name in (BRIDGE, GENERATOR_LINK))
     return links_up and nsfile.is_netns(GENERATOR_NETNS) and nftables.table_exists("inet", TABLE)
 
 
@@ -94,24 +98,23 @@ def ensure() -> None:
 def _build() -> None:
     from sandbox.kernel import netns
 
-    # Rules first: no moment in which a sandbox could be on a bridge that is open. Where someone flushed them under
-    # a running `process` sandbox, that one is closed to the generator from here on: safe, and seen at once.
+    # Rules first: no moment in which a sandbox could be on a bridge that is open.
     nftables.load(_RULES)
     _docker_accept(present=True)
-    links = netns.shared()
-    if links.index(BRIDGE) is None:
-        links.add_bridge(BRIDGE)
-    links.up(BRIDGE)
-    links.add_address(BRIDGE, HOST_ADDRESS, PREFIX)
+    with netns.Links() as links:
+        if links.index(BRIDGE) is None:
+            links.add_bridge(BRIDGE)
+        links.up(BRIDGE)
+    rtnetlink.add_address(BRIDGE, HOST_ADDRESS, PREFIX)
     if not nsfile.is_netns(GENERATOR_NETNS):
         nsfile.remove_netns(GENERATOR_NETNS)
-        links.delete(GENERATOR_LINK)
+        rtnetlink.delete_link(GENERATOR_LINK)
         nsfile.make_netns(GENERATOR_NETNS)
-    if links.index(GENERATOR_LINK) is None:
+    if not _is_link(GENERATOR_LINK):
         descriptor = os.open(GENERATOR_NETNS, os.O_RDONLY | os.O_CLOEXEC)
         try:
             bridge = socket.if_nametoindex(BRIDGE)
-            links.add_veth(GENERATOR_LINK, bridge, peer="eth0", mac=GENERATOR_MAC, netns_fd=descriptor)
+            rtnetlink.add_veth(GENERATOR_LINK, bridge, peer="eth0", mac=GENERATOR_MAC, netns_fd=descriptor)
         finally:
             os.close(descriptor)
     with in_generator():
@@ -135,7 +138,7 @@ def _docker_accept(*, present: bool) -> None:
 
 def remains() -> list[str]:
     """What there is of the lab, a line each; empty when it is gone."""
-    found = [f"link {name}" for name in (BRIDGE, GENERATOR_LINK) if os.path.exists(f"/sys/class/net/{name}")]
+    found = [f"link {name}" for name in (BRIDGE, GENERATOR_LINK) if _is_link(name)]
     if os.path.lexists(GENERATOR_NETNS):
         found.append(f"network namespace {GENERATOR_NETNS}")
     with suppress(OSError):
@@ -153,14 +156,11 @@ def teardown() -> list[str]:
     Raises:
         EngineError: something stays.
     """
-    from sandbox.kernel import netns
-
     removed = remains()
     try:
-        links = netns.shared()
-        links.delete(GENERATOR_LINK)
+        rtnetlink.delete_link(GENERATOR_LINK)
         nsfile.remove_netns(GENERATOR_NETNS)
-        links.delete(BRIDGE)
+        rtnetlink.delete_link(BRIDGE)
         _docker_accept(present=False)
         if nftables.table_exists("inet", TABLE):
             nftables.load(f"delete table inet {TABLE}\n")
@@ -181,7 +181,8 @@ def stray_addresses(used: set[str]) -> list[str]:
     """Addresses on the bridge that no record claims: a process sandbox of the past."""
     from sandbox.kernel import netns
 
-    return [one for one in netns.shared().addresses(BRIDGE) if one != HOST_ADDRESS and one not in used]
+    with netns.Links() as links:
+        return [one for one in links.addresses(BRIDGE) if one != HOST_ADDRESS and one not in used]
 
 
 def allocate(store: Store, ident: str, *, own_stack: bool) -> str:
@@ -210,14 +211,9 @@ def attach(ident: str, mac: str, netns_pid: int) -> None:
     Raises:
         EngineError
     """
-    from sandbox.kernel import netns
-
     try:
-        links = netns.shared()
-        bridge = links.index(BRIDGE)
-        if bridge is None:
-            raise EngineError("the lab network is gone", "sandbox prune, then again")
-        links.add_veth(interface_name(ident), bridge, peer="eth0", mac=mac, netns_pid=netns_pid)
+        bridge = socket.if_nametoindex(BRIDGE)
+        rtnetlink.add_veth(interface_name(ident), bridge, peer="eth0", mac=mac, netns_pid=netns_pid)
         isolate_ports()
     except OSError as error:
         raise EngineError(f"no link could be made: {error.strerror or error}") from error
@@ -261,9 +257,8 @@ def detach(ident: str) -> None:
         EngineError
     """
     name = interface_name(ident)
-    if not os.path.exists(f"/sys/class/net/{name}"):
-        return
-    delete_link(name)
+    if _is_link(name):
+        delete_link(name)
 
 
 def delete_link(name: str) -> None:
@@ -272,49 +267,34 @@ def delete_link(name: str) -> None:
     Raises:
         EngineError
     """
-    from sandbox.kernel import netns
-
     try:
-        netns.shared().delete(name)
+        rtnetlink.delete_link(name)
     except OSError as error:
         raise EngineError(f"the link {name} could not be deleted: {error.strerror or error}") from error
 
 
-def serve_on_host(address: str, port: int) -> None:
-    """Give the bridge one more address of the host's, and open one port on it to the generator alone.
+def serve_on_host(address: str) -> None:
+    """Give the bridge one more address of the host's; the rules open that range to the generator alone.
 
     Raises:
         EngineError
     """
-    from sandbox.kernel import netns
-
     try:
-        netns.shared().add_address(BRIDGE, address, 32)
-        nftables.load(f"add {_served(address, port)}")
+        rtnetlink.add_address(BRIDGE, address, 32)
     except OSError as error:
         raise EngineError(f"the address {address} could not be given to {BRIDGE}: {error.strerror or error}") from error
 
 
-def unserve_on_host(address: str, port: int) -> None:
+def unserve_on_host(address: str) -> None:
     """Undo `serve_on_host`; idempotent.
 
     Raises:
         EngineError
     """
-    from sandbox.kernel import netns
-
     try:
-        netns.shared().delete_address(BRIDGE, address, 32)
-        if nftables.table_exists("inet", TABLE):
-            element = _served(address, port)
-            # Added first: deleting an element that is not there would be refused.
-            nftables.load(f"add {element}delete {element}")
+        rtnetlink.delete_address(BRIDGE, address, 32)
     except OSError as error:
         raise EngineError(f"the address {address} could not be taken back: {error.strerror or error}") from error
-
-
-def _served(address: str, port: int) -> str:
-    return f"element inet {TABLE} served {{ {ipaddress.IPv4Address(address)} . {port:d} }}\n"
 
 
 @contextmanager

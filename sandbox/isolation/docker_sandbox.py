@@ -182,8 +182,9 @@ class ContainerSandbox(Sandbox):
         return True
 
     def wait(self, timeout: float | None = None) -> int | None:
-        if not self.state().running:
-            return self.state().exit_code
+        state = self.state()
+        if not state.running:
+            return state.exit_code
         limit: Any = None if timeout is None else max(timeout, 0.001)  # the SDK's types say int; seconds may be parts
         try:
             with self.engine.talking("the container's end cannot be waited for") as api:

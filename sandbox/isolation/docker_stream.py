@@ -132,7 +132,7 @@ def _run(
         if not alive():
             time.sleep(_LAST_WORDS)
             if not reader.done.is_set():
-                raise EngineError(f"the sandbox ended while a command ran in it")
+                raise EngineError("the sandbox ended while a command ran in it")
 
     with engine.talking("the command cannot be run") as api:
         ident = api.exec_create(container, command, stdout=True, stderr=True, user=user)["Id"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
+from functools import partial
 
 from sandbox import network
 from sandbox.capability import Missing
@@ -58,12 +59,7 @@ class NamespaceIsolation(Isolation):
                 tmpfs=tuple(TMPFS_DIRS.items()),
                 tmpfs_bytes=TMPFS_BYTES,
             )
-
-            def wire(pid: int) -> None:
-                enter.map_ids(pid, MAP_BASE)
-                network.attach(record.id, record.mac, pid)
-
-            child = enter.spawn_namespaced(plan, wire)
+            child = enter.spawn_namespaced(plan, MAP_BASE, partial(network.attach, record.id, record.mac))
         except OSError as error:
             raise EngineError(f"the namespaces could not be made: {error}") from error
         sandbox.adopt_child(child)

@@ -13,7 +13,7 @@ from sandbox.isolation import local
 from sandbox.isolation.base import TMPFS_BYTES, TMPFS_DIRS, Isolation, Progress, environment
 from sandbox.kernel import cgroup, enter, rootfs, syscalls
 from sandbox.kernel.cgroup import Group
-from sandbox.spec import DEFAULT_PORT, SANDBOX_UID, SandboxSpec
+from sandbox.spec import SANDBOX_UID, SandboxSpec
 from sandbox.store import Record, Store
 
 ROOT_DIR = "root"
@@ -50,7 +50,7 @@ class ProcessIsolation(Isolation):
             group.limit(cpus=spec.cpus, memory=spec.memory, pids=spec.pids_limit, cpuset=spec.cpuset)
             root.mkdir(exist_ok=True)
             rootfs.assemble(self._image or local.root_path(), str(root), tuple(TMPFS_DIRS.items()), TMPFS_BYTES)
-            network.serve_on_host(record.address, spec.port)
+            network.serve_on_host(record.address)
             child = enter.spawn_chrooted(
                 enter.Plan(
                     argv=(*INIT, *spec.argv),
@@ -80,7 +80,7 @@ class ProcessIsolation(Isolation):
                 found.append(f"mount {target}")
         for address in network.stray_addresses(Store().used_addresses()):
             if not dry_run:
-                network.unserve_on_host(address, DEFAULT_PORT)
+                network.unserve_on_host(address)
             found.append(f"address {address} on {network.BRIDGE}")
         return found
 
@@ -108,7 +108,7 @@ class ProcessSandbox(local.LocalSandbox):
                 self._root.rmdir()
         except OSError as error:
             raise EngineError(f"the root of {self.record.name} could not be unmounted: {error}") from error
-        network.unserve_on_host(self.record.address, self.record.spec.port)
+        network.unserve_on_host(self.record.address)
 
 
 def _mounted_roots() -> list[Path]:

@@ -113,7 +113,7 @@ class Child:
                 os.close(descriptor)
 
 
-def spawn_namespaced(plan: Plan, wire: Callable[[int], None]) -> Child:
+def spawn_namespaced(plan: Plan, mapped_base: int, plug: Callable[[int], None]) -> Child:
     """Make a child in fresh namespaces, ready to exec.
 
     An intermediate process is forked first: it drops the supplementary groups, joins the control group, and makes
@@ -121,7 +121,8 @@ def spawn_namespaced(plan: Plan, wire: Callable[[int], None]) -> Child:
 
     Args:
         plan: what to do.
-        wire: called with the child's pid once its namespaces exist, to map its ids and plug its link.
+        mapped_base: see `map_ids`.
+        plug: called with the child's pid once its namespaces exist, to give it the link `eth0`.
 
     Raises:
         ChildError: a step in the child failed.
@@ -139,6 +140,10 @@ def spawn_namespaced(plan: Plan, wire: Callable[[int], None]) -> Child:
             os._exit(0)
         _wait_for_go()
         _be_root_inside(plan)
+        _wait_for_go()
+        ifconfig.up("lo")
+        if plan.address is not None:
+            ifconfig.up("eth0", *plan.address)
         _say(_READY)
         _wait_for_go()
         confine(plan.uid, program)
@@ -147,7 +152,9 @@ def spawn_namespaced(plan: Plan, wire: Callable[[int], None]) -> Child:
     try:
         child.pid = int(child._expect(_PID))
         os.waitpid(intermediate, 0)
-        wire(child.pid)
+        map_ids(child.pid, mapped_base)
+        child._go()
+        plug(child.pid)  # while the child mounts its root, on another CPU if there is one
         child._go()
         child._expect(_READY)
     except BaseException:
@@ -256,9 +263,6 @@ def _be_root_inside(plan: Plan) -> None:
     os.setresuid(0, 0, 0)
     if plan.hostname is not None:
         socket.sethostname(plan.hostname)
-    ifconfig.up("lo")
-    if plan.address is not None:
-        ifconfig.up("eth0", *plan.address)
     syscalls.new_session_keyring()
     rootfs.enter(root, plan.tmpfs, plan.tmpfs_bytes)
     os.close(root)

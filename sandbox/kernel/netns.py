@@ -1,12 +1,11 @@
-"""Links, addresses and network namespaces, over netlink by pyroute2 (its one home here).
+"""Links and addresses over netlink by pyroute2 (its one home here).
 
-pyroute2 takes 0.16 s to import, so this module is imported where a network is made, not by the command line.
-Sources: rtnetlink(7), veth(4), network_namespaces(7).
+pyroute2 takes 0.16 s to import, so this module is imported where the lab is made or swept; what every start needs is in
+`sandbox.kernel.rtnetlink`. Sources: rtnetlink(7), veth(4).
 """
 
 from __future__ import annotations
 
-import atexit
 import os
 import socket
 from collections.abc import Iterator
@@ -39,10 +38,6 @@ class Links:
             return socket.if_nametoindex(name)
         return None
 
-    def names(self, prefix: str) -> list[str]:
-        """Names of links that begin with `prefix`."""
-        return sorted(name for _, name in socket.if_nameindex() if name.startswith(prefix))
-
     def add_bridge(self, name: str) -> int:
         """Make a bridge, without STP: its ports forward at once. Returns its number.
 
@@ -57,51 +52,10 @@ class Links:
             raise FileNotFoundError(2, "the bridge vanished", name)
         return found
 
-    def add_veth(self, name: str, bridge: int, *, peer: str, mac: str, netns_pid: int = 0, netns_fd: int = -1) -> None:
-        """Make a pair in one message: `name` up on the bridge, `peer` straight in another network namespace.
-
-        Made there, the peer never shows on the host, and dies with that namespace.
-
-        Raises:
-            OSError
-        """
-        there: dict[str, Any] = {"ifname": peer, "address": mac}
-        there |= {"net_ns_pid": netns_pid} if netns_pid else {"net_ns_fd": netns_fd}
-        with _errors(name):
-            self._route.link("add", ifname=name, kind="veth", peer=there, master=bridge, state="up")
-
-    def delete(self, name: str) -> bool:
-        """Delete a link; False when there is none."""
-        found = self.index(name)
-        if found is None:
-            return False
-        with suppress(FileNotFoundError), _errors(name):
-            self._route.link("del", index=found)
-        return True
-
     def up(self, name: str) -> None:
         """Set a link up."""
         with _errors(name):
             self._route.link("set", index=self._need(name), state="up")
-
-    def add_address(self, name: str, address: str, prefix: int) -> None:
-        """Give a link an address; one that it has already is kept."""
-        with _errors(name), suppress(FileExistsError):
-            try:
-                self._route.addr("add", index=self._need(name), address=address, prefixlen=prefix)
-            except NetlinkError as error:
-                raise OSError(error.code, os.strerror(error.code), name) from None
-
-    def delete_address(self, name: str, address: str, prefix: int) -> None:
-        """Take an address from a link; one that is not there is fine."""
-        found = self.index(name)
-        if found is None:
-            return
-        try:
-            self._route.addr("del", index=found, address=address, prefixlen=prefix)
-        except NetlinkError as error:
-            if error.code not in (99, 19):  # EADDRNOTAVAIL, ENODEV: it is gone
-                raise OSError(error.code, os.strerror(error.code), name) from None
 
     def addresses(self, name: str) -> list[str]:
         """IPv4 addresses of a link, dotted quads."""
@@ -119,23 +73,6 @@ class Links:
         if found is None:
             raise FileNotFoundError(2, "no such link", name)
         return found
-
-
-_shared: tuple[int, Links] | None = None
-
-
-def shared() -> Links:
-    """One handle per process, for the host's own network namespace: opening one costs more than using it.
-
-    Raises:
-        OSError: no netlink socket can be made.
-    """
-    global _shared  # noqa: PLW0603 - one socket for the life of the process is the point
-    # A forked child must not talk over its parent's socket: the answers would mix.
-    if _shared is None or _shared[0] != os.getpid():
-        _shared = (os.getpid(), Links())
-        atexit.register(_shared[1].close)
-    return _shared[1]
 
 
 @contextmanager

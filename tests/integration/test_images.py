@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,8 +83,20 @@ def temporaries(directory: Path) -> list[str]:
 
 
 def test_the_root_filesystem_runs_the_workloads(rootfs: Path) -> None:
-    told = inside(rootfs, PYTHON, "-I", "-S", "/opt/sandbox/workloads/__main__.py", "reactor", "--help")
-    assert "--port" in told
+    server = ["/opt/sandbox/workloads/__main__.py", "reactor", "--host", "127.0.0.1", "--port", "0"]
+    with subprocess.Popen(
+        ["chroot", "--userspec=10001:10001", str(rootfs), "/usr/bin/tini", "--", PYTHON, "-I", "-S", *server],
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stderr is not None
+            url = next(found[0] for line in process.stderr if (found := re.search(r"http://127\.0\.0\.1:\d+/", line)))
+            with urllib.request.urlopen(f"{url}healthz", timeout=10) as answer:
+                assert answer.status == 200
+        finally:
+            process.terminate()
+    assert process.returncode in (0, 128 + signal.SIGTERM)
     assert "tini version" in inside(rootfs, "/usr/bin/tini", "--version")
     assert inside(rootfs, PYTHON, "-c", "import httptools, ssl, sqlite3, ctypes; print('ok')").strip() == "ok"
 

@@ -74,7 +74,7 @@ def an_address() -> Iterator[None]:
 @contextmanager
 def a_rule() -> Iterator[None]:
     with Manager().lab():
-        _run("nft", "add", "element", "inet", network.TABLE, "served", "{ 198.18.128.77 . 8080 }")
+        _run("nft", "add", "set", "inet", network.TABLE, "leaked", "{ type ipv4_addr; }")
         yield
 
 

@@ -53,23 +53,28 @@ class ChunkedDecoder:
                     return b"".join(pieces)
                 self._state = _DATA_END
                 continue
-            limit = MAX_LINE if self._state != _TRAILER else MAX_TRAILERS
-            end = data.find(b"\n", position, position + limit)
-            if end < 0:
+            if self._state == _DATA_END:
+                end = data[position : position + 2]
+                if end not in (b"", b"\r", b"\r\n"):
+                    raise HttpError(400, "chunk longer than its size")
+                if len(end) < 2:
+                    self.rest = end
+                    break
+                position += 2
+                self._state = _SIZE
+                continue
+            limit = MAX_LINE if self._state == _SIZE else MAX_TRAILERS - self._trailers
+            line_end = data.find(b"\n", position, position + limit)
+            if line_end < 0:
                 self.rest = data[position:]
-                self._check_unfinished(len(self.rest) >= limit)
+                if len(self.rest) >= limit:
+                    raise HttpError(400 if self._state == _SIZE else 431, "line too long in a chunked body")
                 break
-            self._line(data[position : end + 1])
-            position = end + 1
+            self._line(data[position : line_end + 1])
+            position = line_end + 1
         else:
             self.rest = data[position:]
         return b"".join(pieces)
-
-    def _check_unfinished(self, too_long: bool) -> None:
-        if self._state == _DATA_END and self.rest not in (b"", b"\r"):
-            raise HttpError(400, "chunk longer than its size")
-        if too_long:
-            raise HttpError(431 if self._state == _TRAILER else 400, "line too long in a chunked body")
 
     def _line(self, line: bytes) -> None:
         if line[-2:] != b"\r\n" or line[:-2].translate(None, _LINE_BYTES):
@@ -77,10 +82,6 @@ class ChunkedDecoder:
         line = line[:-2]
         if self._state == _SIZE:
             self._size(line)
-        elif self._state == _DATA_END:
-            if line:
-                raise HttpError(400, "chunk longer than its size")
-            self._state = _SIZE
         elif not line:
             self._state = _DONE
             self.done = True
@@ -101,5 +102,3 @@ class ChunkedDecoder:
         name, colon, _ = line.partition(b":")
         if not colon or not name or name.translate(None, _TOKEN):
             raise HttpError(400, "malformed trailer field")
-        if self._trailers > MAX_TRAILERS:
-            raise HttpError(431, "trailer fields too long")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from time import monotonic
 
 from workloads.http.chunked import ChunkedDecoder
-from workloads.http.request import HeadParser, HttpError, Request
+from workloads.http.request import BAD_LINE, HeadParser, HttpError, Request
 from workloads.http.response import CONTINUE, LAST_CHUNK, Response, encode, encode_stream_head
 from workloads.http.routing import STREAM
 
@@ -231,6 +231,7 @@ class Protocol:
         if not keep_alive:
             self.closing = True
             self.lingering = bool(self._buffer)
+            self._buffer = b""
 
     def _refuse(self, error: HttpError) -> None:
         """Answer what is wrong with the request and end the connection: where the next one starts is not known."""
@@ -269,6 +270,6 @@ def _check_prefix(head: bytes) -> None:
     if line < 0 and len(head) >= MAX_LINE + 2 and not 0 <= bare < MAX_LINE + 2:
         raise HttpError(414, f"a request line has at most {MAX_LINE} bytes")
     if bare >= 0:
-        raise HttpError(400, "a line must end with CR and LF")
+        raise HttpError(400, BAD_LINE)
     if len(head) > MAX_HEAD:
         raise HttpError(431, f"a head has at most {MAX_HEAD} bytes")

@@ -21,6 +21,8 @@ METHODS = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"
 MAX_FIELDS = 100
 """Header fields in one head; more is 431."""
 
+BAD_LINE = "a line must end with CR and LF, and have no other control character but tab"
+
 _TOKEN = b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _TEXT = b"\t" + bytes(range(0x20, 0x7F)) + bytes(range(0x80, 0x100))
 _SLASH = 0x2F
@@ -155,7 +157,7 @@ class HeadParser:
         """
         lines = head.count(b"\r\n")
         if head.translate(None, _TEXT) != b"\r\n" * lines:
-            raise HttpError(400, "a control character, or a line that does not end with CR and LF")
+            raise HttpError(400, BAD_LINE)
         if b"\r\n " in head or b"\r\n\t" in head:
             raise HttpError(400, "folded header lines are not allowed")
         method, target, minor = _request_line(head)

@@ -80,8 +80,9 @@ def _examine_level(manager: Manager, level: str, workload: str, progress: Progre
             findings |= {name: check(subject) for name, check in verdicts.CHECKS.items()}
             progress(f"isolation of {level}: pushing past the limits")
             findings |= {name: verdicts.LIMITS[name](push) for name, push in _push(other.sandbox).items()}
-    except (SandboxError, ProbeError) as error:
+    except (SandboxError, ProbeError, OSError) as error:
         trouble = clean(str(error))
+        progress(f"isolation of {level}: {trouble}")
     missing = Finding(Verdict.UNKNOWN, "", trouble, "none: the level could not be examined")
     return {name: findings.get(name, missing) for name in verdicts.NAMES}
 

@@ -28,7 +28,7 @@ from typing import Any
 
 TAG = "sandbox-probe "
 PAGE_OF_DISK = 4096
-MAX_NODES = 64
+MAX_NODES = 256
 CONNECT_TIMEOUT = 1.0
 CALLS: dict[str, tuple[dict[str, int], tuple[int, ...]]] = {
     "unshare": ({"x86_64": 272, "aarch64": 97}, (0,)),
@@ -38,8 +38,8 @@ CALLS: dict[str, tuple[dict[str, int], tuple[int, ...]]] = {
     "personality": ({"x86_64": 135, "aarch64": 92}, (0x0040000,)),
 }
 """Name to number and arguments. Each needs no privilege and changes nothing but this process."""
-RISKY_TO_OPEN = ("watchdog", "st", "nst")
-"""Opening the first arms a reset of the machine; closing a tape rewinds it."""
+RISKY_TO_OPEN = ("watchdog", "snapshot", "cpu_dma_latency", "st", "nst")
+"""Opening these does something: arms a reset, prepares a hibernation, holds the CPUs awake; closing a tape rewinds."""
 
 
 def say(answer: dict[str, Any]) -> None:
@@ -216,7 +216,7 @@ def nodes() -> list[dict[str, Any]]:
             number = f"{os.major(mode.st_rdev)}:{os.minor(mode.st_rdev)}"
             kind = "b" if stat.S_ISBLK(mode.st_mode) else "c"
             opened = False
-            if not name.rstrip("0123456789").startswith(RISKY_TO_OPEN):
+            if name.rstrip("0123456789") not in RISKY_TO_OPEN:
                 try:
                     os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY))
                     opened = True
