@@ -25,7 +25,6 @@ from benchmarks import common
 from sandbox import images, isolation, network
 from sandbox.errors import SandboxError
 from sandbox.manager import Manager
-from sandbox.measure import lab
 from sandbox.spec import DEFAULT_PORT
 
 BARE = "bare fork + exec"
@@ -44,7 +43,7 @@ def main() -> None:
     for level in options.levels.split(","):
         contenders[level] = lambda level=level: sandboxed(manager, level)  # type: ignore[misc]
     contenders |= peers(root)
-    needs_lab = lab.kept_up(manager) if options.levels else nullcontext()
+    needs_lab = manager.lab() if options.levels else nullcontext()
     with needs_lab:
         series = common.interleave(contenders, options.rounds, options.seed)
     baselines = dict.fromkeys(contenders, BARE)

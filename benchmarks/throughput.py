@@ -18,7 +18,7 @@ from benchmarks import common
 from sandbox import network
 from sandbox.catalogue import PYTHON
 from sandbox.manager import Manager
-from sandbox.measure import host, lab, load
+from sandbox.measure import host, load
 
 TOY = "toy epoll loop, bare"
 REACTOR = "reactor, bare"
@@ -64,7 +64,7 @@ def main() -> None:
     }
     for level in levels:
         contenders[level] = lambda level=level: sandboxed(level)  # type: ignore[misc]
-    with lab.kept_up(manager):
+    with manager.lab():
         series = common.interleave(contenders, options.rounds, options.seed)
     baselines = {REACTOR: TOY} | dict.fromkeys(levels, levels[0])
     common.report("throughput on one core", "requests/s", series, baselines, as_json=options.json)

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
-from sandbox import catalogue, network, readiness
+from sandbox import catalogue, images, network, readiness
 from sandbox.errors import (
     BusyError,
     LimitError,
@@ -322,6 +322,7 @@ class Manager:
             if not _usable(level):
                 continue
             _collect(failures, removed, partial(driver(level).sweep, known, dry_run=dry_run))
+        _collect(failures, removed, partial(images.sweep, dry_run=dry_run))
         if not dry_run:
             _collect(failures, removed, self.release_lab)
         elif not self.store.used_addresses():

@@ -124,13 +124,18 @@ def list_images(form: str) -> None:
 def remove(references: tuple[str, ...], old: bool, everything: bool, dry_run: bool) -> None:
     """Remove each IMAGE: a digest's beginning, FORM-DIGEST, or a name in Docker. What is in use is kept."""
     from sandbox import images
+    from sandbox.errors import BusyError
 
     if not (references or old or everything):
         raise click.UsageError("say which: IMAGE, --old or --all", click.get_current_context())
-    removed = images.remove(*references, old=old, everything=everything, dry_run=dry_run)
-    for line in removed:
+    result = images.remove(*references, old=old, everything=everything, dry_run=dry_run)
+    for line in result.removed:
         click.echo(f"would remove {line}" if dry_run else f"removed {line}")
-    if not removed:
+    if result.kept and (references or everything):
+        raise BusyError("; ".join(result.kept), "stop and remove those first")
+    for line in result.kept:
+        click.echo(f"kept: {line}", err=True)
+    if not (result.removed or result.kept):
         click.echo("nothing to remove", err=True)
 
 

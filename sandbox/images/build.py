@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -92,16 +91,13 @@ def _kernel(space: Workspace, recipe: Recipe, progress: Progress) -> Made:
 def _rootfs(space: Workspace, recipe: Recipe, base: Entry, progress: Progress) -> Made:
     root = space.result / cache.CONTENT
     progress("extracting the packages")
-    done = subprocess.run(
-        [
-            "tar", "--extract", "--preserve-permissions", "--numeric-owner", "--xattrs", "--xattrs-include=*",
-            "--file", str(base.path / ARCHIVE), "--directory", str(root),
-        ],
-        capture_output=True,
-        check=False,
-    )  # fmt: skip
-    if done.returncode != 0:
-        message, hint = bootstrap.explain(done.stderr.decode(errors="replace").splitlines())
+    extracting = [
+        "tar", "--extract", "--preserve-permissions", "--numeric-owner", "--xattrs", "--xattrs-include=*",
+        "--file", str(base.path / ARCHIVE), "--directory", str(root),
+    ]  # fmt: skip
+    code, tail = contained.run(extracting, lease=space.lease, log=space.log, environment={}, on_line=_ignore)
+    if code != 0:
+        message, hint = bootstrap.explain(tail)
         raise ImageError(f"the packages could not be extracted: {message}", hint)
     packages = tree.installed_packages(root)
     tree.apply_layout(root, recipe.layout)
@@ -112,13 +108,8 @@ def _rootfs(space: Workspace, recipe: Recipe, base: Entry, progress: Progress) -
         "chroot", str(root), "/usr/bin/python3", "-I", "-m", "compileall", "-q", "-f",
         "--invalidation-mode", "unchecked-hash", target,
     ]  # fmt: skip
-    code, tail = contained.run(
-        compiling,
-        lease=space.lease,
-        log=space.log,
-        environment={"PYTHONHASHSEED": "0"},
-        on_line=lambda _: None,
-    )
+    seed = {"PYTHONHASHSEED": "0"}
+    code, tail = contained.run(compiling, lease=space.lease, log=space.log, environment=seed, on_line=_ignore)
     if code != 0:
         raise ImageError(f"the workloads do not compile: {tail[-1] if tail else 'no output'}")
     tree.clamp_times(root, recipe.epoch)
@@ -126,6 +117,11 @@ def _rootfs(space: Workspace, recipe: Recipe, base: Entry, progress: Progress) -
     needed = ["usr/bin/python3", "usr/bin/tini", "etc/passwd", "etc/fstab"]
     folders = [name.lstrip("/") for name in recipe.layout["mount_points"]]
     return [*needed, *folders, *installed], {"packages": packages}
+
+
+def _ignore(line: str) -> None:
+    """These tools are quiet and quick; what they say is in the log, and in the error if they fail."""
+    del line
 
 
 def _vm(space: Workspace, below: Mapping[Stage, Entry], progress: Progress) -> Made:

@@ -99,8 +99,21 @@ def verify(progress: Progress) -> list[str]:
     return lines
 
 
-def remove(*references: str, everything: bool = False, old: bool = False, dry_run: bool = False) -> list[str]:
-    """Remove images and stages; those in use are kept and named in the error, after the others are removed.
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """What came of a removal, a line each.
+
+    Attributes:
+        removed: what is gone (or would be).
+        kept: what is in use, and by whom.
+    """
+
+    removed: list[str]
+    kept: list[str]
+
+
+def remove(*references: str, everything: bool = False, old: bool = False, dry_run: bool = False) -> Removal:
+    """Remove images and stages; those in use are kept.
 
     Args:
         references: digests or their beginnings, `STAGE-DIGEST` or `sandbox:DIGEST` names.
@@ -108,12 +121,9 @@ def remove(*references: str, everything: bool = False, old: bool = False, dry_ru
         old: those that this installation's recipe and workloads would not give, and broken ones.
         dry_run: only say what would be removed.
 
-    Returns:
-        One line per thing removed (or that would be).
-
     Raises:
         NotFoundError: a reference fits none, or several.
-        BusyError: something is in use, or a build is running.
+        BusyError: a build is running.
         ImageError: the disk refuses, or something is mounted in there.
     """
     need_root("removing images")
@@ -131,9 +141,7 @@ def remove(*references: str, everything: bool = False, old: bool = False, dry_ru
         if everything or old:
             removed += [f"broken image {directory.name}" for directory in _remove_broken(dry_run=dry_run)]
         removed += sweep_locked(dry_run=dry_run)
-    if kept:
-        raise BusyError("kept " + "; ".join(kept), "stop and remove what uses them first")
-    return removed
+    return Removal(removed, kept)
 
 
 def sweep(*, dry_run: bool = False) -> list[str]:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ LOG_FILE = "build.log"
 """In the images directory: the whole output of the last build's tool."""
 
 MIB = 1024 * 1024
+
+_TRIES, _PAUSE = 50, 0.1
+"""How often a directory that is being written to is removed, and the seconds in between."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +122,22 @@ def discard(path: Path) -> None:
                 hidden.rmdir()
                 return
             path = hidden
+        _remove_tree(path)
+
+
+def _remove_tree(path: Path) -> None:
+    # The last tool of a builder that was killed may still be writing for a moment.
+    for _ in range(_TRIES):
         with suppress(FileNotFoundError):
-            shutil.rmtree(path)
+            try:
+                shutil.rmtree(path)
+            except OSError as error:
+                if error.errno != errno.ENOTEMPTY:
+                    raise
+                time.sleep(_PAUSE)
+                continue
+        return
+    raise ImageError(f"{path} cannot be removed: something keeps writing to it", f"lsof +D {path} shows what")
 
 
 def mounts_below(path: Path) -> list[str]:

@@ -25,6 +25,8 @@ LABEL_LEVEL = "org.sandbox.isolation"
 LOG_BYTES = 10 * MIB
 """A container that writes without end must not fill the host's disk."""
 
+_ENGINE_ENV: dict[str, str | None] = {"HOSTNAME": None}
+"""What dockerd adds to every environment."""
 _GONE = 404
 
 
@@ -107,7 +109,9 @@ class ContainerIsolation(Isolation):
             "Entrypoint": list(INIT),
             "Cmd": list(spec.argv),
             # A name without a value takes out what the engine would add by itself.
-            "Env": [f"{key}={value}" for key, value in environment(spec).items()] + ["HOSTNAME"],
+            "Env": [
+                key if value is None else f"{key}={value}" for key, value in (_ENGINE_ENV | environment(spec)).items()
+            ],
             "User": f"{SANDBOX_UID}:{SANDBOX_UID}",
             "WorkingDir": "/",
             "Healthcheck": {"Test": ["NONE"]},
@@ -131,6 +135,10 @@ class ContainerIsolation(Isolation):
         tmpfs = f"rw,nosuid,nodev,noexec,size={TMPFS_BYTES},mode="
         config: dict[str, Any] = {
             "NetworkMode": self.lab.name,
+            # The engine's own resolver answers at 127.0.0.11, and asks the host's name server for what it does not
+            # know; where that listens on the host's loopback it asks from the host, past the network's walls. A server
+            # that is stated is asked from inside, and on the sandbox's loopback there is none.
+            "Dns": ["127.0.0.1"],
             "NanoCpus": round(spec.cpus * NANO),
             "Memory": spec.memory,
             "MemorySwap": spec.memory,  # of both together, so: no swap

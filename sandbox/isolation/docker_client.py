@@ -19,7 +19,7 @@ from sandbox import capability
 from sandbox.errors import EngineError, SandboxError, UnavailableError
 
 if TYPE_CHECKING:
-    from docker import APIClient
+    from docker import APIClient as APIClient  # also the name by which the modules beside this one know it
 
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 TIMEOUT = 60.0

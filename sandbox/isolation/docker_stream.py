@@ -18,8 +18,9 @@ from sandbox.isolation.base import ExecResult
 from sandbox.isolation.docker_client import TIMEOUT, Engine, NoAnswerError, RefusalError
 
 if TYPE_CHECKING:
-    from docker import APIClient
     from requests import Response
+
+    from sandbox.isolation.docker_client import APIClient
 
 STDERR = 2
 _HEADER = struct.Struct(">BxxxL")

@@ -48,9 +48,11 @@ def exit_code(log: Path, nonce: str) -> int | None:
 
 
 def last_words(text: bytes) -> str | None:
-    """The last line that the guest's kernel wrote, for an error message."""
+    """The line of the console that says best why the machine ended, for an error message."""
     lines = [line.strip() for line in text[-_TAIL:].decode("utf-8", "replace").splitlines() if line.strip()]
-    return "".join(c if c.isprintable() else "?" for c in lines[-1]) if lines else None
+    # A panic is followed by where it happened, which tells a user nothing.
+    telling = [line for line in lines if "] sandbox: " in line or "Kernel panic" in line] or lines
+    return "".join(c if c.isprintable() else "?" for c in telling[-1]) if telling else None
 
 
 class Console:

@@ -21,7 +21,7 @@ import sandbox
 from sandbox import capability, catalogue, isolation
 from sandbox.errors import EngineError, SandboxError, UnavailableError
 from sandbox.manager import Manager, Running
-from sandbox.measure import host, lab, load, stats, summary
+from sandbox.measure import host, load, stats, summary
 from sandbox.results import Document, LevelInfo, Load, Plan, Sample, Status, save
 from sandbox.spec import DEFAULT_PORT, SandboxSpec
 
@@ -110,7 +110,7 @@ class Comparison:
         self._document = self._begin()
         self._save()
         try:
-            with lab.kept_up(self.manager):
+            with self.manager.lab():
                 self._rounds()
                 self._examine()
             self._document.status = Status.COMPLETE

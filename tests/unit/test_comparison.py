@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,7 +13,7 @@ import pytest
 from sandbox import results
 from sandbox.errors import EngineError, NotFoundError, NotReadyError, UnavailableError
 from sandbox.manager import Manager
-from sandbox.measure import compare, host, isolation, lab, load
+from sandbox.measure import compare, host, isolation, load
 from sandbox.measure.compare import Comparison, Options
 from sandbox.measure.summary import summarise
 from sandbox.phases import ORDER, Timeline
@@ -36,6 +36,9 @@ class Scripted:
         return SimpleNamespace(
             workload=workload, isolation=level, cpuset=cpuset, port=8080, cpus=1.0, memory=1 << 28, pids_limit=128
         )
+
+    def lab(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     @contextmanager
     def running(self, spec: Any, *, progress: Callable[[str], None]) -> Iterator[Any]:
@@ -75,7 +78,6 @@ class Silent:
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything around the sandboxes that would need the host."""
-    monkeypatch.setattr(lab, "kept_up", lambda *_args: nullcontext())
     monkeypatch.setattr(compare, "_level_info", lambda level: LevelInfo(level, level, False, True, None, None))
     monkeypatch.setattr(host, "caveats", lambda *_args, **_kwargs: [])
     monkeypatch.setattr(load, "fetch", lambda *_args: (200, b"hello\n"))

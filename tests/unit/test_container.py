@@ -205,6 +205,9 @@ def test_the_create_call_asks_for_the_spec() -> None:
     assert sorted(entry.partition("=")[0] for entry in found["Env"]) == ["A", "HOME", "HOSTNAME", "LANG", "PATH"]
     assert "A=b=c d" in found["Env"]
     assert "HOSTNAME" in found["Env"]  # without a value: the engine's own is taken out
+    named = body(ContainerIsolation(), replace(SPEC, env=(("HOSTNAME", "x"),)))["Env"]
+    assert "HOSTNAME=x" in named
+    assert "HOSTNAME" not in named
     host = found["HostConfig"]
     assert (host["NanoCpus"], host["Memory"], host["MemorySwap"]) == (250_000_000, 64 * MIB, 64 * MIB)
     assert (host["PidsLimit"], host["CpusetCpus"]) == (99, "0-1")
@@ -219,6 +222,7 @@ def test_the_walls_are_asked_for() -> None:
     assert host["RestartPolicy"] == {"Name": "no"}
     assert (host["IpcMode"], host["CgroupnsMode"]) == ("private", "private")
     assert "max-size" in host["LogConfig"]["Config"]
+    assert host["Dns"] == ["127.0.0.1"]
     assert "Runtime" not in host
     assert not {"Binds", "Mounts", "Privileged", "CapAdd", "Devices", "PortBindings"} & set(host)
     for options in host["Tmpfs"].values():

@@ -120,7 +120,7 @@ def test_a_broken_manifest_is_no_image(manifest: str | None) -> None:
     assert cache.read(Stage.ROOTFS, ONE) is None
     assert cache.broken() == [entry.directory]
     assert "not a whole image" in " ".join(images.ls()[1])
-    assert images.remove(old=True) == ["broken image rootfs-111111111111"]
+    assert images.remove(old=True).removed == ["broken image rootfs-111111111111"]
     assert left() == []
 
 
@@ -160,18 +160,18 @@ def test_remove_by_reference() -> None:
     for reference in ("nope", "111", "docker-1111", ""):
         with pytest.raises(NotFoundError, match="there is no image"):
             images.remove(reference)
-    assert images.remove("vm-1111", dry_run=True) == ["image vm-111111111111"]
+    assert images.remove("vm-1111", dry_run=True).removed == ["image vm-111111111111"]
     assert len(left()) == 3
-    assert images.remove("vm-1111", "1234") == ["image vm-111111111111", f"image kernel-{TWO[:12]}"]
+    assert images.remove("vm-1111", "1234").removed == ["image vm-111111111111", f"image kernel-{TWO[:12]}"]
     assert left() == ["rootfs-111111111111"]
 
 
 def test_remove_old_keeps_the_current() -> None:
     make(Stage.ROOTFS, ONE)
     make(Stage.ROOTFS, digests()[Stage.ROOTFS])
-    assert images.remove(old=True) == ["image rootfs-111111111111"]
+    assert images.remove(old=True).removed == ["image rootfs-111111111111"]
     assert len(left()) == 1
-    assert len(images.remove(everything=True)) == 1
+    assert len(images.remove(everything=True).removed) == 1
     assert left() == []
 
 
@@ -183,8 +183,9 @@ def test_what_is_in_use_is_kept_and_the_rest_removed(monkeypatch: pytest.MonkeyP
         return ["sandbox web-1"] if entry.directory == used.directory else []
 
     monkeypatch.setattr("sandbox.images.usage.users", users)
-    with pytest.raises(BusyError, match="in use by sandbox web-1"):
-        images.remove(everything=True)
+    result = images.remove(everything=True)
+    assert result.removed == ["image vm-111111111111"]
+    assert result.kept == ["rootfs-111111111111 is in use by sandbox web-1"]
     assert left() == ["rootfs-111111111111"]
 
 
@@ -253,6 +254,31 @@ def test_nothing_is_removed_across_a_mount(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(ImageError, match="/mnt/data is mounted there"):
         images.remove("1111")
     assert entry.damage() is None
+
+
+def test_a_directory_that_is_still_written_to_is_removed_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    import errno
+    import shutil
+
+    tries = []
+    remove = shutil.rmtree
+
+    def busy(path: Path) -> None:
+        tries.append(path)
+        if len(tries) < 3:
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+        remove(path)
+
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    monkeypatch.setattr(workspace, "_PAUSE", 0.0)
+    (paths.images_dir() / ".tmp-dead").mkdir()
+    images.sweep()
+    assert left() == []
+    tries.clear()
+    monkeypatch.setattr(workspace, "_TRIES", 2)
+    (paths.images_dir() / ".tmp-dead").mkdir()
+    with pytest.raises(ImageError, match="keeps writing"):
+        images.sweep()
 
 
 def test_mountinfo_paths_are_unescaped() -> None:

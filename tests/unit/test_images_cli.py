@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from sandbox import images, paths
 from sandbox.cli.images import Steps, command
-from sandbox.errors import NotFoundError, SandboxError
+from sandbox.errors import BusyError, NotFoundError, SandboxError
 from sandbox.images import cache, workspace
 from sandbox.images.recipe import Form, Stage, digests
 
@@ -78,6 +78,18 @@ def test_rm() -> None:
     assert done.stdout == f"would remove image vm-{'1' * 12}\n"
     assert CliRunner().invoke(command, ["rm", "1111"]).stdout == f"removed image vm-{'1' * 12}\n"
     assert "nothing to remove" in CliRunner().invoke(command, ["rm", "--all"]).stderr
+
+
+def test_rm_of_what_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    make(Stage.VM, "1" * 64)
+    monkeypatch.setattr("sandbox.images.usage.users", lambda _: ["sandbox web-1"])
+    for arguments in (["rm", "1111"], ["rm", "--all"]):
+        done = CliRunner().invoke(command, arguments)
+        assert isinstance(done.exception, BusyError)
+        assert "in use by sandbox web-1" in str(done.exception)
+    done = CliRunner().invoke(command, ["rm", "--old"])  # it tidies up: what is in use is no failure
+    assert done.exit_code == 0
+    assert done.stderr.startswith("kept: vm-1111")
 
 
 def test_verify() -> None:

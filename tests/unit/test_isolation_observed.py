@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.measure.isolation import blockdevice, inside, observed
+from sandbox.measure.isolation import antagonist, blockdevice, inside, observed
 from sandbox.measure.isolation.limits import Group, Meter, Reading
 from sandbox.measure.isolation.observed import Look, ProbeError
 from sandbox.measure.isolation.witness import (
@@ -85,6 +85,11 @@ def test_the_antagonists_stop_at_their_own_bound() -> None:
     assert last == {"held": 8 << 20, "complete": True}
     (last,) = observed.answers(run("forks", {"count": 5, "seconds": 0}))
     assert last == {"forked": 5, "refused": None}
+
+
+def test_both_programs_speak_the_same_language() -> None:
+    assert antagonist.TAG == inside.TAG
+    assert not antagonist.MODES.keys() & inside.MODES.keys()
 
 
 def test_processes_and_routes_of_the_host() -> None:

@@ -116,6 +116,7 @@ TABLE: dict[str, list[tuple[str, Subject, Verdict]]] = {
         ("claims another boot id, yet the host runs it", seen(WALLED, boot_id="forged"), U),
         ("claims the host's boot id, yet is not on the host", seen(MACHINE, boot_id="boot-host"), U),
         ("nothing ran inside", NO_RUN, U),
+        ("nothing of it is on this host", replace(MACHINE, carrier=None), U),
     ],
     "processes": [
         ("own pid namespace", WALLED, W),

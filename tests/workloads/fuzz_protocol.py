@@ -12,11 +12,13 @@ import random
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from tests.workloads.shapes import BAD_HEADS, GOOD_HEADS, PIPELINE
 from workloads.application import Application
 from workloads.http import protocol as protocol_module
+from workloads.http import response as response_module
 from workloads.http.protocol import HIGH_WATER, MAX_HEAD, Protocol
 from workloads.http.response import Response
 from workloads.rpc.services import Services
@@ -53,7 +55,9 @@ def converse(fragments: Sequence[bytes]) -> tuple[bytes, bool]:
             connection.output = b""
             if drained or not connection.pending:
                 break
-        assert len(connection._buffer) - connection._position <= max(MAX_HEAD + len(fragment), MAX_INPUT), "unbounded input"
+        assert len(connection._buffer) - connection._position <= max(MAX_HEAD + len(fragment), MAX_INPUT), (
+            "unbounded input"
+        )
         if connection.closing:
             assert not connection.pending, "input is kept after the end"
             break
@@ -68,7 +72,9 @@ def one_input(data: bytes, cuts: Sequence[int]) -> None:
     """
     whole, ended = converse([data])
     edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
-    parts, parts_ended = converse([data[start:end] for start, end in zip(edges, edges[1:], strict=False) if start < end])
+    parts, parts_ended = converse(
+        [data[start:end] for start, end in zip(edges, edges[1:], strict=False) if start < end]
+    )
     # 100 Continue is sent where the body has not arrived yet, which is what fragments decide; the rest must agree.
     continue_line = b"HTTP/1.1 100 Continue\r\n\r\n"
     assert _comparable(whole, continue_line) == _comparable(parts, continue_line), "fragments change the answer"
@@ -132,7 +138,22 @@ def run(inputs: int, seed: int, *, report_every: int = 0) -> None:
     Raises:
         AssertionError: with the input that did it.
     """
-    protocol_module.monotonic = lambda: 0.0  # type: ignore[attr-defined] # no deadline, and equal runs
+    with frozen_clocks():
+        _run(inputs, seed, report_every)
+
+
+@contextmanager
+def frozen_clocks() -> Iterator[None]:
+    """No deadline passes, and the Date field does not change between two answers that are compared."""
+    real = protocol_module.monotonic, response_module.time
+    protocol_module.monotonic, response_module.time = (lambda: 0.0), (lambda: 1e9)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        protocol_module.monotonic, response_module.time = real  # type: ignore[attr-defined]
+
+
+def _run(inputs: int, seed: int, report_every: int) -> None:
     begin = time.monotonic()
     for number in range(inputs):
         data, cuts = make(random.Random(f"{seed}/{number}"))
@@ -140,7 +161,9 @@ def run(inputs: int, seed: int, *, report_every: int = 0) -> None:
         try:
             one_input(data, cuts)
         except Exception as error:
-            raise AssertionError(f"seed {seed}, input {number}: {error!r} for {len(data)} bytes, {data[:200]!r}…") from error
+            raise AssertionError(
+                f"seed {seed}, input {number}: {error!r} for {len(data)} bytes, {data[:200]!r}…"
+            ) from error
         assert time.monotonic() - started < 5, f"seed {seed}, input {number}: a hang"
         if report_every and not (number + 1) % report_every:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

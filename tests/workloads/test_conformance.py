@@ -43,7 +43,9 @@ def test_connection_close(server: Server) -> None:
 
 def test_date_is_an_imf_fixdate(server: Server) -> None:
     answer = server.ask(b"GET / HTTP/1.0\r\n\r\n")
-    assert re.search(rb"\r\nDate: (Mon|Tue|Wed|Thu|Fri|Sat|Sun), \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d GMT\r\n", answer)
+    assert re.search(
+        rb"\r\nDate: (Mon|Tue|Wed|Thu|Fri|Sat|Sun), \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d GMT\r\n", answer
+    )
 
 
 def test_pipelined_answers_come_in_order(server: Server) -> None:
@@ -66,7 +68,9 @@ def test_sized_echo(server: Server, size: int) -> None:
     with server.connect() as client:
         sender = threading.Thread(
             target=client.sendall,
-            args=(b"POST /echo HTTP/1.1\r\nHost: test\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % size + body,),
+            args=(
+                b"POST /echo HTTP/1.1\r\nHost: test\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % size + body,
+            ),
         )
         sender.start()
         answer = read_all(client)
@@ -158,9 +162,7 @@ def test_curl(server: Server, tmp_path: Path) -> None:
     data.write_bytes(bytes(range(256)) * 8192)  # 2 MiB: above 1 MiB curl sends Expect by itself
 
     def curl(*arguments: str) -> bytes:
-        return subprocess.run(
-            ["curl", "-sS", "--max-time", "10", *arguments], check=True, capture_output=True
-        ).stdout
+        return subprocess.run(["curl", "-sS", "--max-time", "10", *arguments], check=True, capture_output=True).stdout
 
     assert curl(f"{url}/", f"{url}/healthz", f"{url}/") == b"hellook\nhello"
     assert b"Content-Length: 5" in curl("-I", f"{url}/")
@@ -177,5 +179,7 @@ def test_same_verdicts_with_the_root_filesystems_parser() -> None:
     with Server("eventloop", command=SYSTEM_INTERPRETER) as server:
         found = {name: statuses(server.ask(head)) for name, head, _ in BAD_HEADS}
         assert found == {name: [status] for name, _, status in BAD_HEADS}
-        assert {name: statuses(server.ask(head)) for name, head in GOOD_HEADS} == {name: [200] for name, _ in GOOD_HEADS}
+        assert {name: statuses(server.ask(head)) for name, head in GOOD_HEADS} == {
+            name: [200] for name, _ in GOOD_HEADS
+        }
         assert statuses(server.ask(PIPELINE)) == [200, 200, 404, 200, 200, 200]

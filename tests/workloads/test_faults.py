@@ -185,7 +185,10 @@ def test_wrong_usage_is_one_line(model: str) -> None:
 
 
 def test_a_taken_port_is_one_line() -> None:
-    with Server("reactor") as server, pytest.raises(AssertionError, match="cannot listen on .*: Address already in use"):
+    with (
+        Server("reactor") as server,
+        pytest.raises(AssertionError, match="cannot listen on .*: Address already in use"),
+    ):
         Server("thread", "--port", str(server.port))
 
 

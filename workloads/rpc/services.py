@@ -118,6 +118,10 @@ def _supervise(doors: dict[str, Socket], life: int, foreign: tuple[int, ...], se
     for door in doors.values():
         door.close()  # or a dead service's port would go on taking connections that nobody answers
     os.read(life, 1)
+    try:
+        os.wait()  # with SIGCHLD ignored it returns when the last child has ended, by failing (wait(2))
+    except ChildProcessError:
+        return
 
 
 def _serve(name: str, door: Socket, life: int, settings: Settings) -> None:

@@ -10,12 +10,9 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import gc
 import hashlib
 import json
-import mmap
 import os
-import resource
 import secrets
 import signal
 import socket
@@ -366,83 +363,7 @@ def listen(asked: dict[str, Any]) -> None:
     say({"heard": heard})
 
 
-def memory(asked: dict[str, Any]) -> None:
-    """Take memory, a MiB at a time and every page touched, up to a bound of its own; say how far it came."""
-    try:
-        with open("/proc/self/oom_score_adj", "w") as stream:  # the one to be killed, if one has to be
-            stream.write("1000")
-    except OSError as error:
-        say({"note": reason(error)})
-    step, bound = 1 << 20, asked["bytes"]
-    # Twice the bound: room for the interpreter, and an end even if the loop below were wrong.
-    resource.setrlimit(resource.RLIMIT_AS, (bound * 2 + (256 << 20),) * 2)
-    filling, kept, held = b"\xa5" * step, [], 0
-    try:
-        while held < bound:
-            kept.append(mmap.mmap(-1, step))
-            kept[-1].write(filling)
-            held += step
-            if held % (4 * step) == 0 or held >= bound:
-                say({"held": held})
-    except (OSError, MemoryError) as error:
-        say({"held": held, "refused": reason(error) if isinstance(error, OSError) else "ENOMEM"})
-        return
-    time.sleep(asked["seconds"])
-    say({"held": held, "complete": True})
-
-
-def forks(asked: dict[str, Any]) -> None:
-    """Fork up to a bound of its own; the children wait and do nothing, and end with this process at the latest."""
-    reader, writer = os.pipe()
-    children: list[int] = []
-    refused = None
-    gc.freeze()
-    try:
-        while len(children) < asked["count"]:
-            child = os.fork()
-            if child == 0:
-                os.close(writer)
-                signal.alarm(60)
-                os.read(reader, 1)  # end of file when the parent closes, or is gone
-                os._exit(0)
-            children.append(child)
-    except OSError as error:
-        refused = reason(error)
-    time.sleep(asked["seconds"])
-    os.close(writer)
-    for child in children:
-        os.waitpid(child, 0)
-    say({"forked": len(children), "refused": refused})
-
-
-def counters(asked: dict[str, Any]) -> None:
-    """What limits what runs in here, version 2, and how many processes are not root's.
-
-    A file comes from the nearest control group upwards that has it: that is the one whose limit binds.
-    """
-    found: dict[str, int] = {}
-    own = next((line[3:] for line in (read("/proc/self/cgroup") or "").splitlines() if line.startswith("0::")), "/")
-    for name in asked["files"]:
-        path = own.rstrip("/")
-        while path and read(f"/sys/fs/cgroup{path}/{name}") is None:
-            path = path.rpartition("/")[0]
-        for entry in (read(f"/sys/fs/cgroup{path}/{name}") or "").splitlines():
-            key, _, value = entry.rpartition(" ")
-            if value.isdigit():
-                found[f"{name}:{key}" if key else name] = int(value)
-    for entry in (read("/proc/vmstat") or "").splitlines():
-        if entry.startswith("oom_kill "):
-            found["oom_kill"] = int(entry.split()[1])
-    others = 0  # this runs as root and is no part of what is limited
-    for entry in os.listdir("/proc"):
-        try:
-            others += entry.isdigit() and os.stat(f"/proc/{entry}").st_uid != os.getuid()
-        except OSError:
-            continue
-    say({"counters": found, "processes": others})
-
-
-MODES = {"counters": counters, "look": look, "sleep": sleep, "listen": listen, "memory": memory, "forks": forks}
+MODES = {"look": look, "sleep": sleep, "listen": listen}
 
 if __name__ == "__main__":
     MODES[sys.argv[1]](json.loads(sys.argv[2]))

@@ -12,7 +12,7 @@ from importlib.resources import files
 from typing import Any
 
 from sandbox import codec
-from sandbox.measure.isolation import inside
+from sandbox.measure.isolation import antagonist, inside
 
 MAX_OUTPUT = 256 * 1024
 """Bytes of a probe's output that are read. The sandbox is not trusted to be brief."""
@@ -244,16 +244,17 @@ def clean(text: str, limit: int = MAX_TEXT) -> str:
 
 
 def command(mode: str, asked: dict[str, Any], *words: str) -> list[str]:
-    """The command that runs the probe inside.
+    """The command that runs the probe, or the antagonist, inside.
 
     -I and -S: none of the sandbox's own Python files has a say in it (python(1)).
     """
-    return ["/usr/bin/python3", "-I", "-S", "-c", _packed(), mode, json.dumps(asked), *words]
+    return ["/usr/bin/python3", "-I", "-S", "-c", _packed(mode), mode, json.dumps(asked), *words]
 
 
 @cache
-def _packed() -> str:
-    """The probe's text, packed: an SSH server may take a few thousand bytes of command only (dropbear: 9000)."""
-    text = files("sandbox.measure.isolation").joinpath("inside.py").read_bytes()
+def _packed(mode: str) -> str:
+    """A program's text, packed: an SSH server may take a few thousand bytes of command only (dropbear: 9000)."""
+    name = "antagonist.py" if mode in antagonist.MODES else "inside.py"
+    text = files("sandbox.measure.isolation").joinpath(name).read_bytes()
     data = base64.b85encode(zlib.compress(text, 9)).decode("ascii")
     return f"import base64,zlib;exec(zlib.decompress(base64.b85decode('{data}')))"

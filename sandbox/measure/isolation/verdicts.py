@@ -38,7 +38,7 @@ class Finding:
 
 
 def own_kernel(subject: Subject) -> bool | None:
-    """Whether the sandbox runs on another kernel than the host's; None where the evidence disagrees.
+    """Whether the sandbox runs on another kernel than the host's; None where the evidence disagrees or is elsewhere.
 
     A process that runs inside is in the host's /proc if, and only if, the host's kernel runs it. The boot id must not
     contradict that; a kernel may show none (gVisor's does not).
@@ -48,7 +48,8 @@ def own_kernel(subject: Subject) -> bool | None:
     same_boot = subject.user.boot_id == subject.host.boot_id
     if subject.sleeper.found is not None:
         return False if same_boot or subject.user.boot_id is None else None
-    return None if same_boot else True
+    # Not in this /proc, nor anything that carries it: it may run on another host.
+    return None if same_boot or subject.carrier is None else True
 
 
 def kernel(subject: Subject) -> Finding:
