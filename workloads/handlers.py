@@ -11,7 +11,7 @@ from workloads.http.response import JSON, Response
 from workloads.http.routing import CHAIN, CPU, IO, SHORT, STREAM, Route, Routes
 from workloads.net import timeval
 from workloads.rpc.wire import RpcError
-from workloads.signals import SIGSEGV
+from workloads.signals import SIGSEGV, raise_signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def crash(request: Request, _app: Application) -> Response:
     if how == b"exit":
         os._exit(3)
     if how == b"segv":
-        os.kill(os.getpid(), SIGSEGV)
+        raise_signal(SIGSEGV)
     if how != b"exception":
         raise HttpError(400, "how must be exception, exit or segv")
     raise RuntimeError("asked to fail")

@@ -48,6 +48,11 @@ def restore(number: int) -> None:
     _signal.signal(number, _signal.SIG_DFL)
 
 
+def raise_signal(number: int) -> None:
+    """Deliver a signal to the calling thread, before this returns."""
+    _signal.raise_signal(number)
+
+
 def hold_termination() -> None:
     """Keep SIGTERM and SIGINT waiting, for this thread and what it forks."""
     _signal.pthread_sigmask(_signal.SIG_BLOCK, _TERMINATION)

@@ -306,6 +306,8 @@ def _attempt(sandbox: Sandbox, controller: str, asked: int, hold: float) -> tupl
     if isinstance(result, TimeoutError):
         return None, "no answer in time"
     if isinstance(result, Exception):
+        if not sandbox.state().running:
+            return None, "the sandbox died of it"
         return None, clean(getattr(result, "message", str(result)), 60)
     got: int | None = None
     ended = "killed" if result.exit_code in (137, 9) else f"exit code {result.exit_code}"
