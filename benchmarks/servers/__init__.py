@@ -1,0 +1,1 @@
+"""Every server against its production counterparts, in one interleaved run."""

@@ -1,0 +1,77 @@
+"""The counterparts' side: the same short answer, as each of them wants its application. Standard library alone.
+
+As a script it runs the servers that have no command of their own, or none that fits: `python counterparts.py NAME PORT`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Awaitable, Callable, Iterable
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
+from socketserver import ForkingMixIn
+from typing import Any
+
+BODY = b"hello"
+_FIELDS = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(BODY)))]
+_RAW_FIELDS = [(name.lower().encode(), value.encode()) for name, value in _FIELDS]
+
+
+async def asgi(
+    scope: dict[str, Any], _receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]
+) -> None:
+    """For uvicorn and granian."""
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 200, "headers": _RAW_FIELDS})
+        await send({"type": "http.response.body", "body": BODY})
+
+
+def wsgi(_environ: dict[str, Any], start_response: Callable[[str, list[tuple[str, str]]], object]) -> Iterable[bytes]:
+    """For waitress, cheroot and gunicorn."""
+    start_response("200 OK", _FIELDS)
+    return [BODY]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    wbufsize = -1  # head and body in one segment; unbuffered, they would be two
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        for name, value in _FIELDS:
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(BODY)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Ours write no line per request either."""
+
+
+class _ThreadingServer(ThreadingHTTPServer):
+    request_queue_size = 4096
+
+
+class _ForkingServer(ForkingMixIn, HTTPServer):
+    request_queue_size = 4096
+    max_children = 1000
+
+
+def main(name: str, port: int) -> None:
+    """Serve for ever."""
+    address = ("127.0.0.1", port)
+    if name == "ThreadingHTTPServer":
+        _ThreadingServer(address, _Handler).serve_forever()
+    elif name == "ForkingHTTPServer":
+        _ForkingServer(address, _Handler).serve_forever(poll_interval=0.05)
+    elif name == "waitress":
+        from waitress import serve  # type: ignore[import-not-found]
+
+        serve(wsgi, host=address[0], port=port, backlog=4096)
+    else:
+        from cheroot.wsgi import Server  # type: ignore[import-not-found]
+
+        Server(address, wsgi, numthreads=64, request_queue_size=4096).start()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))
