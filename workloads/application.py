@@ -82,6 +82,7 @@ class Application:
             if protocol in self.connections:
                 self.connections.remove(protocol)
                 self.counts.finished.add(protocol.requests)
+                protocol.release()
 
     @property
     def full(self) -> bool:

@@ -146,6 +146,7 @@ class Connection:
             return
         if sent == len(output):
             protocol.output = b""
+            self._stuck_since = 0.0
         else:
             protocol.output = output[sent:]
             if sent or not self._stuck_since:

@@ -71,7 +71,7 @@ class Acceptor:
 
     def __init__(self, listener: Socket) -> None:
         self._listener = listener
-        self._reserve = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        self._reserve = os.eventfd(0)  # any descriptor would do
 
     def accept(self) -> Socket | None:
         """A connection, blocking; None if no client waits.
@@ -113,7 +113,7 @@ class Acceptor:
 
     def _take_reserve(self) -> None:
         try:
-            self._reserve = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+            self._reserve = os.eventfd(0)
         except OSError:
             self._reserve = -1  # another thread was quicker; without it clients wait in the queue
 

@@ -7,7 +7,7 @@ knows nothing of this: it sees one thread, which never blocks but in epoll_wait(
 
 from __future__ import annotations
 
-from select import EPOLLIN, EPOLLOUT
+from select import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT
 
 from workloads.loop import TICK, EventLoop
 from workloads.net import RECEIVE_BYTES
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     Task = Coroutine[Any, None, None]
     T = TypeVar("T")
+
+
+_UNWATCHED = -1
 
 
 class _Suspend:
@@ -174,14 +177,23 @@ class Stream:
             self._scheduler.forget(self._descriptor)
             self._socket.close()
 
-    def _ready(self, _event: int) -> None:
+    def _ready(self, event: int) -> None:
         task = self._task
         if task is None:
-            self._watch(0)  # its coroutine is waiting for something else: epoll would say this again and again
+            # Its coroutine is waiting for something else: epoll would say this again and again, and of a broken
+            # connection whatever the mask (epoll_ctl(2), EPOLLHUP).
+            if event & (EPOLLHUP | EPOLLERR):
+                self._scheduler.unregister(self._descriptor)
+                self._events = _UNWATCHED
+            else:
+                self._watch(0)
         else:
             self._task = None
             self._scheduler.resume(task)
 
     def _watch(self, events: int) -> None:
+        if self._events == _UNWATCHED:
+            self._scheduler.register(self._descriptor, events, self._ready)
+        else:
+            self._scheduler.modify(self._descriptor, events)
         self._events = events
-        self._scheduler.modify(self._descriptor, events)

@@ -21,6 +21,10 @@ class Cell:
         """The value now."""
         return self._value
 
+    def set(self, value: int) -> None:
+        """Put a value, for a cell that one thread alone writes to."""
+        self._value = value
+
     def add(self, amount: int) -> int:
         """Add, and return the sum; no concurrent addition is lost."""
         with self._lock:
@@ -48,6 +52,10 @@ class SharedCell:
     def get(self) -> int:
         """The value now."""
         return int.from_bytes(self._memory[self._at : self._at + self.BYTES], "little", signed=True)
+
+    def set(self, value: int) -> None:
+        """Put a value, for a cell that one process alone writes to."""
+        self._put(value)
 
     def add(self, amount: int) -> int:
         """Add, and return the sum; no concurrent addition of another process is lost."""

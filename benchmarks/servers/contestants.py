@@ -41,9 +41,22 @@ class Target:
     mode: str = KEEP_ALIVE
 
 
+# As in the root filesystem (isolated, without site), but with the environment's httptools in place of Debian's.
+_LEAN = """
+import sys
+version = "python%d.%d" % sys.version_info[:2]
+sys.path[:0] = [{root!r}, sys.argv[1].rpartition("/bin/")[0] + "/lib/" + version + "/site-packages"]
+from workloads.command import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
 def _ours(model: str, *modes: str) -> Contestant:
+    script = _LEAN.format(root=str(ROOT))
     return Contestant(
-        model, modes or (KEEP_ALIVE,), lambda python, port: [python, "-m", "workloads", model, "--port", str(port)]
+        model,
+        modes or (KEEP_ALIVE,),
+        lambda python, port: [python, "-I", "-S", "-c", script, python, model, "--port", str(port)],
     )
 
 

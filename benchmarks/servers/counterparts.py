@@ -1,6 +1,6 @@
 """The counterparts' side: the same short answer, as each of them wants its application. Standard library alone.
 
-As a script it runs the servers that have no command of their own, or none that fits: `python counterparts.py NAME PORT`.
+As a script it runs the servers that have no command of their own that fits: `python counterparts.py NAME PORT`.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def main(name: str, port: int) -> None:
     elif name == "ForkingHTTPServer":
         _ForkingServer(address, _Handler).serve_forever(poll_interval=0.05)
     elif name == "waitress":
-        from waitress import serve  # type: ignore[import-not-found]
+        from waitress import serve  # type: ignore[import-untyped, unused-ignore]
 
         serve(wsgi, host=address[0], port=port, backlog=4096)
     else:

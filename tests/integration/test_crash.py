@@ -42,15 +42,16 @@ def dying(level: str, phase: str, when: str, name: str) -> subprocess.CompletedP
 @pytest.mark.parametrize(("level", "phase", "when"), POINTS)
 def test_killed_then_pruned(level: str, phase: str, when: str) -> None:
     manager = Manager()
+    before = leaks.snapshot()
     # Another sandbox lives through it, untouched.
     with manager.running(manager.make_spec("reactor", "namespace", name="bystander")) as bystander:
-        before = leaks.snapshot()
         done = dying(level, phase, when, "SIGKILL")
         assert done.returncode == -signal.SIGKILL, done.stderr
         manager.prune()
-        assert not leaks.leaked(before)
+        assert [one.record.name for one in manager.everything()] == ["bystander"]
         with urllib.request.urlopen(bystander.url, timeout=5) as reply:
             assert reply.status == 200
+    assert not leaks.leaked(before)
 
 
 @pytest.mark.parametrize(("level", "phase", "when"), POINTS)

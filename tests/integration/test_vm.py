@@ -150,13 +150,21 @@ def test_a_log_is_followed_to_its_end() -> None:
         assert b"".join(sandbox.logs(follow=True)) == b"1\n2\n3\n4\n5\n"
 
 
+def wait_until_ready(sandbox: VmSandbox) -> None:
+    """The script has set its trap once it has said so."""
+    deadline = time.monotonic() + 30
+    while b"ready" not in b"".join(sandbox.logs()):
+        assert time.monotonic() < deadline, "the workload did not come up"
+        time.sleep(0.02)
+
+
 def test_stop_asks_first_and_then_switches_off() -> None:
-    with started(shell("trap 'echo bye; exit 3' TERM; while :; do sleep 0.1; done")) as sandbox:
-        time.sleep(0.5)
+    with started(shell("trap 'echo bye; exit 3' TERM; echo ready; while :; do sleep 0.1; done")) as sandbox:
+        wait_until_ready(sandbox)
         assert sandbox.stop(20) == 3
-        assert b"".join(sandbox.logs()) == b"bye\n"
-    with started(shell("trap '' TERM; while :; do sleep 0.1; done")) as sandbox:
-        time.sleep(0.5)
+        assert b"".join(sandbox.logs()) == b"ready\nbye\n"
+    with started(shell("trap '' TERM; echo ready; while :; do sleep 0.1; done")) as sandbox:
+        wait_until_ready(sandbox)
         begin = time.monotonic()
         assert sandbox.stop(0.5) == 137
         assert time.monotonic() - begin < 10

@@ -43,7 +43,8 @@ def attributes(root: ET.Element, path: str) -> dict[str, str]:
 
 def test_emulated_and_not() -> None:
     assert tree().attrib["type"] == "qemu"
-    assert attributes(tree(), "cpu")["mode"] == "maximum"
+    assert tree().findtext("cpu/model") == "Nehalem"
+    assert attributes(tree(), "cpu/feature") == {"policy": "require", "name": "rdrand"}
     kvm = tree(replace(PLAN, accelerator="kvm"))
     assert kvm.attrib["type"] == "kvm"
     assert attributes(kvm, "cpu")["mode"] == "host-passthrough"

@@ -1,8 +1,8 @@
-"""Throws broken requests at the parser path, by the million: `python -m tests.workloads.fuzz_protocol --inputs 1000000`.
+"""Throws broken requests at the parser path: `python -m tests.workloads.fuzz_protocol --inputs 1000000`.
 
-One input is a sequence of bytes. `one_input` feeds it to a Protocol, whole and in fragments, with the handlers behind it,
-and checks what must hold for any bytes. The generator mutates and splices the shapes that the tests know; each input can
-be made again from the seed and its number alone.
+One input is a sequence of bytes. `one_input` feeds it to a Protocol, whole and in fragments, and checks what must hold
+for any bytes. The generator mutates and splices the shapes that the tests know; each input can be made again from the
+seed and its number alone.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 
 from tests.workloads.shapes import BAD_HEADS, GOOD_HEADS, PIPELINE
 from workloads.application import Application
@@ -31,16 +32,17 @@ _APP = Application("fuzz", Settings(), Services())
 _ANSWER = Response(b"answer\n")
 _CORPUS = [head for _, head, _ in BAD_HEADS] + [head for _, head in GOOD_HEADS] + [PIPELINE]
 _TOKENS = [
-    b"\r\n", b"\n", b"\r", b"\r\n\r\n", b" ", b"\t", b":", b"\0", b"\xff", b";", b",", b"%", b"%41", b"0", b"1", b"a",
-    b"fffffffffffffff", b"99999999999999999", b"GET ", b"HEAD ", b"POST ", b"/", b"/echo", b"*", b"http://a/", b" HTTP/1.1",
-    b" HTTP/1.0", b"Host: t\r\n", b"Content-Length: 1\r\n", b"Content-Length: ", b"Transfer-Encoding: chunked\r\n",
-    b"Transfer-Encoding: ", b"chunked", b"Connection: close\r\n", b"Connection: keep-alive\r\n", b"Connection: upgrade\r\n",
-    b"Upgrade: x\r\n", b"Expect: 100-continue\r\n", b"0\r\n\r\n", b"1\r\na\r\n", b"?rounds=1", b"x" * 300, b"X: y\r\n" * 30,
+    b"\r\n", b"\n", b"\r", b"\r\n\r\n", b" ", b"\t", b":", b"\0", b"\xff", b";", b",", b"%", b"%41", b"0", b"1",
+    b"a", b"fffffffffffffff", b"99999999999999999", b"GET ", b"HEAD ", b"POST ", b"/", b"/echo", b"*", b"http://a/",
+    b" HTTP/1.1", b" HTTP/1.0", b"Host: t\r\n", b"Content-Length: 1\r\n", b"Content-Length: ",
+    b"Transfer-Encoding: chunked\r\n", b"Transfer-Encoding: ", b"chunked", b"Connection: close\r\n",
+    b"Connection: keep-alive\r\n", b"Connection: upgrade\r\n", b"Upgrade: x\r\n", b"Expect: 100-continue\r\n",
+    b"0\r\n\r\n", b"1\r\na\r\n", b"?rounds=1", b"x" * 300, b"X: y\r\n" * 30,
 ]  # fmt: skip
 
 
 def converse(fragments: Sequence[bytes]) -> tuple[bytes, bool]:
-    """What a connection answers to these bytes, and whether it ends. /cpu, /io and such are not run: the parser is meant."""
+    """What a connection answers to these bytes, and whether it ends; no handler is run, for the parser is meant."""
     connection = Protocol(_APP)
     answer = []
     for fragment in fragments:
@@ -72,9 +74,7 @@ def one_input(data: bytes, cuts: Sequence[int]) -> None:
     """
     whole, ended = converse([data])
     edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
-    parts, parts_ended = converse(
-        [data[start:end] for start, end in zip(edges, edges[1:], strict=False) if start < end]
-    )
+    parts, parts_ended = converse([data[start:end] for start, end in pairwise(edges) if start < end])
     # 100 Continue is sent where the body has not arrived yet, which is what fragments decide; the rest must agree.
     continue_line = b"HTTP/1.1 100 Continue\r\n\r\n"
     assert _comparable(whole, continue_line) == _comparable(parts, continue_line), "fragments change the answer"
@@ -145,12 +145,12 @@ def run(inputs: int, seed: int, *, report_every: int = 0) -> None:
 @contextmanager
 def frozen_clocks() -> Iterator[None]:
     """No deadline passes, and the Date field does not change between two answers that are compared."""
-    real = protocol_module.monotonic, response_module.time
-    protocol_module.monotonic, response_module.time = (lambda: 0.0), (lambda: 1e9)  # type: ignore[attr-defined]
+    real = vars(protocol_module)["monotonic"], vars(response_module)["time"]
+    vars(protocol_module)["monotonic"], vars(response_module)["time"] = (lambda: 0.0), (lambda: 1e9)
     try:
         yield
     finally:
-        protocol_module.monotonic, response_module.time = real  # type: ignore[attr-defined]
+        vars(protocol_module)["monotonic"], vars(response_module)["time"] = real
 
 
 def _run(inputs: int, seed: int, report_every: int) -> None:

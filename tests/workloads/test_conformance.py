@@ -68,9 +68,7 @@ def test_sized_echo(server: Server, size: int) -> None:
     with server.connect() as client:
         sender = threading.Thread(
             target=client.sendall,
-            args=(
-                b"POST /echo HTTP/1.1\r\nHost: test\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % size + body,
-            ),
+            args=(b"POST /echo HTTP/1.0\r\nHost: test\r\nContent-Length: %d\r\n\r\n" % size + body,),
         )
         sender.start()
         answer = read_all(client)
@@ -108,7 +106,8 @@ def test_chunked_echo_by_h11(server: Server) -> None:
 def test_expect_100_continue(server: Server) -> None:
     with server.connect() as client:
         client.sendall(
-            b"POST /counter HTTP/1.1\r\nHost: t\r\nExpect: 100-continue\r\nContent-Length: 1\r\nConnection: close\r\n\r\n"
+            b"POST /counter HTTP/1.1\r\nHost: t\r\nConnection: close\r\n"
+            b"Expect: 100-continue\r\nContent-Length: 1\r\n\r\n"
         )
         assert client.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
         client.sendall(b"0")

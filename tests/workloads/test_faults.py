@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -64,19 +66,24 @@ def test_a_client_that_does_not_read_costs_bounded_memory(model: str) -> None:
         before = server.memory()
         with server.connect(receive_buffer=4096) as client:
             client.settimeout(0.5)
-            sent = 0
             with pytest.raises(TimeoutError):
-                while sent < 64 * 1024 * 1024:
-                    sent += client.send(GET * 2000)
+                _send_without_end(client, GET * 2000)
             assert server.memory() - before < 8 * 1024 * 1024
             assert server.get("/") == (200, b"hello"), "others are served"
         with server.connect(receive_buffer=4096) as client:
             client.settimeout(0.5)
             client.sendall(b"POST /echo HTTP/1.1\r\nHost: t\r\nContent-Length: 1000000000\r\n\r\n")
             with pytest.raises((TimeoutError, ConnectionError)):
-                while True:
-                    client.sendall(b"x" * 65536)
+                _send_without_end(client, b"x" * 65536)
             assert server.memory() - before < 8 * 1024 * 1024
+
+
+def _send_without_end(client: socket.socket, data: bytes) -> None:
+    """Send until the server takes no more, which must be long before the test's own limit."""
+    sent = 0
+    while sent < 64 * 1024 * 1024:
+        sent += client.send(data)
+    raise AssertionError(f"the server took {sent} bytes of a client that reads nothing")
 
 
 @pytest.mark.parametrize("model", MULTIPLEXING)
@@ -172,9 +179,28 @@ def test_clients_that_vanish_leave_nothing(model: str) -> None:
         wait_until(lambda: server.get("/")[0] == 200 and _descriptors(server) == before)
 
 
-def _descriptors(server: Server) -> int:
-    import os
+@pytest.mark.parametrize("model", MULTIPLEXING)
+def test_a_client_that_breaks_off_while_served_costs_no_processor_time(model: str) -> None:
+    """epoll reports a broken connection again and again, whatever was asked of it."""
+    with Server(model) as server:
+        server.get("/io?ms=1")
+        client = server.connect()
+        client.sendall(b"GET /io?ms=700 HTTP/1.1\r\nHost: t\r\n\r\n")
+        time.sleep(0.05)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        client.close()
+        before = _processor_seconds(server)
+        time.sleep(0.6)
+        assert _processor_seconds(server) - before < 0.2
+        assert server.get("/") == (200, b"hello")
 
+
+def _processor_seconds(server: Server) -> float:
+    fields = Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _descriptors(server: Server) -> int:
     return len(os.listdir(f"/proc/{server.process.pid}/fd"))
 
 
@@ -187,7 +213,7 @@ def test_wrong_usage_is_one_line(model: str) -> None:
 def test_a_taken_port_is_one_line() -> None:
     with (
         Server("reactor") as server,
-        pytest.raises(AssertionError, match="cannot listen on .*: Address already in use"),
+        pytest.raises(AssertionError, match=r"cannot listen on .*: Address already in use"),
     ):
         Server("thread", "--port", str(server.port))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import select
 import signal
 import socket
 import struct
@@ -60,11 +61,14 @@ def test_who_waits_for_a_blocking_read(model: str, waits: bool) -> None:
         server.get("/")
         client.sendall(b"GET /io?ms=800 HTTP/1.1\r\nHost: t\r\n\r\n")
         time.sleep(0.1)
-        begin = time.monotonic()
         assert server.get("/")[0] == 200
-        elapsed = time.monotonic() - begin
-        assert (elapsed > 0.4) == waits, f"{elapsed:.3f} s"
+        assert _has_answer(client) == waits
         assert read_response(client)[0] == 200
+
+
+def _has_answer(client: socket.socket) -> bool:
+    """Whether the long request was answered before the short one that came after it: no clock decides."""
+    return bool(select.select([client], [], [], 0)[0])
 
 
 @pytest.mark.parametrize(("model", "waits"), [("eventloop", True), ("reactor", False)])
@@ -74,14 +78,12 @@ def test_who_waits_for_a_computation(model: str, waits: bool) -> None:
         server.get("/cpu?rounds=1")
         begin = time.monotonic()
         server.get("/cpu?rounds=100000")
-        rounds = int(100_000 * 1.0 / (time.monotonic() - begin))
+        rounds = int(100_000 * 1.5 / (time.monotonic() - begin))
         client.sendall(f"GET /cpu?rounds={rounds} HTTP/1.1\r\nHost: t\r\n\r\n".encode())
         time.sleep(0.1)
-        begin = time.monotonic()
         assert server.get("/")[0] == 200
-        elapsed = time.monotonic() - begin
+        assert _has_answer(client) == waits
         assert read_response(client)[0] == 200
-        assert (elapsed > 0.35) == waits, f"{elapsed:.3f} s"
 
 
 @pytest.mark.parametrize("model", ["callback", "coroutine"])
@@ -135,9 +137,7 @@ def _chains(server: Server, count: int) -> float:
 
 @pytest.mark.usefixtures("many_descriptors")
 @pytest.mark.parametrize("model", ["callback", "coroutine", "eventloop", "reactor"])
-def test_ten_thousand_idle_connections(
-    model: str, record_property: pytest.RecordProperty | object, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_ten_thousand_idle_connections(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     """SEED-11 and SEED-19; the figure per connection is printed (`pytest -s`)."""
     count = 10_000
     with Server(model) as server:
@@ -274,8 +274,9 @@ def test_the_servers_import_nothing_of_the_manager() -> None:
         if path.stem not in ("__init__", "__main__")
     ]
     script = (
-        f"import sys, {', '.join(names)}\n"
-        "print([name for name in sys.modules if name.split('.')[0] in "
+        "import sys, httptools\nbefore = set(sys.modules)\n"
+        f"import {', '.join(names)}\n"
+        "print([name for name in sys.modules if name not in before and name.split('.')[0] in "
         "('sandbox', 'asyncio', 'typing', 're', 'socket', 'threading', 'json', 'hashlib')])"
     )
     found = subprocess.run([sys.executable, "-S", "-c", _with_path(script)], cwd=root, capture_output=True, check=True)

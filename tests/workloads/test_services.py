@@ -134,6 +134,6 @@ def test_latency_and_spread() -> None:
             begin = time.monotonic()
             assert server.get("/chain")[0] == 200
             times.append(time.monotonic() - begin)
-        assert 0.06 <= min(times)
+        assert min(times) >= 0.06
         assert min(times) < 0.3
         assert max(times) - min(times) > 0.002

@@ -118,6 +118,10 @@ class Protocol:
         self.output += encode(response, keep_alive=keep_alive, minor=request.minor, with_body=request.method != b"HEAD")
         self._finished(keep_alive)
 
+    def release(self) -> None:
+        """The connection has ended."""
+        self._parser.release()
+
     def expire(self) -> None:
         """The deadline has passed: say 408 to a client in the middle of a request, close in any case."""
         if (self._buffer or self._request is not None) and not self.closing:

@@ -25,7 +25,6 @@ BAD_LINE = "a line must end with CR and LF, and have no other control character 
 
 _TOKEN = b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _TEXT = b"\t" + bytes(range(0x20, 0x7F)) + bytes(range(0x80, 0x100))
-_SLASH = 0x2F
 _HOST_BYTES = b"%-._~!$&'()*+,;=:[]0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _HEX = b"0123456789abcdefABCDEF"
 _SINGLE = frozenset((b"host", b"content-length", b"transfer-encoding", b"expect", b"content-type"))
@@ -175,7 +174,7 @@ class HeadParser:
             raise HttpError(400, "a header field that may appear once is repeated")
         self._check_host(headers, minor)
         path, _, query = target.partition(b"?")
-        if path[0] != _SLASH:
+        if path[:1] != b"/":
             path = _other_form(method, path)
         request = Request(method, path if b"%" not in path else unquote(path), query, headers, 1 if minor else 0)
         if len(headers) > 1 or not minor:  # else it is Host, which has been looked at
@@ -192,6 +191,10 @@ class HeadParser:
             if host.translate(None, _HOST_BYTES):
                 raise HttpError(400, "malformed Host")
             self._host = host
+
+    def release(self) -> None:
+        """Let go of httptools' parser, which refers back to this one: no cycle is left for the collector."""
+        self._parser = None
 
     def _feed(self, head: bytes) -> None:
         parser = self._parser

@@ -7,10 +7,13 @@ cores. The price: making a process costs more than making a thread, and what is 
 
 from __future__ import annotations
 
+import gc
 import os
+from _socket import SHUT_WR, socketpair
 from time import monotonic, sleep
 
 from workloads.application import log
+from workloads.blocking_connection import BlockingConnection
 from workloads.net import refuse
 from workloads.reception import Reception
 from workloads.signals import (
@@ -42,21 +45,40 @@ PICTURE = """
 
 def serve(app: Application, listener: Socket) -> bool:
     """Accept and fork, until told to stop; then pass the word on to the children."""
+    _rehearse(app)
     app.share_between_processes()
     if app.settings.per == "request":
         app.keeps_alive = False
     reception = Reception(app, listener)
     wake_on(SIGCHLD)
     children: set[int] = set()
+    # A collection in a child would write to every object of the parent, and each page that is written to is copied.
+    gc.disable()
+    gc.freeze()
     for client in reception.clients():
         if client is not None:
+            app.counts.connections.set(len(children) + 1)  # before the child can be asked for it
             child = _fork(app, reception, listener, client)
             if child:
                 children.add(child)
             client.close()
-        _bury(app, children)
+        _bury(children)
+        app.counts.connections.set(len(children))
     reception.close()
     return _drain(app, children)
+
+
+def _rehearse(app: Application) -> None:
+    """Serve a client of our own before the first fork.
+
+    Python adapts its code to what it meets (PEP 659), and the dynamic linker binds a function at its first call. Both
+    write to memory, and each page that a child writes to first has to be copied: so it is done here, once, for all.
+    """
+    ours, theirs = socketpair()
+    theirs.send(b"GET / HTTP/1.1\r\nHost: rehearsal\r\n\r\n" * 20)
+    theirs.shutdown(SHUT_WR)
+    BlockingConnection(ours, app).serve()
+    theirs.close()
 
 
 def _fork(app: Application, reception: Reception, listener: Socket, client: Socket) -> int:
@@ -67,7 +89,6 @@ def _fork(app: Application, reception: Reception, listener: Socket, client: Sock
         child = os.fork()
         if child == 0:
             _child(app, reception, listener, client)
-        app.counts.connections.add(1)
         return child
     except OSError as error:  # the pids limit, or no memory
         log(f"fork: {error.strerror}")
@@ -81,6 +102,7 @@ def _child(app: Application, reception: Reception, listener: Socket, client: Soc
     """The life of a child: one client, and the end."""
     code = 1
     try:
+        gc.enable()
         listener.close()
         app.in_child()
         connection = reception.open(client)
@@ -98,7 +120,7 @@ def _leave(app: Application, reception: Reception) -> None:
         connection.hurry()
 
 
-def _bury(app: Application, children: set[int]) -> None:
+def _bury(children: set[int]) -> None:
     """Take note of the children that have ended, as every parent must (wait(2))."""
     while children:
         pid, status = os.waitpid(-1, os.WNOHANG)
@@ -106,7 +128,6 @@ def _bury(app: Application, children: set[int]) -> None:
             return
         if pid in children:
             children.discard(pid)
-            app.counts.connections.add(-1)
             if status:
                 log(f"child {pid} ended with {os.waitstatus_to_exitcode(status)}")
 
@@ -116,7 +137,7 @@ def _drain(app: Application, children: set[int]) -> bool:
         os.kill(child, SIGTERM)
     until = monotonic() + app.limits.grace
     while children and monotonic() < until:
-        _bury(app, children)
+        _bury(children)
         sleep(0.005)
     for child in children:
         os.kill(child, SIGKILL)
