@@ -386,17 +386,21 @@ class Store:
         raise NotFoundError(f"there is no sandbox {reference!r}", "sandbox ps lists them")
 
     def forget(self, ident: str) -> None:
-        """Drop the record, the name, the address and the directory of an id, in that order of harmlessness.
+        """Drop the name, the address and the directory of an id, the record with it.
 
         Raises:
-            StoreError: something could not be removed.
+            StoreError: something could not be removed, or something is still mounted there.
         """
+        directory = paths.sandboxes_dir() / ident
+        if _mounted_below(directory):
+            # Deleting would reach through the mount, into the root filesystem that all sandboxes share.
+            raise StoreError(f"something is still mounted below {directory}", "sandbox prune unmounts it")
         with _explained(f"the state of {ident} could not be removed"):
-            for directory in (paths.addresses_dir(), paths.names_dir()):
-                for claim in _claims_of(directory, ident):
+            for claims in (paths.addresses_dir(), paths.names_dir()):
+                for claim in _claims_of(claims, ident):
                     claim.unlink(missing_ok=True)
             with suppress(FileNotFoundError):
-                shutil.rmtree(paths.sandboxes_dir() / ident)
+                shutil.rmtree(directory)
 
     def stray_claims(self) -> list[Path]:
         """Names and addresses whose sandbox has no directory any more."""
@@ -452,6 +456,13 @@ def _flock(descriptor: int, *, wait: bool, what: str) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         raise BusyError(f"another command is working on {what}") from None
+
+
+def _mounted_below(directory: Path) -> bool:
+    """Whether the mount table names anything in the directory; os.path.ismount overlooks binds within one system."""
+    prefix = f"{directory}/"
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as stream:
+        return any(line.split(" ", 5)[4].startswith(prefix) for line in stream)
 
 
 def _claims_of(directory: Path, ident: str | None) -> list[Path]:
