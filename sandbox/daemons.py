@@ -16,7 +16,8 @@ from pathlib import Path
 
 from sandbox import paths
 from sandbox.errors import EngineError, StoreError
-from sandbox.store import ProcessId, Store
+from sandbox.processid import ProcessId
+from sandbox.store import Store
 
 _PREFIX = "daemon-"
 _ENVIRONMENT = {

@@ -27,6 +27,8 @@ from sandbox.isolation import LEVELS, driver
 from sandbox.isolation.base import Isolation, Progress, Sandbox
 from sandbox.naming import fresh_name
 from sandbox.phases import Phase, Status, Timeline
+from sandbox.processid import ProcessId
+from sandbox.record import Record
 from sandbox.spec import (
     DEFAULT_CPUS,
     DEFAULT_MEMORY,
@@ -42,7 +44,7 @@ from sandbox.spec import (
     parse_name,
     parse_pids,
 )
-from sandbox.store import ProcessId, Record, Store, named_lock
+from sandbox.store import Store, named_lock
 
 READY_TIMEOUT = 120.0
 """Seconds from the start of a sandbox's boot to its first reply; an emulated VM on a busy host takes many."""

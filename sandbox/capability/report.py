@@ -10,7 +10,7 @@ from typing import Any
 from sandbox.capability.checks import CHECKS, OPTIONAL, REQUIRED, Finding, Survey
 from sandbox.capability.distribution import distribution, systemd
 from sandbox.kernel import cgroup
-from sandbox.store import boot_id
+from sandbox.processid import boot_id
 
 VERSION = 1
 

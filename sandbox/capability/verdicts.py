@@ -10,7 +10,8 @@ from typing import Any
 
 from sandbox import paths
 from sandbox.errors import StoreError
-from sandbox.store import Store, boot_id
+from sandbox.processid import boot_id
+from sandbox.store import Store
 
 VERSION = 1
 

@@ -9,8 +9,9 @@ import click
 from sandbox.cli.options import format_option
 from sandbox.cli.output import as_json, table
 from sandbox.phases import Status
+from sandbox.record import Record
 from sandbox.spec import MIB
-from sandbox.store import Record, Store
+from sandbox.store import Store
 
 
 @click.command()

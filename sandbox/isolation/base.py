@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sandbox.capability import Missing
+from sandbox.record import Record
 from sandbox.spec import Limits, SandboxSpec
-from sandbox.store import Record
 
 INIT = ("/usr/bin/tini", "--")
 """Process 1 of every sandbox, from the root filesystem: it reaps orphans and forwards signals. It is prepended to

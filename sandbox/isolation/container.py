@@ -17,8 +17,8 @@ from sandbox.isolation.base import INIT, TMPFS_BYTES, TMPFS_DIRS, Isolation, Pro
 from sandbox.isolation.docker_client import Endpoint, Engine, RefusalError
 from sandbox.isolation.docker_network import Lab
 from sandbox.isolation.docker_sandbox import NANO, ContainerSandbox, GVisorSandbox
+from sandbox.record import Record
 from sandbox.spec import MIB, SANDBOX_UID, SandboxSpec
-from sandbox.store import Record
 
 LABEL_ID = "org.sandbox.id"
 LABEL_LEVEL = "org.sandbox.isolation"

@@ -11,8 +11,9 @@ from sandbox.errors import EngineError, LimitError
 from sandbox.isolation import docker_cgroup, docker_stream
 from sandbox.isolation.base import ExecResult, Sandbox, State, Stats
 from sandbox.isolation.docker_client import Engine, NoAnswerError, RefusalError
+from sandbox.processid import ProcessId
+from sandbox.record import Record
 from sandbox.spec import SANDBOX_UID, Limits
-from sandbox.store import ProcessId, Record
 
 NAME_PREFIX = "sbx-"
 NANO = 1_000_000_000

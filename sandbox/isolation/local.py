@@ -16,8 +16,9 @@ from sandbox.errors import CannotInvokeError, CommandNotFoundError, EngineError,
 from sandbox.isolation.base import ExecResult, Progress, Sandbox, State, Stats, environment
 from sandbox.kernel.cgroup import Group, all_groups
 from sandbox.kernel.enter import Child, ChildError
+from sandbox.processid import ProcessId
+from sandbox.record import ID_PATTERN, Record
 from sandbox.spec import SANDBOX_UID, Limits
-from sandbox.store import ID_PATTERN, ProcessId, Record
 
 _LOG_CHUNK = 65536
 _FOLLOW_PAUSE = 0.05

@@ -16,8 +16,8 @@ from sandbox.isolation import local
 from sandbox.isolation.base import INIT, TMPFS_BYTES, TMPFS_DIRS, Isolation, Progress, environment
 from sandbox.kernel import cgroup, enter
 from sandbox.kernel.cgroup import Group
+from sandbox.record import Record
 from sandbox.spec import SANDBOX_UID, SandboxSpec
-from sandbox.store import Record
 
 MAP_BASE = 1_879_048_192
 """First id outside for id 0 inside (0x70000000): far above what adduser, subuid(5) and systemd's ranges hand out, see

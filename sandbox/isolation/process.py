@@ -13,8 +13,9 @@ from sandbox.isolation import local
 from sandbox.isolation.base import TMPFS_BYTES, TMPFS_DIRS, Isolation, Progress, environment
 from sandbox.kernel import cgroup, enter, rootfs, syscalls
 from sandbox.kernel.cgroup import Group
+from sandbox.record import Record
 from sandbox.spec import SANDBOX_UID, SandboxSpec
-from sandbox.store import Record, Store
+from sandbox.store import Store
 
 ROOT_DIR = "root"
 """The mount point below the sandbox's directory. The mounts are the host's own: a mount namespace would be a wall."""

@@ -27,8 +27,9 @@ from sandbox.isolation.vm_domain import DomainPlan, Hypervisor
 from sandbox.isolation.vm_guest import Configuration
 from sandbox.isolation.vm_sandbox import CLIENT_KEY, CONSOLE, CONSOLE_LOG, INITRD, VmSandbox, write_private
 from sandbox.kernel import cgroup
+from sandbox.processid import ProcessId
+from sandbox.record import Record
 from sandbox.spec import MIB, SANDBOX_UID, SandboxSpec
-from sandbox.store import ProcessId, Record
 from sandbox.vmimage import DISK_FILE, INITRD_FILE, KERNEL_FILE, config_archive
 
 MIN_MEMORY = 96 * MIB

@@ -16,7 +16,7 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 from sandbox.errors import EngineError, UnavailableError
-from sandbox.store import ID_PATTERN
+from sandbox.record import ID_PATTERN
 
 URI = "qemu:///system"
 NAME_PREFIX = "sbx-"

@@ -18,8 +18,8 @@ from sandbox.isolation.base import ExecResult, Sandbox, State, Stats
 from sandbox.isolation.vm_console import Console
 from sandbox.isolation.vm_domain import Hypervisor
 from sandbox.isolation.vm_guest import Guest
+from sandbox.record import Record
 from sandbox.spec import SANDBOX_UID, Limits
-from sandbox.store import Record
 
 CLIENT_KEY = "client_key"
 INITRD = "initrd"

@@ -120,7 +120,11 @@ def delete_address(link: str, address: str, prefix: int) -> None:
         OSError
     """
     try:
-        _request(_RTM_DELADDR, 0, _ifaddr(link, address, prefix), link)
+        body = _ifaddr(link, address, prefix)
+    except OSError:
+        return  # if_nametoindex(3): there is no such link
+    try:
+        _request(_RTM_DELADDR, 0, body, link)
     except OSError as error:
         if error.errno not in (errno.ENODEV, errno.EADDRNOTAVAIL):
             raise

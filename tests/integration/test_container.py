@@ -25,8 +25,8 @@ from sandbox.isolation.base import State, Stats, environment
 from sandbox.isolation.container import ContainerIsolation, GVisorIsolation
 from sandbox.isolation.docker_network import Lab
 from sandbox.isolation.docker_sandbox import ContainerSandbox
+from sandbox.record import Record
 from sandbox.spec import MIB, SandboxSpec
-from sandbox.store import Record
 
 LAB = Lab(
     name="sandbox-test",

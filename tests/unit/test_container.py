@@ -36,8 +36,8 @@ from sandbox.isolation.docker_client import Endpoint, Engine, NoAnswerError, Ref
 from sandbox.isolation.docker_network import Lab
 from sandbox.isolation.docker_sandbox import ContainerSandbox
 from sandbox.kernel.cgroup import Hierarchy, read_hierarchy
+from sandbox.record import Record
 from sandbox.spec import MIB, SandboxSpec
-from sandbox.store import Record
 
 SPEC = SandboxSpec("web-1", "reactor", "container", ("/bin/server", "--port", "8080"), env=(("A", "b=c d"),))
 RECORD = Record("0123456789ab", SPEC, "198.18.2.7")
@@ -117,7 +117,7 @@ def wrapped(cause: Exception) -> errors.DockerException:
 
 def explained(error: Exception, endpoint: Endpoint = LOCAL) -> SandboxError:
     engine = Engine(endpoint, "container")
-    engine._api = SimpleNamespace()  # type: ignore[assignment]
+    engine._api = SimpleNamespace()
     with pytest.raises(SandboxError) as caught, engine.talking("it could not be done"):
         raise error
     assert "\n" not in str(caught.value)
@@ -172,7 +172,7 @@ def test_no_permission_says_who_may() -> None:
 def test_other_errors_are_not_swallowed() -> None:
     assert "odd" in explained(errors.DockerException("odd")).message
     engine = Engine(LOCAL, "container")
-    engine._api = SimpleNamespace()  # type: ignore[assignment]
+    engine._api = SimpleNamespace()
     with pytest.raises(KeyError), engine.talking("x"):
         raise KeyError("a mistake of ours")
 

@@ -16,7 +16,7 @@ import pytest
 
 from sandbox import daemons
 from sandbox.errors import EngineError, StoreError
-from sandbox.store import ProcessId
+from sandbox.processid import ProcessId
 
 SLEEP = ["sleep", "600"]
 

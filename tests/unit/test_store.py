@@ -12,8 +12,10 @@ import pytest
 
 from sandbox import paths
 from sandbox.errors import BusyError, NameTakenError, NotFoundError, StoreError
+from sandbox.processid import ProcessId, start_time
+from sandbox.record import Record
 from sandbox.spec import SandboxSpec
-from sandbox.store import MAX_RECORD, ProcessId, Record, Store, named_lock, start_time
+from sandbox.store import MAX_RECORD, Store, named_lock
 
 
 @pytest.fixture

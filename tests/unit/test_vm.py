@@ -11,8 +11,8 @@ from sandbox.isolation.vm import MIN_MEMORY, VmIsolation
 from sandbox.isolation.vm_sandbox import VmSandbox
 from sandbox.kernel import cgroup
 from sandbox.kernel.cgroup import Hierarchy
+from sandbox.record import Record
 from sandbox.spec import MIB, SandboxSpec
-from sandbox.store import Record
 
 SPEC = SandboxSpec(name="web", workload="reactor", isolation="vm", argv=("/bin/true",))
 

@@ -24,8 +24,8 @@ from sandbox import network
 from sandbox.kernel import caps, nftables
 from sandbox.measure.isolation import blockdevice
 from sandbox.measure.isolation.observed import Host, Resident, Secrets, clean
+from sandbox.processid import boot_id
 from sandbox.spec import SANDBOX_UID
-from sandbox.store import boot_id
 
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 _ACCEPT_TIMEOUT = 1.0

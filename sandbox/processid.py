@@ -1,0 +1,49 @@
+"""A process that cannot be mistaken for a later one: liveness is derived, never stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessId:
+    """A process that cannot be mistaken for a later one with the same pid.
+
+    Attributes:
+        pid: on this host.
+        start_time: field 22 of /proc/pid/stat, clock ticks since boot.
+        boot_id: /proc/sys/kernel/random/boot_id.
+    """
+
+    pid: int
+    start_time: int
+    boot_id: str
+
+    @classmethod
+    def of(cls, pid: int) -> ProcessId | None:
+        """The identity of a live process; None when there is none."""
+        start = start_time(pid)
+        return None if start is None else cls(pid, start, boot_id())
+
+    def alive(self) -> bool:
+        """Whether that very process still runs (a zombie does not)."""
+        return self.boot_id == boot_id() and start_time(self.pid) == self.start_time
+
+
+def boot_id() -> str:
+    """The id of this boot of this kernel."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def start_time(pid: int) -> int | None:
+    """Field 22 of /proc/pid/stat; None when the process is gone or a zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return None
+    # The command name may contain anything, parentheses and blanks too: fields count from the last ')'.
+    fields = stat[stat.rfind(b")") + 2 :].split()
+    if fields[0] in (b"Z", b"X"):
+        return None
+    return int(fields[19])
