@@ -84,6 +84,8 @@ class Manager:
 
     def __init__(self, store: Store | None = None) -> None:
         self.store = store or Store()
+        self._complete: set[str] = set()
+        """Levels that were seen to lack nothing; an engine that dies later is told by its own error."""
 
     def make_spec(
         self,
@@ -196,10 +198,12 @@ class Manager:
         if os.geteuid() != 0:
             raise UnavailableError("sandboxes need root: namespaces, cgroups and the lab network", "run it with sudo")
 
-    @staticmethod
-    def _refuse_missing(level: Isolation) -> None:
+    def _refuse_missing(self, level: Isolation) -> None:
+        if level.name in self._complete:
+            return
         for lack in level.missing():
             raise UnavailableError(f"{level.name} is not available on this host: {lack.reason}", lack.remedy)
+        self._complete.add(level.name)
 
     @contextmanager
     def running(self, spec: SandboxSpec, *, progress: Progress = _silent) -> Iterator[Running]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from _thread import allocate_lock
+from fcntl import LOCK_EX, LOCK_UN, lockf
 from time import sleep
 
 TYPE_CHECKING = False
@@ -59,8 +60,6 @@ class SharedCell:
 
     def add(self, amount: int) -> int:
         """Add, and return the sum; no concurrent addition of another process is lost."""
-        from fcntl import LOCK_EX, LOCK_UN, lockf
-
         # A record lock belongs to a process, not to a descriptor, so the descriptor may be inherited by fork.
         lockf(self._lock, LOCK_EX, self.BYTES, self._at)
         try:
