@@ -136,7 +136,8 @@ def state_files() -> frozenset[str]:
     for directory in (paths.sandboxes_dir(), paths.names_dir(), paths.addresses_dir()):
         if directory.is_dir():
             found.update(str(entry) for entry in directory.iterdir())
-    if paths.host_dir().is_dir():
+    if paths.host_dir().is_dir() and not any(paths.addresses_dir().glob("*")):
+        # Which levels were used is known for as long as anybody uses the lab, and forgotten with it.
         found.update(str(entry) for entry in paths.host_dir().glob("used-*"))
     return frozenset(found)
 
