@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import click
 
 from sandbox.cli.options import isolation_option
 from sandbox.cli.output import Progress
+from sandbox.errors import SandboxError
 
 if TYPE_CHECKING:
     from sandbox.manager import Manager, Running
@@ -116,10 +118,11 @@ def _remove_when_over(manager: Manager, running: Running) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
-    code = 0
+    code = 1
     try:
-        running.sandbox.wait()
-        manager.remove(running.record.id, force=True)
-    except Exception:
-        code = 1  # somebody removed it before us, or `prune` will
-    os._exit(code)
+        with suppress(SandboxError, OSError):  # nobody listens here; somebody removed it before us, or `prune` will
+            running.sandbox.wait()
+            manager.remove(running.record.id, force=True)
+            code = 0
+    finally:
+        os._exit(code)
