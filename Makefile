@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup system demo test check clean
+.PHONY: help setup system demo test box unbox check clean
 .PHONY: check-format check-lint check-types check-imports check-spelling check-shell
 
 VENV := .venv
@@ -29,6 +29,18 @@ demo: setup ## run the reactor behind every wall, and write the comparison to ou
 
 test: setup ## run every test, on real engines (ARGS="-k word" to choose)
 	@$(AS_ROOT) $(BIN)/pytest --durations=15 $(ARGS)
+
+box: $(VENV)/.installed ## make the box of the Vagrantfile: then `vagrant up` (docs/vagrant.md)
+	@$(AS_ROOT) $(BIN)/python -m sandbox.vmbox
+
+unbox: ## remove the box: from Vagrant, from libvirt's storage pool, and here
+	@for box in $$(vagrant box list | sed -nE 's/^(sandbox-[0-9a-f]{12}) .*/\1/p'); do \
+	  vagrant box remove "$$box" --provider libvirt --all </dev/null || { echo "vagrant destroy comes first" >&2; exit 1; }; \
+	done
+	@for volume in $$(virsh -q -c qemu:///system vol-list default 2>/dev/null | sed -nE 's/^ *(sandbox-[0-9a-f]{12}_vagrant_box_image_[^ ]+) .*/\1/p'); do \
+	  virsh -q -c qemu:///system vol-delete --pool default "$$volume"; \
+	done
+	@$(SUDO) rm -rf "$${SANDBOX_STATE_DIR:-/var/lib/sandbox}/box"
 
 check: $(VENV)/.installed check-format check-lint check-types check-imports check-spelling check-shell ## formatting, lint, types, contracts
 
