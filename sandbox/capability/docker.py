@@ -235,6 +235,7 @@ def try_runtime(engine: Engine, runtime: str, *, network: str = "bridge", name: 
         name: of the container and its image; what an earlier, killed trial left under it is removed first.
     """
     container = ""
+    null = os.stat(os.devnull)
     try:
         _remove(engine, name)
         engine.demand("POST", f"/images/create?fromSrc=-&repo={name}&tag=latest", raw=_image())
@@ -260,9 +261,22 @@ def try_runtime(engine: Engine, runtime: str, *, network: str = "bridge", name: 
             _remove(engine, name)
         if container:
             _end_strays(container)
+        _give_back(null)
     if code != _OUTCOME:
         return Verdict(False, f"a container under {runtime} exited with {code} in place of {_OUTCOME}")
     return Verdict(True, f"{runtime} ran a container")
+
+
+def _give_back(null: os.stat_result) -> None:
+    """Restore the owner of the host's /dev/null.
+
+    A container's standard input is that very node, and runsc without `--network=host` hands it to the user `nobody`
+    that its sandbox runs as. With a sticky /dev, root itself may then no longer write to it.
+    """
+    now = os.stat(os.devnull)
+    if (now.st_uid, now.st_gid) != (null.st_uid, null.st_gid):
+        with suppress(PermissionError):  # not root: then it was not ours to change, and nothing of ours changed it
+            os.chown(os.devnull, null.st_uid, null.st_gid)
 
 
 def _remove(engine: Engine, name: str) -> None:

@@ -190,7 +190,9 @@ def test_a_runtime_that_does_not_work_is_not_called_working(own_dockerd: docker.
     while "bare" not in docker.Engine(engine.host).info()["Runtimes"] and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not docker.try_runtime(engine, "broken").works
+    owner = os.stat(os.devnull).st_uid
     docker.try_runtime(engine, "bare")
+    assert os.stat(os.devnull).st_uid == owner, "runsc's sandbox took the host's /dev/null over"
     assert docker.try_runtime(engine, "runc").works
     assert engine.demand("GET", "/containers/json?all=1") == []
     assert engine.demand("GET", "/images/json") == []
