@@ -94,7 +94,10 @@ def test_a_service_that_dies_under_its_first_call_is_a_bad_gateway(model: str) -
             client.sendall(b"GET /chain HTTP/1.1\r\nHost: t\r\n\r\n")
         time.sleep(0.15)
         os.kill(pids["user"], signal.SIGKILL)
-        assert sorted(read_response(client)[0] for client in clients) == [502, 503]
+        answers = sorted(read_response(client)[0] for client in clients)
+        # The fresh connection broke: 502. The kept one is tried anew, and is refused (503) or, in the instant in
+        # which the kernel has closed the dead process's connections but not yet its listening socket, broken (502).
+        assert answers in ([502, 503], [502, 502])
         for client in clients:
             client.close()
 
