@@ -9,6 +9,7 @@ from _thread import allocate_lock
 from workloads.handlers import ROUTES
 from workloads.http.protocol import Protocol, error_response
 from workloads.http.request import HttpError
+from workloads.net import timeval
 from workloads.state import Counts
 
 TYPE_CHECKING = False
@@ -30,6 +31,7 @@ class Application:
         server_pid: of the process that was started.
         settings: the options.
         limits: the settings too, for those who look at the limits in them alone.
+        send_timeout: the idle time, as SO_SNDTIMEO takes it.
         keeps_alive: False once every response has to end its connection.
         connections: the open ones, of this process.
         counts: numbers that all requests share.
@@ -41,6 +43,7 @@ class Application:
         self.model = model
         self.server_pid = os.getpid()
         self.settings = self.limits = settings
+        self.send_timeout = timeval(settings.idle_time)
         self.services = services
         self.routes = ROUTES
         self.keeps_alive = True
@@ -55,11 +58,6 @@ class Application:
         """The server forks: count where all processes see it."""
         self.counts = Counts.of_processes()
         self._shared = True
-
-    def in_child(self) -> None:
-        """This process is a fork of the server: it lets go of what is the parent's."""
-        self.services.release()
-        self.connections.clear()
 
     def blocking_client(self) -> BlockingClient:
         """The client of the services for handlers that may block."""

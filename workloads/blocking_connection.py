@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 TICK = 1.0
 """Seconds after which a waiting read looks at its deadline. The kernel keeps the time: a Python timeout would cost a
 poll(2) before each read."""
+_TICK = timeval(TICK)
 
 
 class BlockingConnection:
@@ -24,8 +25,8 @@ class BlockingConnection:
     __slots__ = ("_app", "_socket", "protocol")
 
     def __init__(self, socket: Socket, app: Application) -> None:
-        socket.setsockopt(SOL_SOCKET, SO_RCVTIMEO, timeval(TICK))
-        socket.setsockopt(SOL_SOCKET, SO_SNDTIMEO, timeval(app.limits.idle_time))
+        socket.setsockopt(SOL_SOCKET, SO_RCVTIMEO, _TICK)
+        socket.setsockopt(SOL_SOCKET, SO_SNDTIMEO, app.send_timeout)
         self._socket = socket
         self._app = app
         self.protocol = app.open()

@@ -54,7 +54,10 @@ class Reception:
         while not self.draining:
             socket = self._acceptor.accept()
             if socket is not None:
-                yield from self._let_in(socket)
+                if self._app.full:
+                    refuse(socket)
+                else:
+                    yield socket
                 continue
             if not wait:
                 return
@@ -67,7 +70,13 @@ class Reception:
         """A connection for a client that was let in."""
         connection = BlockingConnection(socket, self._app)
         self.connections.add(connection)
+        if self.draining:  # since a moment ago, too late to be in the set
+            connection.hurry()
         return connection
+
+    def receive(self, socket: Socket) -> None:
+        """Serve a client that was let in until it leaves."""
+        self.serve(self.open(socket))
 
     def serve(self, connection: BlockingConnection) -> None:
         """Serve a client until it leaves."""
@@ -94,12 +103,6 @@ class Reception:
     def close(self) -> None:
         """Stop listening."""
         self._acceptor.close()
-
-    def _let_in(self, socket: Socket) -> Iterator[Socket]:
-        if self._app.full:
-            refuse(socket)
-        else:
-            yield socket
 
     def _terminate(self) -> None:
         self.draining = True

@@ -6,10 +6,6 @@ from _thread import allocate_lock
 from fcntl import LOCK_EX, LOCK_UN, lockf
 from time import sleep
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from mmap import mmap
-
 
 class Cell:
     """An integer in the memory of one process; its threads share it by looking at it, under a lock."""
@@ -45,37 +41,37 @@ class SharedCell:
 
     BYTES = 8
 
-    def __init__(self, memory: mmap, lock: int, index: int) -> None:
+    def __init__(self, memory: memoryview, lock: int, index: int) -> None:
         self._memory = memory
         self._lock = lock
-        self._at = index * self.BYTES
+        self._index = index
 
     def get(self) -> int:
         """The value now."""
-        return int.from_bytes(self._memory[self._at : self._at + self.BYTES], "little", signed=True)
+        value: int = self._memory[self._index]
+        return value
 
     def set(self, value: int) -> None:
         """Put a value, for a cell that one process alone writes to."""
-        self._put(value)
+        self._memory[self._index] = value
 
     def add(self, amount: int) -> int:
         """Add, and return the sum; no concurrent addition of another process is lost."""
         # A record lock belongs to a process, not to a descriptor, so the descriptor may be inherited by fork.
-        lockf(self._lock, LOCK_EX, self.BYTES, self._at)
+        lockf(self._lock, LOCK_EX, self.BYTES, self._index * self.BYTES)
         try:
-            return self._put(self.get() + amount)
+            total: int = self._memory[self._index] + amount
+            self._memory[self._index] = total
         finally:
-            lockf(self._lock, LOCK_UN, self.BYTES, self._at)
+            lockf(self._lock, LOCK_UN, self.BYTES, self._index * self.BYTES)
+        return total
 
     def add_unsafely(self, amount: int) -> int:
         """Read, modify, write, with no lock."""
         value = self.get()
         sleep(0)
-        return self._put(value + amount)
-
-    def _put(self, value: int) -> int:
-        self._memory[self._at : self._at + self.BYTES] = value.to_bytes(self.BYTES, "little", signed=True)
-        return value
+        self.set(value + amount)
+        return value + amount
 
 
 class Counts:
@@ -104,7 +100,7 @@ class Counts:
         size = 3 * SharedCell.BYTES
         descriptor = os.memfd_create("counts")
         os.truncate(descriptor, size)
-        memory = mmap(descriptor, size)
+        memory = memoryview(mmap(descriptor, size)).cast("q")  # signed, 64 bits
         return cls(
             (SharedCell(memory, descriptor, 0), SharedCell(memory, descriptor, 1), SharedCell(memory, descriptor, 2))
         )

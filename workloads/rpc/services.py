@@ -32,12 +32,14 @@ class Services:
 
     Attributes:
         addresses: host and port of each, by name; empty where they could not be started.
+        supervisor: their parent's pid; 0 without one.
+        life: the descriptor that keeps them alive; a child of the server must close its copy. -1 without services.
     """
 
     def __init__(self) -> None:
         self.addresses: dict[str, tuple[str, int]] = {}
         self.supervisor = 0
-        self._life = -1
+        self.life = -1
 
     def start(self, settings: Settings, listener: Socket) -> None:
         """Start them; to be called before the process has threads.
@@ -50,24 +52,20 @@ class Services:
             OSError: the loopback interface is down, or there can be no further process.
         """
         doors = {name: _listen() for name in NAMES}
-        life, self._life = os.pipe2(os.O_CLOEXEC)
+        life, self.life = os.pipe2(os.O_CLOEXEC)
         self.supervisor = os.fork()
         if not self.supervisor:
-            _run_to_the_end(_supervise, doors, life, (self._life, listener.detach()), settings)
+            _run_to_the_end(_supervise, doors, life, (self.life, listener.detach()), settings)
         os.close(life)
         self.addresses = {name: door.getsockname() for name, door in doors.items()}
         for door in doors.values():
             door.close()
 
-    def release(self) -> None:
-        """Let go of the services' life line, in a process that is not the server itself."""
-        if self._life >= 0:
-            os.close(self._life)
-            self._life = -1
-
     def stop(self) -> None:
         """End the services and wait for the end of their supervisor."""
-        self.release()
+        if self.life >= 0:
+            os.close(self.life)
+            self.life = -1
         if self.supervisor:
             try:
                 os.waitpid(self.supervisor, 0)

@@ -8,23 +8,15 @@ cores. The price: making a process costs more than making a thread, and what is 
 from __future__ import annotations
 
 import gc
-import os
 from _socket import SHUT_WR, socketpair
+from os import WNOHANG, _exit, close, fork, kill, waitpid, waitstatus_to_exitcode
 from time import monotonic, sleep
 
 from workloads.application import log
-from workloads.blocking_connection import BlockingConnection
+from workloads.http.response import date_line
 from workloads.net import refuse
 from workloads.reception import Reception
-from workloads.signals import (
-    SIGCHLD,
-    SIGKILL,
-    SIGTERM,
-    hold_termination,
-    on_termination,
-    release_termination,
-    wake_on,
-)
+from workloads.signals import SIGCHLD, SIGKILL, SIGTERM, hold_termination, release_termination, wake_on
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,23 +34,28 @@ PICTURE = """
                  +---------------------+        +------------------------+
 """
 
+REHEARSALS = 24
+"""Python adapts code that has run some 16 times."""
+
 
 def serve(app: Application, listener: Socket) -> bool:
     """Accept and fork, until told to stop; then pass the word on to the children."""
-    _rehearse(app)
     app.share_between_processes()
     if app.settings.per == "request":
         app.keeps_alive = False
     reception = Reception(app, listener)
+    _rehearse(app, reception)
     wake_on(SIGCHLD)
     children: set[int] = set()
+    foreign = [descriptor for descriptor in (listener.fileno(), app.services.life) if descriptor >= 0]
     # A collection in a child would write to every object of the parent, and each page that is written to is copied.
-    gc.disable()
+    # Frozen objects are left alone.
     gc.freeze()
     for client in reception.clients():
         if client is not None:
             app.counts.connections.set(len(children) + 1)  # before the child can be asked for it
-            child = _fork(app, reception, listener, client)
+            date_line()  # formatted here once a second, not once in each child
+            child = _fork(reception, client, foreign)
             if child:
                 children.add(child)
             client.close()
@@ -68,27 +65,31 @@ def serve(app: Application, listener: Socket) -> bool:
     return _drain(app, children)
 
 
-def _rehearse(app: Application) -> None:
-    """Serve a client of our own before the first fork.
+def _rehearse(app: Application, reception: Reception) -> None:
+    """Serve clients of our own before the first fork.
 
     Python adapts its code to what it meets (PEP 659), and the dynamic linker binds a function at its first call. Both
     write to memory, and each page that a child writes to first has to be copied: so it is done here, once, for all.
+    Code that has been adapted also finds attributes without touching their names.
     """
-    ours, theirs = socketpair()
-    theirs.send(b"GET / HTTP/1.1\r\nHost: rehearsal\r\n\r\n" * 20)
-    theirs.shutdown(SHUT_WR)
-    BlockingConnection(ours, app).serve()
-    theirs.close()
+    before = app.counts.finished.get()
+    for _ in range(REHEARSALS):
+        ours, theirs = socketpair()
+        theirs.send(b"GET / HTTP/1.1\r\nHost: rehearsal\r\nConnection: close\r\n\r\n")
+        theirs.shutdown(SHUT_WR)
+        reception.receive(ours)
+        theirs.close()
+    app.counts.finished.set(before)
 
 
-def _fork(app: Application, reception: Reception, listener: Socket, client: Socket) -> int:
+def _fork(reception: Reception, client: Socket, foreign: list[int]) -> int:
     """A child for the client; 0 if there cannot be one, and the client has been told."""
-    # A signal between the fork and the child's own handlers would be lost on the parent's, which the child inherits.
+    # Python forgets a signal that reaches a child in its first steps: it has to wait until the child is ready for it.
     hold_termination()
     try:
-        child = os.fork()
+        child = fork()
         if child == 0:
-            _child(app, reception, listener, client)
+            _child(reception, client, foreign)
         return child
     except OSError as error:  # the pids limit, or no memory
         log(f"fork: {error.strerror}")
@@ -98,47 +99,46 @@ def _fork(app: Application, reception: Reception, listener: Socket, client: Sock
         release_termination()
 
 
-def _child(app: Application, reception: Reception, listener: Socket, client: Socket) -> None:
-    """The life of a child: one client, and the end."""
+def _child(reception: Reception, client: Socket, foreign: list[int]) -> None:
+    """The life of a child: one client, and the end.
+
+    The parent's signal handlers are the child's too: they act on the reception, of which each has a copy.
+
+    Args:
+        reception: the parent's, as it was at the fork.
+        client: whom to serve.
+        foreign: descriptors that are the parent's business; an open copy would keep alive what the parent closes.
+    """
     code = 1
     try:
-        gc.enable()
-        listener.close()
-        app.in_child()
-        connection = reception.open(client)
-        on_termination(lambda: _leave(app, reception), reception.wake_write)
+        for descriptor in foreign:
+            close(descriptor)
         release_termination()
-        connection.serve()
+        reception.receive(client)
         code = 0
     finally:
-        os._exit(code)  # and nothing of what the parent meant to do at its own end
-
-
-def _leave(app: Application, reception: Reception) -> None:
-    app.keeps_alive = False
-    for connection in reception.connections:
-        connection.hurry()
+        _exit(code)  # and nothing of what the parent meant to do at its own end
 
 
 def _bury(children: set[int]) -> None:
     """Take note of the children that have ended, as every parent must (wait(2))."""
     while children:
-        pid, status = os.waitpid(-1, os.WNOHANG)
+        pid, status = waitpid(-1, WNOHANG)
         if not pid:
             return
         if pid in children:
             children.discard(pid)
             if status:
-                log(f"child {pid} ended with {os.waitstatus_to_exitcode(status)}")
+                log(f"child {pid} ended with {waitstatus_to_exitcode(status)}")
 
 
 def _drain(app: Application, children: set[int]) -> bool:
     for child in children:
-        os.kill(child, SIGTERM)
+        kill(child, SIGTERM)
     until = monotonic() + app.limits.grace
     while children and monotonic() < until:
         _bury(children)
         sleep(0.005)
     for child in children:
-        os.kill(child, SIGKILL)
+        kill(child, SIGKILL)
     return not children
