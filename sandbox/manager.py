@@ -136,14 +136,13 @@ class Manager:
         level = driver(spec.isolation)
         level.check(spec)
         self.store.ensure()
-        with ExitStack() as undo:
-            ident, lock = self.store.claim_id()
-            # The lock keeps `prune` away for as long as we make it; the kernel drops it should we die.
-            with _closing(lock):
-                undo.callback(self._forget, ident)
-                running = self._bring_up(spec, level, ident, undo, progress, owner=owner)
-                undo.pop_all()
-                return running
+        ident, lock = self.store.claim_id()
+        # The lock keeps `prune` away while we make it or undo that; the kernel drops it should we die.
+        with _closing(lock), ExitStack() as undo:
+            undo.callback(self._forget, ident)
+            running = self._bring_up(spec, level, ident, undo, progress, owner=owner)
+            undo.pop_all()
+            return running
 
     def _bring_up(
         self, spec: SandboxSpec, level: Isolation, ident: str, undo: ExitStack, progress: Progress, *, owner: bool
