@@ -66,9 +66,12 @@ def test_bad_input_gets_one_line(argv: list[str], word: str) -> None:
 
 
 def test_no_root_is_said() -> None:
-    # Imported as root, run as nobody: a checkout below /root cannot be read by others.
+    # Imported, and the workload looked up, as root; run as nobody: a checkout below /root cannot be read by others.
     script = (
-        "import os, sys, sandbox.cli, sandbox.cli.run, sandbox.manager, sandbox.isolation.namespace\n"
+        "import os, sys, sandbox.cli, sandbox.cli.run, sandbox.isolation.namespace\n"
+        "from sandbox.manager import Manager\n"
+        "spec = Manager().make_spec('reactor', 'namespace')\n"
+        "Manager.make_spec = lambda *_args, **_kwargs: spec\n"
         "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
         "sys.argv = ['sandbox', 'run', 'reactor']; sandbox.cli.main()"
     )
