@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sandbox.measure.isolation import verdicts
-from sandbox.measure.isolation.observed import Push
+from sandbox.measure.isolation.observed import DIED, Push
 from sandbox.results import Verdict
 
 MIB = 1 << 20
@@ -37,6 +37,19 @@ ROWS: list[tuple[str, Push, dict[str, Any], Verdict]] = [
     ("said nothing, but counted", MEMORY, {"got": None, "ended": "no answer in time"}, HELD),
     ("gave up by itself: nothing was refused", MEMORY, {"got": 10 * MIB, "refusals": 0, "peak": 12 * MIB}, UNKNOWN),
     ("gave up by itself: nothing was refused", PIDS, {"got": 5, "refusals": 0, "peak": 8}, UNKNOWN),
+    ("died at the limit, and its counter with it", MEMORY, {"got": None, "ended": DIED, "refusals": 0}, HELD),
+    (
+        "died well below the limit: of something else",
+        MEMORY,
+        {"got": None, "ended": DIED, "refusals": 0, "peak": 90 * MIB},
+        UNKNOWN,
+    ),
+    (
+        "died above the limit",
+        MEMORY,
+        {"got": None, "ended": DIED, "refusals": 0, "peak": 140 * MIB},
+        NOT_HELD,
+    ),
     ("nothing counts refusals, but another's count stayed within", PIDS, {"refusals": None}, HELD),
     ("nothing counts refusals, and none was met", PIDS, {"refusals": None, "ended": "exit code 1"}, UNKNOWN),
     ("nothing counts refusals, and another counts more", PIDS, {"refusals": None, "peak": 79}, NOT_HELD),

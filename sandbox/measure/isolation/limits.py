@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from sandbox.errors import SandboxError
 from sandbox.kernel import cgroup
 from sandbox.measure.isolation import observed
-from sandbox.measure.isolation.observed import Push, clean
+from sandbox.measure.isolation.observed import DIED, Push, clean
 
 if TYPE_CHECKING:
     from sandbox.isolation.base import ExecResult, Sandbox
@@ -301,13 +301,13 @@ def _attempt(sandbox: Sandbox, controller: str, asked: int, hold: float) -> tupl
         if dead_since is None and not sandbox.state().running:
             dead_since = time.monotonic()
         if dead_since is not None and time.monotonic() - dead_since > _LAST_WORDS:
-            return None, "the sandbox died of it"
+            return None, DIED
     (result,) = outcome
     if isinstance(result, TimeoutError):
         return None, "no answer in time"
     if isinstance(result, Exception):
         if not sandbox.state().running:
-            return None, "the sandbox died of it"
+            return None, DIED
         return None, clean(getattr(result, "message", str(result)), 60)
     got: int | None = None
     ended = "killed" if result.exit_code in (137, 9) else f"exit code {result.exit_code}"

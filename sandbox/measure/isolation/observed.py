@@ -23,6 +23,10 @@ class ProbeError(Exception):
     """The probe did not answer, or not in a way that can be read; one line that says so."""
 
 
+DIED = "the sandbox died of it"
+"""How a push ended whose sandbox was gone afterwards, as the host saw it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """A device node inside. `kind` is "b" or "c", `number` "major:minor"."""

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sandbox.measure.isolation.observed import Push, Resident, Subject, clean
+from sandbox.measure.isolation.observed import DIED, Push, Resident, Subject, clean
 from sandbox.results import Verdict
 
 ISOLATED, SHARED, PARTIAL, UNKNOWN = Verdict.ISOLATED, Verdict.SHARED, Verdict.PARTIAL, Verdict.UNKNOWN
@@ -318,7 +318,10 @@ def _limit(push: Push, inside: str, limit: str, peak: str | None, witness: str, 
         return Finding(UNKNOWN, inside, host + ", more than the limit explains", witness)
     # Where nothing counts refusals: one that the antagonist met, and somebody else's count that stayed within.
     met = push.refusals is None and push.peak is not None and push.ended.startswith("refused")
-    if push.refusals or met:
+    # The counter goes with the control group, and a sandbox that dies takes it away before its last value is read; the
+    # peak that was read stands, and one right at the limit means that the next charge was refused.
+    at_limit = push.peak is not None and push.limit * 0.98 <= push.peak and push.ended == DIED
+    if push.refusals or met or at_limit:
         return Finding(Verdict.HELD, inside, host, witness)
     return Finding(UNKNOWN, inside, host, witness)
 
