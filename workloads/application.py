@@ -35,6 +35,7 @@ class Application:
         keeps_alive: False once every response has to end its connection.
         connections: the open ones, of this process.
         counts: numbers that all requests share.
+        place: in a child, its place in `counts.places`; else None.
         services: A, B and C.
         coroutines: how many there are now; None for a model without them.
     """
@@ -49,15 +50,15 @@ class Application:
         self.keeps_alive = True
         self.connections: set[Protocol] = set()
         self.counts = Counts.of_threads()
+        self.place: memoryview | None = None
         self.coroutines: Callable[[], int] | None = None
         self._client: BlockingClient | None = None
-        self._shared = False
         self._lock = allocate_lock()
 
-    def share_between_processes(self) -> None:
-        """The server forks: count where all processes see it."""
-        self.counts = Counts.of_processes()
-        self._shared = True
+    def share_between_processes(self) -> memoryview:
+        """The server forks: count where all processes see it; returns the places of the children there."""
+        self.counts, places = Counts.of_processes(max(1, self.settings.max_connections))
+        return places
 
     def blocking_client(self) -> BlockingClient:
         """The client of the services for handlers that may block."""
@@ -79,7 +80,7 @@ class Application:
         with self._lock:
             if protocol in self.connections:
                 self.connections.remove(protocol)
-                self.counts.finished.add(protocol.requests)
+                self.counts.finished += protocol.requests
                 protocol.release()
 
     @property
@@ -89,12 +90,14 @@ class Application:
 
     def open_connections(self) -> int:
         """Connections that are open now, of all processes."""
-        return self.counts.connections.get() if self._shared else len(self.connections)
+        return self.counts.connections.get() if self.counts.places is not None else len(self.connections)
 
     def requests(self) -> int:
-        """Requests answered so far; those of connections that are open in another process count when these end."""
+        """Requests answered so far, by all processes."""
+        if self.counts.places is not None:
+            return sum(self.counts.places)
         with self._lock:
-            return self.counts.finished.get() + sum(protocol.requests for protocol in list(self.connections))
+            return self.counts.finished + sum(protocol.requests for protocol in list(self.connections))
 
     def answer(self, request: Request) -> Response:
         """Call the handler; whatever goes wrong in it becomes a response, and concerns this request alone."""

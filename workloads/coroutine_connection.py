@@ -18,31 +18,50 @@ if TYPE_CHECKING:
     from workloads.scheduler import Scheduler
 
     Handler = Callable[[Request], Awaitable[Response]]
+    OnClose = Callable[["CoroutineConnection"], None]
 
 
 class CoroutineConnection:
     """One client of a coroutine server."""
 
-    __slots__ = ("_app", "_socket", "protocol")
+    __slots__ = ("_app", "_on_close", "_socket", "protocol")
 
-    def __init__(self, socket: Socket, app: Application) -> None:
+    def __init__(self, socket: Socket, app: Application, on_close: OnClose) -> None:
+        self._on_close = on_close
         self._socket = socket
         self._app = app
         self.protocol = app.open()
 
     async def serve(self, scheduler: Scheduler, handler: Handler) -> None:
         """Answer requests until the connection ends, and close it."""
+        protocol = self.protocol
         stream = Stream(scheduler, self._socket)
+        patience = self._app.limits.idle_time
         try:
-            while not self.protocol.closing and await self._read(stream):
-                await self._answer(stream, handler)
-            if self.protocol.lingering:
+            while not protocol.closing:
+                stream.deadline = protocol.deadline
+                try:
+                    data = await stream.read()
+                    if not data:
+                        break
+                    protocol.feed(data)
+                except TimeoutError:
+                    protocol.expire()
+                while True:  # usually once: pipelined requests wait until there is room for their answers
+                    while (request := protocol.next_request()) is not None:
+                        protocol.respond(request, await handler(request))
+                    if not protocol.output:
+                        break
+                    output, protocol.output = protocol.output, b""
+                    await stream.write(output, patience)
+            if protocol.lingering:
                 await self._linger(stream)
         except OSError:  # the client has gone, or does not take its output (TimeoutError is one too)
             return
         finally:
             stream.close()
-            self._app.closed(self.protocol)
+            self._app.closed(protocol)
+            self._on_close(self)
 
     def hurry(self) -> None:
         """End a read that waits for the next request; what has arrived is still answered. Any thread may call it."""

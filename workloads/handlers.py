@@ -8,7 +8,7 @@ from _socket import SO_RCVTIMEO, SOL_SOCKET, socketpair
 from workloads.chain import Chain, rpc_failure
 from workloads.http.request import HttpError
 from workloads.http.response import JSON, Response
-from workloads.http.routing import CHAIN, CPU, IO, SHORT, STREAM, Route, Routes
+from workloads.http.routing import CHAIN, CPU, IO, NONBLOCKING_IO, SHORT, STREAM, Route, Routes
 from workloads.net import timeval
 from workloads.rpc.wire import RpcError
 from workloads.signals import SIGSEGV, raise_signal
@@ -75,8 +75,22 @@ def _pbkdf2(password: bytes, salt: bytes, rounds: int) -> bytes:
 
 def io(request: Request, _app: Application) -> Response:
     """`/io?ms=N`: a read that blocks its thread for N milliseconds."""
-    milliseconds = request.integer(b"ms", 10, 0, 600_000)
+    milliseconds = io_time(request)
     blocking_read(milliseconds)
+    return io_response(milliseconds)
+
+
+def io_time(request: Request) -> int:
+    """How long `/io` is to read, in milliseconds.
+
+    Raises:
+        HttpError: 400, `ms` is malformed or too large.
+    """
+    return request.integer(b"ms", 10, 0, 600_000)
+
+
+def io_response(milliseconds: int) -> Response:
+    """What `/io` answers, however it has read."""
     return Response(b"read for %d ms\n" % milliseconds)
 
 
@@ -93,6 +107,11 @@ def blocking_read(milliseconds: int) -> None:
     finally:
         ours.close()
         theirs.close()
+
+
+def io_without_loop(_request: Request, _app: Application) -> Response:
+    """`/io?ms=N&nonblocking=1` in a model without a loop; those with one do not come here (see nonblocking.py)."""
+    raise HttpError(501, "this model has no loop in which a read could wait without blocking")
 
 
 def counter(request: Request, app: Application) -> Response:
@@ -158,7 +177,7 @@ ROUTES = Routes(
         Route(b"/", _READ, SHORT, hello),
         Route(b"/healthz", _READ, SHORT, healthz),
         Route(b"/cpu", _READ, CPU, cpu),
-        Route(b"/io", _READ, IO, io),
+        Route(b"/io", _READ, IO, io, nonblocking=Route(b"/io", _READ, NONBLOCKING_IO, io_without_loop)),
         Route(b"/chain", _READ, CHAIN, chain),
         Route(b"/counter", (b"GET", b"HEAD", b"POST"), SHORT, counter),
         Route(b"/crash", _READ, SHORT, crash),

@@ -8,6 +8,8 @@ knows nothing of this: it sees one thread, which never blocks but in epoll_wait(
 from __future__ import annotations
 
 from select import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT
+from time import monotonic
+from types import coroutine
 
 from workloads.loop import TICK, EventLoop
 from workloads.net import RECEIVE_BYTES
@@ -27,16 +29,10 @@ if TYPE_CHECKING:
 _UNWATCHED = -1
 
 
-class _Suspend:
-    """`await SUSPEND` stops the coroutine here, until somebody resumes it."""
-
-    __slots__ = ()
-
-    def __await__(self) -> Generator[None, None, None]:
-        yield
-
-
-SUSPEND = _Suspend()
+@coroutine
+def suspended() -> Generator[None, None, None]:
+    """`await suspended()` stops the coroutine here, until somebody resumes it."""
+    yield
 
 
 class Scheduler(EventLoop):
@@ -83,7 +79,7 @@ class Scheduler(EventLoop):
             self.post(done)
 
         pool.submit(on_worker)
-        await SUSPEND
+        await suspended()
         return results[0]
 
     def _begin(self, task: Task) -> None:
@@ -124,7 +120,8 @@ class Stream:
         scheduler.register(self._descriptor, events, self._ready)
         scheduler.watch(self)
 
-    async def read(self) -> bytes:
+    @coroutine
+    def read(self) -> Generator[None, None, bytes]:
         """Wait for bytes; none if the other side has ended.
 
         Raises:
@@ -135,14 +132,19 @@ class Stream:
             if self._events != EPOLLIN:
                 self._watch(EPOLLIN)
             self._task = self._scheduler.current
-            await SUSPEND
+            yield
             try:
                 return self._socket.recv(RECEIVE_BYTES)
             except BlockingIOError:
                 continue
 
-    async def write(self, data: bytes) -> None:
+    @coroutine
+    def write(self, data: bytes, patience: float | None = None) -> Generator[None, None, None]:
         """Send it all; waits only when the other side does not take it.
+
+        Args:
+            data: what to send.
+            patience: seconds that each wait may last; without it the deadline stays as it is.
 
         Raises:
             TimeoutError, OSError: as for `read`.
@@ -155,14 +157,27 @@ class Stream:
             if sent == len(data):
                 return
             data = data[sent:]
-            await self.writable()
+            if patience is not None:
+                self.deadline = monotonic() + patience
+            yield from self.writable()
 
-    async def writable(self) -> None:
+    @coroutine
+    def writable(self) -> Generator[None, None, None]:
         """Wait until the socket takes bytes; for one that is connecting, until that has succeeded or failed."""
         if self._events != EPOLLOUT:
             self._watch(EPOLLOUT)
         self._task = self._scheduler.current
-        await SUSPEND
+        yield
+
+    def expire_after(self, seconds: float) -> None:
+        """Set the deadline, and keep it exactly: for waits that are much shorter than a tick."""
+        self.deadline = deadline = monotonic() + seconds
+
+        def expire() -> None:
+            if self.deadline == deadline:  # else that wait is over
+                self.check_deadline(float("inf"))
+
+        self._scheduler.call_at(deadline, expire)
 
     def check_deadline(self, now: float) -> None:
         """Called about once a second, and by timers that are more exact."""

@@ -79,28 +79,35 @@ class Counts:
 
     Attributes:
         counter: behind `/counter`.
-        finished: requests on connections that have ended.
-        connections: open ones, where one process does not see them all; else unused.
+        finished: requests on connections that have ended, in a server of one process.
+        connections: open ones, in a server that forks.
+        places: requests, in a server that forks: a number for each child that can be there at once. Each has one
+            writer, so it takes no lock. A child goes on counting where the one before it at that place has stopped, so
+            the sum is of all, those included that have crashed.
     """
 
-    def __init__(self, cells: tuple[Cell | SharedCell, Cell | SharedCell, Cell | SharedCell]) -> None:
-        self.counter, self.finished, self.connections = cells
+    def __init__(
+        self, counter: Cell | SharedCell, connections: Cell | SharedCell, places: memoryview | None = None
+    ) -> None:
+        self.counter = counter
+        self.finished = 0
+        self.connections = connections
+        self.places = places
 
     @classmethod
     def of_threads(cls) -> Counts:
         """For a server of one process."""
-        return cls((Cell(), Cell(), Cell()))
+        return cls(Cell(), Cell())
 
     @classmethod
-    def of_processes(cls) -> Counts:
-        """For a server that forks; to be made before the first fork."""
+    def of_processes(cls, children: int) -> tuple[Counts, memoryview]:
+        """For a server that forks, up to so many children, and their places; to be made before the first fork."""
         import os
         from mmap import mmap
 
-        size = 3 * SharedCell.BYTES
+        size = (2 + children) * SharedCell.BYTES  # only pages that are written to take memory
         descriptor = os.memfd_create("counts")
         os.truncate(descriptor, size)
         memory = memoryview(mmap(descriptor, size)).cast("q")  # signed, 64 bits
-        return cls(
-            (SharedCell(memory, descriptor, 0), SharedCell(memory, descriptor, 1), SharedCell(memory, descriptor, 2))
-        )
+        places = memory[2:]
+        return cls(SharedCell(memory, descriptor, 0), SharedCell(memory, descriptor, 1), places), places

@@ -98,6 +98,14 @@ def _print_report(
         missed |= verdict == "missed"
         wanted = f"≥ {target.factor:g}" if target.factor else ""
         print(f"{target.server + ' / ' + target.against:<44}{_show(ratio, 2):>20}{wanted:>9}  {verdict}")
+    if any(runs.get((bound.server, bound.mode)) for bound in who.BOUNDS):
+        print(f"\n{'p99 at saturation':<44}{'ms':>20}{'target':>9}  verdict")
+    for bound in who.BOUNDS:
+        tail = stats.estimate([run.p99 for run in runs.get((bound.server, bound.mode), {}).values()])
+        if tail is not None:
+            verdict = _verdict(tail, bound.p99, at_least=False)
+            missed |= verdict == "missed"
+            print(f"{bound.server:<44}{_show(tail, 2):>20}{f'≤ {bound.p99:g}':>9}  {verdict}")
     if latencies:
         print(f"\n{'p99 at half of the counterpart`s saturation':<44}{'ratio':>20}{'target':>9}  verdict")
     for pair, by_server in latencies.items():

@@ -98,7 +98,7 @@ CONTESTANTS = (
     _module("gunicorn gthread", *_GUNICORN, "--worker-class", "gthread", "--threads", "64", "counterparts:wsgi"),
     _module("gunicorn sync", *_GUNICORN, "--worker-class", "sync", "counterparts:wsgi", modes=(PER_REQUEST,)),
     _script("ThreadingHTTPServer"),
-    _script("ForkingHTTPServer", PER_REQUEST),
+    _script("ForkingHTTPServer", KEEP_ALIVE, PER_REQUEST),
 )  # fmt: skip
 
 TARGETS = (
@@ -117,12 +117,26 @@ TARGETS = (
     Target("fork", "gunicorn sync", 0, PER_REQUEST),
 )
 
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What one server's p99 at saturation may be at most, in milliseconds."""
+
+    server: str
+    p99: float
+    mode: str = KEEP_ALIVE
+
+
+BOUNDS = (Bound("thread", 10),)
+
 LATENCY_PAIRS = (
     ("eventloop", "uvicorn"),
     ("coroutine", "uvicorn"),
     ("callback", "uvicorn"),
     ("reactor", "waitress"),
     ("thread", "ThreadingHTTPServer"),
+    ("fork", "ForkingHTTPServer"),
+    ("blocking", "gunicorn gthread"),
 )
 """Whose p99 is compared, at half of the counterpart's saturation."""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import resource
 import signal
 import socket
 import threading
@@ -128,6 +130,37 @@ def test_out_of_descriptors_is_survived(model: str) -> None:
             client.close()
         wait_until(lambda: _status_of_get(server) == 200)
         assert server.process.poll() is None
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_no_descriptor_at_all_is_survived(model: str) -> None:
+    """The limit sinks to what the server has open: also where each client is let go before the next is taken."""
+    with Server(model) as server:
+        wait_until(lambda: server.get("/")[0] == 200)
+        before = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
+        _take_descriptors(server.process.pid)
+        assert [_status_of_get(server) for _ in range(5)] == [503] * 5
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, before)
+        assert server.get("/") == (200, b"hello")
+
+
+def test_a_child_of_fork_without_descriptors_fails_alone() -> None:
+    with Server("fork") as server, server.connect() as client:
+        client.sendall(b"GET /stats HTTP/1.1\r\nHost: t\r\n\r\n")
+        _take_descriptors(int(json.loads(read_response(client)[1])["pid"]))
+        client.sendall(b"GET /io?ms=1 HTTP/1.1\r\nHost: t\r\n\r\n")
+        assert read_response(client) == (500, b"the handler failed\n")
+        client.sendall(GET)
+        assert read_response(client) == (200, b"hello")
+        assert server.get("/io?ms=1")[0] == 200
+
+
+def _take_descriptors(pid: int) -> None:
+    """Lower the limit of open descriptors, so that the next one fails with EMFILE (getrlimit(2), prlimit(2))."""
+    taken = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+    lowest_free = min(set(range(len(taken) + 1)) - taken)
+    hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)[1]
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (lowest_free, hard))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])

@@ -29,6 +29,20 @@ def test_io(server: Server) -> None:
     assert server.get("/io?ms=0") == (200, b"read for 0 ms\n")
 
 
+def test_nonblocking_io(server: Server) -> None:
+    if server.model in ("callback", "coroutine", "eventloop", "reactor"):
+        assert server.get("/io?ms=15&nonblocking=1") == (200, b"read for 15 ms\n")
+        assert server.get("/io?ms=0&nonblocking=1") == (200, b"read for 0 ms\n")
+        assert server.get("/io?ms=-1&nonblocking=1")[0] == 400
+    else:
+        assert server.get("/io?ms=15&nonblocking=1") == (
+            501,
+            b"this model has no loop in which a read could wait without blocking\n",
+        )
+    assert server.get("/io?ms=15&nonblocking=0") == (200, b"read for 15 ms\n")
+    assert server.get("/io?ms=15&nonblocking=2")[0] == 400
+
+
 def test_counter(server: Server) -> None:
     start = int(server.get("/counter")[1])
     assert server.post("/counter", b"5") == (200, b"%d\n" % (start + 5))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import select
 import signal
@@ -10,14 +11,26 @@ import socket
 import struct
 import threading
 import time
+from _thread import allocate_lock
 from collections.abc import Iterator
 from pathlib import Path
+from types import FunctionType
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from tests.workloads.server import MODELS, Server, read_response
+from tests.workloads.server import MODELS, PATIENCE, Server, read_response
+from workloads.chain import Chain
+from workloads.http.request import Request
+from workloads.servers.callback import FORMS
+
+if TYPE_CHECKING:
+    from workloads.rpc.callback_client import CallbackClient, OnError, OnReply
+    from workloads.rpc.wire import Message, RpcError
 
 GET = b"GET / HTTP/1.1\r\nHost: t\r\n\r\n"
+LOOPS = ("callback", "coroutine", "eventloop", "reactor")
+"""Models with a loop in which a read can wait."""
 LATENCY = 50
 """Milliseconds that each service takes in the tests of the chain."""
 
@@ -66,6 +79,40 @@ def test_who_waits_for_a_blocking_read(model: str, waits: bool) -> None:
         assert read_response(client)[0] == 200
 
 
+@pytest.mark.parametrize("model", LOOPS)
+def test_nobody_waits_for_a_nonblocking_read(model: str) -> None:
+    """SEED-14: the same read, left to the loop; on `eventloop` there is no other thread that could have done it."""
+    with Server(model) as server, server.connect() as client:
+        server.get("/")
+        threads = server.threads()
+        client.sendall(b"GET /io?ms=800&nonblocking=1 HTTP/1.1\r\nHost: t\r\n\r\n")
+        time.sleep(0.1)
+        assert server.get("/")[0] == 200
+        assert not _has_answer(client)
+        assert server.threads() == threads, "no worker thread was needed"
+        assert read_response(client) == (200, b"read for 800 ms\n")
+
+
+@pytest.mark.parametrize("model", LOOPS)
+def test_nonblocking_reads_wait_side_by_side(model: str) -> None:
+    """SEED-14: a hundred of them take the time of one, and leave no descriptor behind."""
+    with Server(model) as server:
+        server.get("/")
+        before = os.listdir(f"/proc/{server.process.pid}/fd")
+        clients = [server.connect() for _ in range(100)]
+        begin = time.monotonic()
+        for client in clients:
+            client.sendall(b"GET /io?ms=300&nonblocking=1 HTTP/1.1\r\nHost: t\r\n\r\n")
+        for client in clients:
+            assert read_response(client)[0] == 200
+            client.close()
+        assert 0.3 <= time.monotonic() - begin < 100 * 0.3 / 8
+        until = time.monotonic() + 5
+        while os.listdir(f"/proc/{server.process.pid}/fd") != before:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+
+
 def _has_answer(client: socket.socket) -> bool:
     """Whether the long request was answered before the short one that came after it: no clock decides."""
     return bool(select.select([client], [], [], 0)[0])
@@ -95,6 +142,49 @@ def test_two_hundred_chains_take_the_time_of_one(model: str) -> None:
         elapsed = _chains(server, 200)
         assert elapsed < 8 * CHAIN_SECONDS, f"{elapsed:.2f} s; one after the other it would be {200 * CHAIN_SECONDS} s"
         assert server.threads() == threads, "the kernel sees no more threads than before"
+
+
+def test_a_suspended_coroutine_leaves_its_thread_to_others() -> None:
+    """SEED-18: one worker thread, and a chain that waits in the middle of it."""
+    with Server("coroutine", "--workers", "1", "--rpc-latency", "400") as server, server.connect() as client:
+        client.sendall(b"GET /chain HTTP/1.1\r\nHost: t\r\n\r\n")
+        time.sleep(0.1)
+        assert server.get("/") == (200, b"hello")
+        assert not _has_answer(client)
+        document = stats(server)
+        assert document["coroutines"] == 2, "the chain's and this one's"
+        assert document["threads"] == 2, "the worker and the one that accepts"
+        assert read_response(client)[0] == 200
+
+
+class _Calls(list[tuple[str, "Message", "OnReply"]]):
+    """Stands where the client of the services does, and keeps what it was asked to call back."""
+
+    def call(self, service: str, message: Message, on_reply: OnReply, _on_error: OnError) -> None:
+        self.append((service, message, on_reply))
+
+
+def _unexpected(error: RpcError) -> None:
+    raise AssertionError(error)
+
+
+def test_a_closure_carries_its_environment() -> None:
+    """SEED-20: what the callback server relies on, with the functions that it runs."""
+    request = Request(b"GET", b"/chain", b"user=7", {}, 1)
+    for form, handle_chain in FORMS.items():  # a function is a value: it stands in a table
+        assert isinstance(handle_chain, FunctionType)
+        calls, chain, finished = _Calls(), Chain(request), list[Chain]()
+        handle_chain(cast("CallbackClient", calls), chain, finished.append, _unexpected)
+        service, question, after_user_info = calls.pop()
+        assert (service, question) == ("user", {"user": 7})
+        assert isinstance(after_user_info, FunctionType)
+        environment = dict(zip(after_user_info.__code__.co_freevars, after_user_info.__closure__ or (), strict=True))
+        assert environment["chain"].cell_contents is chain, "two names for one datum"
+        after_user_info({"user": 7, "name": "user-7", "group": 0})
+        assert chain.contributions["user"]["name"] == "user-7", "what one name has changed, the other one sees"
+        assert calls[0][0] == "query"
+        nested = [constant.co_name for constant in handle_chain.__code__.co_consts if hasattr(constant, "co_name")]
+        assert nested == (["after_user_info"] if form == "closure" else ["<lambda>"])
 
 
 def test_two_hundred_chains_on_a_pool_are_bound_by_its_threads() -> None:
@@ -203,6 +293,28 @@ def test_fork_makes_a_child_for_each_connection() -> None:
         assert len(document["processes"]) == 3, "the parent and two children"  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("model", [model for model in MODELS if model != "sequential"])
+def test_requests_of_open_connections_count(model: str) -> None:
+    """Of all processes, where there are several."""
+    with Server(model) as server, server.connect() as first, server.connect() as second:
+        for client in (first, second, first) * 2:
+            client.sendall(GET)
+            assert read_response(client) == (200, b"hello")
+        assert stats(server)["requests"] == 6
+        assert stats(server)["requests"] == 7
+
+
+def test_requests_of_dead_children_count() -> None:
+    with Server("fork") as server:
+        with server.connect() as victim:
+            victim.sendall(GET)
+            read_response(victim)
+            victim.sendall(b"GET /crash?how=segv HTTP/1.1\r\nHost: t\r\n\r\n")
+            assert victim.recv(100) == b""
+        for number in range(5):
+            assert stats(server)["requests"] == 1 + number
+
+
 def test_fork_per_request_closes_after_each() -> None:
     with Server("fork", "--per", "request") as server, server.connect() as client:
         client.sendall(GET * 2)
@@ -261,6 +373,33 @@ def test_unsynchronised_additions_are_lost_and_synchronised_ones_are_not(model: 
         assert total("/counter") == 6000
         lost = any(total("/counter?unsafe=1") < 6000 for _ in range(10))
         assert lost, "an addition without a lock was never lost in 60,000"
+
+
+def test_two_locks_in_opposite_order_deadlock() -> None:
+    """SEED-6, the second half; the locks are those that the servers use."""
+
+    def everybody_gets_both(orders: list[list[int]]) -> bool:
+        locks = [allocate_lock(), allocate_lock()]
+        meet = threading.Barrier(len(orders), timeout=PATIENCE)
+        got_both = []
+
+        def take(first: int, second: int) -> None:
+            meet.wait()
+            with locks[first]:
+                time.sleep(0.1)  # the other one has its first lock by now, if it can have it
+                if locks[second].acquire(timeout=0.5):
+                    got_both.append(first)
+                    locks[second].release()
+
+        threads = [threading.Thread(target=take, args=order) for order in orders]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return len(got_both) == len(orders)
+
+    assert everybody_gets_both([[0, 1], [0, 1]])
+    assert not everybody_gets_both([[0, 1], [1, 0]])
 
 
 def test_the_servers_import_nothing_of_the_manager() -> None:

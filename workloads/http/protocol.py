@@ -231,6 +231,8 @@ class Protocol:
         limits = self._app.limits
         self.busy = False
         self.requests += 1
+        if self._app.place is not None:
+            self._app.place[0] += 1
         self.deadline = monotonic() + (limits.header_time if self._buffer else limits.idle_time)
         if not keep_alive:
             self.closing = True
@@ -242,6 +244,8 @@ class Protocol:
         if not self._streaming:  # else the broken-off body itself tells the client
             self.output += encode(error_response(error), keep_alive=False, minor=1)
             self.requests += 1
+            if self._app.place is not None:
+                self._app.place[0] += 1
         self._buffer = b""
         self._request = self._chunks = None
         self._pieces = []

@@ -19,6 +19,8 @@ CPU = "cpu"
 """Computes for as long as it is asked to."""
 IO = "io"
 """Sits in a blocking system call."""
+NONBLOCKING_IO = "non-blocking io"
+"""Waits for a socket that a loop can watch; each model with a loop does it in its own way, and the handler refuses."""
 CHAIN = "chain"
 """Calls three services one after the other."""
 STREAM = "stream"
@@ -33,15 +35,19 @@ class Route:
         methods: that it allows.
         kind: what the handler does to the thread that calls it; each model decides by it where the handler runs.
         handler: called with the request and the application.
+        nonblocking: the route of requests that say `nonblocking=1`, where there is one.
     """
 
-    __slots__ = ("handler", "kind", "methods", "path")
+    __slots__ = ("handler", "kind", "methods", "nonblocking", "path")
 
-    def __init__(self, path: bytes, methods: tuple[bytes, ...], kind: str, handler: Handler) -> None:
+    def __init__(
+        self, path: bytes, methods: tuple[bytes, ...], kind: str, handler: Handler, nonblocking: Route | None = None
+    ) -> None:
         self.path = path
         self.methods = methods
         self.kind = kind
         self.handler = handler
+        self.nonblocking = nonblocking
 
 
 class Routes:
@@ -56,7 +62,8 @@ class Routes:
         """The route for a request.
 
         Raises:
-            HttpError: 404, no such path; 405, not that method there; 411, a POST that does not say its length.
+            HttpError: 404, no such path; 405, not that method there; 411, a POST that does not say its length; 400,
+                `nonblocking` is neither 0 nor 1.
         """
         route = self._table.get(request.path)
         if route is None:
@@ -65,4 +72,6 @@ class Routes:
             raise HttpError(405, "the resource does not allow this method", ((b"Allow", b", ".join(route.methods)),))
         if request.method == b"POST" and request.length is None and not request.chunked:
             raise HttpError(411, "a POST needs Content-Length or chunked coding")
+        if route.nonblocking is not None and request.integer(b"nonblocking", 0, 0, 1):
+            return route.nonblocking
         return route

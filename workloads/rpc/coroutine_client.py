@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 from _socket import AF_INET, IPPROTO_TCP, SO_ERROR, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, TCP_NODELAY
 from select import EPOLLOUT
-from time import monotonic
 
 from workloads.net import Socket
 from workloads.rpc.wire import Decoder, RpcError, encode, reply_of
@@ -54,7 +53,7 @@ class CoroutineClient:
             raise RpcError(503, service, "refuses connections")
         stream = Stream(self._scheduler, socket, EPOLLOUT)
         try:
-            self._set_timer(stream)
+            stream.expire_after(self._timeout)
             await stream.writable()
         except TimeoutError:
             stream.close()
@@ -67,7 +66,7 @@ class CoroutineClient:
     async def _exchange(self, stream: Stream, service: str, request: bytes) -> Message:
         decoder = Decoder()
         try:
-            self._set_timer(stream)
+            stream.expire_after(self._timeout)
             await stream.write(request)
             while (reply := reply_of(service, decoder, await stream.read())) is None:
                 continue
@@ -83,12 +82,3 @@ class CoroutineClient:
         stream.deadline = float("inf")
         self._idle[service].append(stream)
         return reply
-
-    def _set_timer(self, stream: Stream) -> None:
-        stream.deadline = deadline = monotonic() + self._timeout
-
-        def expire() -> None:
-            if stream.deadline == deadline:  # else this call is over
-                stream.check_deadline(float("inf"))
-
-        self._scheduler.call_at(deadline, expire)

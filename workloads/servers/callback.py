@@ -14,8 +14,9 @@ from __future__ import annotations
 from workloads.application import failure
 from workloads.chain import Chain, rpc_failure
 from workloads.front import serve_requests
-from workloads.http.routing import CHAIN, SHORT
+from workloads.http.routing import CHAIN, NONBLOCKING_IO, SHORT
 from workloads.loop import EventLoop
+from workloads.nonblocking import begin_read
 from workloads.pool import Pool
 from workloads.rpc.callback_client import CallbackClient
 
@@ -109,6 +110,8 @@ def serve(app: Application, listener: Socket) -> bool:
             connection.respond(request, app.answer(request))
         elif request.route.kind == CHAIN:
             start_chain(connection, request)
+        elif request.route.kind == NONBLOCKING_IO:
+            begin_read(loop, request, lambda response: connection.respond(request, response))
         else:
             pool.submit(lambda: work(connection, request))
 

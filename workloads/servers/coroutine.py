@@ -7,18 +7,20 @@ the processor among the threads and knows nothing of coroutines; the schedulers 
 
 from __future__ import annotations
 
+from _socket import socketpair
 from _thread import start_new_thread
 from itertools import cycle
 
 from workloads.application import failure
 from workloads.chain import Chain, rpc_failure
 from workloads.coroutine_connection import CoroutineConnection
-from workloads.http.routing import CHAIN, SHORT
+from workloads.handlers import io_response, io_time
+from workloads.http.routing import CHAIN, NONBLOCKING_IO, SHORT
 from workloads.pool import Pool
 from workloads.reception import Reception
 from workloads.rpc.coroutine_client import CoroutineClient
 from workloads.rpc.wire import RpcError
-from workloads.scheduler import Scheduler
+from workloads.scheduler import Scheduler, Stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,6 +55,20 @@ async def handle_chain(rpc: CoroutineClient, chain: Chain) -> Chain:
     return chain
 
 
+async def nonblocking_read(scheduler: Scheduler, milliseconds: int) -> None:
+    """`/io?ms=N&nonblocking=1`, straight down too: compare `blocking_read` in handlers.py. Only the coroutine waits."""
+    ours, theirs = socketpair()
+    stream = Stream(scheduler, ours)
+    try:
+        stream.expire_after(milliseconds / 1000)
+        await stream.read()
+    except TimeoutError:
+        return
+    finally:
+        stream.close()
+        theirs.close()
+
+
 class Worker(Scheduler):
     """A thread with a scheduler of its own."""
 
@@ -62,25 +78,22 @@ class Worker(Scheduler):
         self._pool = pool
         self._rpc = CoroutineClient(self, app.services, app.settings.rpc_timeout)
 
-    async def serve(self, reception: Reception, connection: CoroutineConnection) -> None:
-        """One client, from the first request to the last."""
-        try:
-            await connection.serve(self, self.handle)
-        finally:
-            reception.connections.discard(connection)
-
     async def handle(self, request: Request) -> Response:
         """One request."""
         if request.route.kind == SHORT:
             return self._app.answer(request)
-        if request.route.kind != CHAIN:
-            return await self.run_in(self._pool, lambda: self._app.answer(request))
         try:
-            return (await handle_chain(self._rpc, Chain(request))).response()
+            if request.route.kind == CHAIN:
+                return (await handle_chain(self._rpc, Chain(request))).response()
+            if request.route.kind == NONBLOCKING_IO:
+                milliseconds = io_time(request)
+                await nonblocking_read(self, milliseconds)
+                return io_response(milliseconds)
         except RpcError as error:
             return failure(request, rpc_failure(error))
         except Exception as error:
             return failure(request, error)
+        return await self.run_in(self._pool, lambda: self._app.answer(request))
 
 
 def serve(app: Application, listener: Socket) -> bool:
@@ -94,8 +107,8 @@ def serve(app: Application, listener: Socket) -> bool:
     turn = cycle(workers)
     for client in reception.clients():
         if client is not None:
-            connection = CoroutineConnection(client, app)
+            connection = CoroutineConnection(client, app, reception.connections.discard)
             reception.connections.add(connection)
             worker = next(turn)
-            worker.spawn(worker.serve(reception, connection))
+            worker.spawn(connection.serve(worker, worker.handle))
     return reception.drain()

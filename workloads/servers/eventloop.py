@@ -2,13 +2,16 @@
 
 `while True: event = get_event(); handler(event)`: get_event is epoll, which waits for every socket at the same time and
 says which are ready; the handlers never wait for a client. It is as quick as a thread can be while its handlers are
-short. A handler that computes or blocks stops everything: that is what the reactor mends.
+short, or leave their waiting to the loop too (`/io?ms=N&nonblocking=1`). A handler that computes or blocks stops
+everything: that is what the reactor mends.
 """
 
 from __future__ import annotations
 
 from workloads.front import serve_requests
+from workloads.http.routing import NONBLOCKING_IO
 from workloads.loop import EventLoop
+from workloads.nonblocking import begin_read
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,8 +34,12 @@ PICTURE = """
 
 def serve(app: Application, listener: Socket) -> bool:
     """One thread does it all."""
+    loop = EventLoop()
 
     def handler(connection: Connection, request: Request) -> None:
-        connection.respond(request, app.answer(request))
+        if request.route.kind == NONBLOCKING_IO:
+            begin_read(loop, request, lambda response: connection.respond(request, response))
+        else:
+            connection.respond(request, app.answer(request))
 
-    return serve_requests(EventLoop(), app, listener, handler)
+    return serve_requests(loop, app, listener, handler)

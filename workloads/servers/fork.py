@@ -40,13 +40,14 @@ REHEARSALS = 24
 
 def serve(app: Application, listener: Socket) -> bool:
     """Accept and fork, until told to stop; then pass the word on to the children."""
-    app.share_between_processes()
+    places = app.share_between_processes()
     if app.settings.per == "request":
         app.keeps_alive = False
     reception = Reception(app, listener)
-    _rehearse(app, reception)
+    _rehearse(app, reception, places)
     wake_on(SIGCHLD)
-    children: set[int] = set()
+    children: dict[int, int] = {}  # the place of each, by pid
+    vacant: list[int] = []
     foreign = [descriptor for descriptor in (listener.fileno(), app.services.life) if descriptor >= 0]
     # A collection in a child would write to every object of the parent, and each page that is written to is copied.
     # Frozen objects are left alone.
@@ -55,31 +56,35 @@ def serve(app: Application, listener: Socket) -> bool:
         if client is not None:
             app.counts.connections.set(len(children) + 1)  # before the child can be asked for it
             date_line()  # formatted here once a second, not once in each child
+            place = vacant.pop() if vacant else len(children)
+            app.place = places[place : place + 1]
             child = _fork(reception, client, foreign)
             if child:
-                children.add(child)
+                children[child] = place
+            else:
+                vacant.append(place)
             client.close()
-        _bury(children)
+        _bury(children, vacant)
         app.counts.connections.set(len(children))
     reception.close()
     return _drain(app, children)
 
 
-def _rehearse(app: Application, reception: Reception) -> None:
+def _rehearse(app: Application, reception: Reception, places: memoryview) -> None:
     """Serve clients of our own before the first fork.
 
     Python adapts its code to what it meets (PEP 659), and the dynamic linker binds a function at its first call. Both
     write to memory, and each page that a child writes to first has to be copied: so it is done here, once, for all.
     Code that has been adapted also finds attributes without touching their names.
     """
-    before = app.counts.finished.get()
+    app.place = places[:1]
     for _ in range(REHEARSALS):
         ours, theirs = socketpair()
         theirs.send(b"GET / HTTP/1.1\r\nHost: rehearsal\r\nConnection: close\r\n\r\n")
         theirs.shutdown(SHUT_WR)
         reception.receive(ours)
         theirs.close()
-    app.counts.finished.set(before)
+    places[0] = 0
 
 
 def _fork(reception: Reception, client: Socket, foreign: list[int]) -> int:
@@ -120,24 +125,24 @@ def _child(reception: Reception, client: Socket, foreign: list[int]) -> None:
         _exit(code)  # and nothing of what the parent meant to do at its own end
 
 
-def _bury(children: set[int]) -> None:
-    """Take note of the children that have ended, as every parent must (wait(2))."""
+def _bury(children: dict[int, int], vacant: list[int]) -> None:
+    """Take note of the children that have ended, as every parent must (wait(2)), and of the places that they leave."""
     while children:
         pid, status = waitpid(-1, WNOHANG)
         if not pid:
             return
         if pid in children:
-            children.discard(pid)
+            vacant.append(children.pop(pid))
             if status:
                 log(f"child {pid} ended with {waitstatus_to_exitcode(status)}")
 
 
-def _drain(app: Application, children: set[int]) -> bool:
+def _drain(app: Application, children: dict[int, int]) -> bool:
     for child in children:
         kill(child, SIGTERM)
     until = monotonic() + app.limits.grace
     while children and monotonic() < until:
-        _bury(children)
+        _bury(children, [])
         sleep(0.005)
     for child in children:
         kill(child, SIGKILL)

@@ -8,8 +8,9 @@ bell, the owner serves the dish. The owner never cooks, so no guest waits at the
 from __future__ import annotations
 
 from workloads.front import serve_requests
-from workloads.http.routing import SHORT
+from workloads.http.routing import NONBLOCKING_IO, SHORT
 from workloads.loop import EventLoop
+from workloads.nonblocking import begin_read
 from workloads.pool import Pool
 
 TYPE_CHECKING = False
@@ -40,6 +41,8 @@ def serve(app: Application, listener: Socket) -> bool:
     def take_order(guest: Connection, order: Request) -> None:
         if order.route.kind == SHORT:
             guest.respond(order, app.answer(order))
+        elif order.route.kind == NONBLOCKING_IO:  # in the oven: it needs no cook, only somebody who hears it ring
+            begin_read(counter, order, lambda dish: guest.respond(order, dish))
         else:
             kitchen.submit(lambda: cook(guest, order))
 
