@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sandbox.errors import ImageError, SandboxError
-from sandbox.images import cache
+from sandbox.images import cache, memo
 from sandbox.images.locking import exclusive, refuse_if_used, sweep_locked
 from sandbox.images.recipe import Form, Recipe, Stage, digests, load
 
@@ -41,7 +41,7 @@ def digest(form: Form) -> str:
     Raises:
         ImageError: the installation is incomplete.
     """
-    return digests()[Stage(form)]
+    return memo.digests()[Stage(form)]
 
 
 def find(form: Form) -> Image | None:

@@ -31,7 +31,7 @@ BUILDER = 1
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 """The kernel's machine name (uname(2)) to Debian's architecture name."""
 
-_SKIPPED = ("__pycache__", ".mypy_cache", ".ruff_cache")
+SKIPPED = ("__pycache__", ".mypy_cache", ".ruff_cache")
 
 
 class Form(StrEnum):
@@ -61,7 +61,7 @@ class Recipe:
         epoch: seconds since the epoch; no file in an image is younger.
         architecture: Debian's name of this machine's.
         rootfs: packages, exclude, compile.
-        layout: user, workloads, mount_points, remove, files.
+        layout: user, workloads, mount_points, links, remove, files.
         docker: command, port, working_directory, environment.
         kernel: packages (the kernel image's included), remove.
     """
@@ -135,7 +135,7 @@ def source_files(folder: Path) -> Iterator[tuple[str, Path, bool]]:
         ImageError: the folder has something that is neither a file nor a folder, such as a symbolic link.
     """
     for path in sorted(folder.iterdir()):
-        if path.name in _SKIPPED or path.name.startswith(".") or path.suffix == ".pyc":
+        if path.name in SKIPPED or path.name.startswith(".") or path.suffix == ".pyc":
             continue
         mode = path.lstat().st_mode
         if stat.S_ISDIR(mode):
@@ -164,6 +164,12 @@ def tree_digest(folder: Path) -> str:
     return total.hexdigest()
 
 
+def code_files() -> list[Path]:
+    """The guest's disk and initramfs are as much a matter of the code that makes them as of its data."""
+    maker = Path(__file__).parent.with_name("vmimage.py")
+    return [maker] if maker.exists() else []
+
+
 def digests(recipe: Recipe | None = None) -> dict[Stage, str]:
     """The digest of every stage as the recipe, the workloads and the guest's definitions are now.
 
@@ -175,9 +181,7 @@ def digests(recipe: Recipe | None = None) -> dict[Stage, str]:
     try:
         workloads = tree_digest(data_dir("workloads"))
         guest = tree_digest(data_dir("vm"))
-        # The guest's disk and initramfs are as much a matter of the code that makes them as of its data.
-        maker = Path(__file__).parent.with_name("vmimage.py")
-        maker_digest = hashlib.sha256(maker.read_bytes()).hexdigest() if maker.exists() else ""
+        maker_digest = "".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in code_files())
     except OSError as error:
         raise ImageError(f"the installation is incomplete: {error}", "reinstall sandbox") from error
     base = _digest(Stage.BASE, common, recipe.rootfs)

@@ -41,7 +41,7 @@ def remove(root: Path, patterns: Sequence[str]) -> None:
 
 
 def apply_layout(root: Path, layout: Mapping[str, Any]) -> None:
-    """Apply a recipe's layout: remove, files, mount points, user.
+    """Apply a recipe's layout: remove, files, mount points, links, user.
 
     Raises:
         OSError: the disk refuses.
@@ -55,8 +55,13 @@ def apply_layout(root: Path, layout: Mapping[str, Any]) -> None:
         path.chmod(0o644)
     for name in layout["mount_points"]:
         inside(root, name).mkdir(parents=True, exist_ok=True)
-    for name in ("tmp", "var/tmp"):
-        (root / name).chmod(0o1777)
+    (root / "tmp").chmod(0o1777)
+    for name, target in layout["links"].items():
+        link = inside(root, name)
+        if link.is_dir() and not link.is_symlink():
+            shutil.rmtree(link)
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
     root.chmod(0o755)
     add_user(root, **layout["user"])
 

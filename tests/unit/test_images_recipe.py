@@ -13,7 +13,7 @@ from sandbox.data import data_dir
 from sandbox.errors import ImageError, UnavailableError
 from sandbox.images import recipe
 from sandbox.images.recipe import Stage, digests, load, tree_digest
-from sandbox.isolation.base import INIT, TMPFS_DIRS
+from sandbox.isolation.base import INIT
 from sandbox.spec import DEFAULT_PORT, SANDBOX_UID
 
 
@@ -156,7 +156,7 @@ def test_the_recipe_agrees_with_the_rest() -> None:
     assert found.docker["port"] == DEFAULT_PORT
     assert found.layout["user"] == {"name": "sandbox", "id": SANDBOX_UID, "home": "/tmp"}
     assert found.layout["workloads"] == catalogue.INSTALLED_AT
-    assert set(TMPFS_DIRS) <= set(found.layout["mount_points"])
+    assert {"/tmp", "/run"} <= set(found.layout["mount_points"])
     assert {"/proc", "/sys", "/dev"} <= set(found.layout["mount_points"])
     assert found.layout["files"]["/etc/fstab"] == ""
 
