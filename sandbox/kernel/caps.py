@@ -9,6 +9,7 @@ import struct
 
 _PR_CAPBSET_READ = 23
 _PR_CAPBSET_DROP = 24
+_PR_GET_SECUREBITS = 27
 _PR_SET_SECUREBITS = 28
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_CAP_AMBIENT = 47
@@ -19,6 +20,54 @@ _MAX_CAPABILITY = 63
 SECUREBITS = 0xEF
 """NOROOT, NO_SETUID_FIXUP and NO_CAP_AMBIENT_RAISE, each with its lock, and the lock of KEEP_CAPS off: user id 0 has
 no meaning of its own any more, neither at exec nor at a change of user (capabilities(7), the securebits flags)."""
+
+_NAMES = (
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+)
+"""By number, linux/capability.h."""
+
+NO_SETUID_FIXUP = 1 << 2
+"""The securebit by which a change of user leaves the capabilities alone."""
 
 SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 FIELDS = (*SETS, "NoNewPrivs", "Seccomp", "Seccomp_filters")
@@ -34,6 +83,20 @@ def _prctl(option: int, *arguments: int) -> int:
         code = ctypes.get_errno()
         raise OSError(code, f"prctl({option}): {os.strerror(code)}")
     return result
+
+
+def securebits() -> int:
+    """The securebits flags of the calling thread."""
+    return _prctl(_PR_GET_SECUREBITS)
+
+
+def set_securebits(bits: int) -> None:
+    """Set the securebits flags of the calling thread.
+
+    Raises:
+        OSError: EPERM, CAP_SETPCAP is not held, or a flag is locked.
+    """
+    _prctl(_PR_SET_SECUREBITS, bits)
 
 
 def drop_all() -> None:
@@ -108,3 +171,9 @@ def parse(text: str) -> dict[str, int]:
         if name in FIELDS:
             found[name] = int(value, 16 if name in SETS else 10)
     return found
+
+
+def names(mask: int) -> list[str]:
+    """Names of the capabilities in a set, in the order of linux/capability.h; a number for one newer than the table."""
+    bits = [bit for bit in range(_MAX_CAPABILITY + 1) if mask >> bit & 1]
+    return [f"CAP_{_NAMES[bit]}" if bit < len(_NAMES) else str(bit) for bit in bits]

@@ -90,6 +90,32 @@ def _keyed(path: Path) -> dict[str, int]:
     return {key: int(value) for key, value in (line.split() for line in _read(path).splitlines())}
 
 
+def _read_if_there(path: Path) -> str | None:
+    try:
+        return _read(path)
+    except OSError:
+        return None
+
+
+def _summed(io_stat: str) -> tuple[int, int]:
+    """`rbytes` and `wbytes` of a nested keyed file, over its devices."""
+    totals = {"rbytes": 0, "wbytes": 0}
+    for line in io_stat.splitlines():
+        for entry in line.split()[1:]:
+            key, _, value = entry.partition("=")
+            if key in totals:
+                totals[key] += int(value)
+    return totals["rbytes"], totals["wbytes"]
+
+
+def _process_io(pid: int) -> tuple[int, int] | None:
+    try:
+        fields = dict(line.split(": ") for line in _read(Path(f"/proc/{pid}/io")).splitlines())
+        return int(fields["read_bytes"]), int(fields["write_bytes"])
+    except (OSError, KeyError, ValueError):  # it has ended, or the kernel keeps no such account
+        return None
+
+
 class Group:
     """The control group of one sandbox."""
 
@@ -132,7 +158,7 @@ class Group:
     def _prepare_parent(self, parent: Path) -> None:
         if self.where.v2 is None or not parent.is_relative_to(self.where.v2):
             return
-        wanted = [name for name in ("cpu", "memory", "pids", "cpuset") if name in self.where.v2_controllers]
+        wanted = [name for name in ("cpu", "memory", "pids", "cpuset", "io") if name in self.where.v2_controllers]
         for level in (self.where.v2, parent):
             enabled = _read(level / "cgroup.subtree_control").split()
             for name in wanted:
@@ -187,6 +213,29 @@ class Group:
         text = _read(self._file("pids", "pids.max", "pids.max"))
         return cpus, memory, None if text == "max" else int(text)
 
+    def swap_limit(self) -> int | None:
+        """Bytes of swap that may be used beside the memory; None where the host does not account swap."""
+        if "memory" in self.where.v1:
+            both = self._file("memory", "memory.memsw.limit_in_bytes", "")
+            if not both.exists():
+                return None
+            return max(0, int(_read(both)) - int(_read(self._file("memory", "memory.limit_in_bytes", ""))))
+        text = _read_if_there(self._file("memory", "", "memory.swap.max"))
+        return None if text in (None, "max") else int(text or 0)
+
+    def oom_group(self) -> bool | None:
+        """Whether the kernel kills all of it where it would kill one; None where it knows no such thing (v1)."""
+        if "memory" in self.where.v1:
+            return None
+        text = _read_if_there(self._file("memory", "", "memory.oom.group"))
+        return None if text is None else text == "1"
+
+    def cpuset(self) -> str | None:
+        """CPUs that it may use, as cpuset(7) lists them; None where that cannot be said."""
+        if not self.where.has("cpuset"):
+            return None
+        return _read_if_there(self._file("cpuset", "cpuset.effective_cpus", "cpuset.cpus.effective"))
+
     def join_files(self) -> list[Path]:
         """Files to which a single-threaded process writes "0" to move itself in.
 
@@ -204,6 +253,51 @@ class Group:
             with suppress(FileNotFoundError, ProcessLookupError):
                 found.update(int(line) for line in _read(directory / "cgroup.procs").split())
         return sorted(found)
+
+    def freeze(self, timeout: float = 5.0) -> None:
+        """Hold all of it still, and wait until it is (v1/freezer-subsystem.rst; cgroup.freeze of cgroup-v2.rst).
+
+        Raises:
+            OSError: ENOENT, the group is gone, or the host has no freezer.
+            TimeoutError: a process does not stop (in uninterruptible sleep, say); it is let go again.
+        """
+        self._switch_freezer(frozen=True)
+        deadline = time.monotonic() + timeout
+        while not self.frozen():
+            if time.monotonic() > deadline:
+                self.thaw()
+                raise TimeoutError(f"control group {self.ident} does not freeze")
+            time.sleep(0.002)
+
+    def thaw(self) -> None:
+        """Let it go on; nothing happens where it is not frozen.
+
+        Raises:
+            OSError: ENOENT, the group is gone, or the host has no freezer.
+        """
+        self._switch_freezer(frozen=False)
+
+    def frozen(self) -> bool:
+        """Whether all of it is held still now; False when the group is gone or the host has no freezer."""
+        try:
+            path, v1 = self._freezer()
+            if v1:
+                return _read(path) == "FROZEN"
+            return _keyed(path.with_name("cgroup.events"))["frozen"] == 1
+        except (OSError, KeyError):
+            return False
+
+    def _freezer(self) -> tuple[Path, bool]:
+        """The file that freezes, and whether it is v1's. On v2 freezing is no controller: every group can."""
+        if "freezer" in self.where.v1:
+            return self._file("freezer", "freezer.state", ""), True
+        if self.where.v2 is None or self.where.mode != "v2":
+            raise FileNotFoundError(2, "the cgroup controller freezer is not there")
+        return self.where.v2 / PARENT / self.ident / "cgroup.freeze", False
+
+    def _switch_freezer(self, *, frozen: bool) -> None:
+        path, v1 = self._freezer()
+        _write(path, ("FROZEN" if frozen else "THAWED") if v1 else int(frozen))
 
     def kill(self, timeout: float = 5.0) -> None:
         """SIGKILL to all of it, and wait until it is empty; a group that is gone is empty.
@@ -223,6 +317,9 @@ class Group:
                 for pid in members:
                     with suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
+                # On v1 the frozen do not even die: what they got takes effect once they are let go.
+                with suppress(OSError):
+                    self.thaw()
             if time.monotonic() > deadline:
                 raise TimeoutError(f"processes {members} of control group {self.ident} do not die")
             time.sleep(pause)
@@ -267,6 +364,22 @@ class Group:
         with suppress(OSError):
             tasks = int(_read(self._file("pids", "pids.current", "pids.current")))
         return cpu, memory, tasks
+
+    def block_io(self) -> tuple[int | None, int | None]:
+        """Bytes read from and written to block devices, all of them together.
+
+        On v2 from io.stat. On v1 the sum of /proc/pid/io over its processes (proc_pid_io(5)): a process's figures
+        contain those of its children that it has waited for, so only commands run beside the workload that have
+        ended are missing.
+        """
+        if self.where.v2 is not None and "io" in self.where.v2_controllers and not self.where.v1:
+            with suppress(OSError):
+                return _summed(_read(self.where.v2 / PARENT / self.ident / "io.stat"))
+            return None, None
+        members = [found for pid in self.pids() if (found := _process_io(pid)) is not None]
+        if not members:
+            return None, None
+        return sum(read for read, _ in members), sum(written for _, written in members)
 
     def events(self) -> dict[str, int]:
         """How often limits were met: `oom_kill`, `memory_max` (allocations that hit the limit), `pids_max`."""

@@ -1,36 +1,49 @@
-"""Children that end up behind a wall: one in fresh namespaces, one in a chroot, and commands that join either.
+"""The first process of a sandbox: one that ends up in fresh namespaces, or one in a chroot. `command` joins either.
 
 The child imports nothing and always ends in exec or os._exit. Parent and child talk over two pipes: by `control` the
 parent lets the child go on, one letter at a time; by `report` the child says how far it came, or what failed. When the
 parent dies, the child reads the end of `control` and exits, and its namespaces die with it.
 
-Sources: namespaces(7), user_namespaces(7), pid_namespaces(7), clone(2), setns(2), credentials(7).
+Sources: namespaces(7), user_namespaces(7), pid_namespaces(7), time_namespaces(7), clone(2), credentials(7).
 """
 
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
+import resource
+import select
 import signal
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
 
-from sandbox.kernel import caps, ifconfig, rootfs, seccomp, syscalls
+from sandbox.kernel import caps, rootfs, seccomp, syscalls, trees, walls
 
-ALL_NAMESPACES = sum(syscalls.NAMESPACES.values())
+ALL_NAMESPACES = sum(syscalls.NAMESPACES.values()) & ~syscalls.CLONE_NEWTIME
+"""What a pidfd's owner has for sure; the time namespace is joined apart, see `walls.unshare_time`."""
 _CLONE_FLAGS = (ALL_NAMESPACES & ~syscalls.CLONE_NEWCGROUP) | syscalls.SIGCHLD
-_CONTROL_FD, _REPORT_FD = 3, 4
+_CONTROL_FD, _REPORT_FD, _FIRST_TREE_FD = 3, 4, 5
+WORKDIR_STEP = "working directory"
 _GO = b"g"
 _PID, _READY, _FAILED = b"P", b"R", b"E"
 _MAX_REPORT = 4096
 
 
 class ChildError(OSError):
-    """The child failed at a named step; errno and text are the kernel's."""
+    """The child failed at a named step; errno and text are the kernel's.
+
+    Attributes:
+        step: what it was at.
+    """
+
+    def __init__(self, number: int, step: str, text: str) -> None:
+        super().__init__(number, f"{step}: {text}" if step else text)
+        self.step = step
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +58,10 @@ class Plan:
         log: path that stdout and stderr are appended to.
         cgroup_files: files to write "0" to, to join the control group.
         hostname: inside; None keeps the host's.
-        address: (dotted quad, netmask) of eth0; None where there is no link to configure.
-        tmpfs: directories that get a tmpfs, each with its mode.
-        tmpfs_bytes: size of each.
+        layout: what is mounted on the root filesystem; used by the namespaced child alone.
+        workdir: absolute path inside that the command starts in.
+        file_size: bytes that a file written by the workload may have, its log among them (RLIMIT_FSIZE, see
+            getrlimit(2)); None for no limit.
     """
 
     argv: tuple[str, ...]
@@ -57,12 +71,16 @@ class Plan:
     log: str
     cgroup_files: tuple[str, ...]
     hostname: str | None = None
-    address: tuple[str, str] | None = None
-    tmpfs: tuple[tuple[str, int], ...] = ()
-    tmpfs_bytes: int = 0
+    layout: rootfs.Layout = field(default_factory=rootfs.Layout)
+    workdir: str = "/"
+    file_size: int | None = None
 
 
 MAPPED_COUNT = 65536
+OWNER = 0x6FFFFFFF
+"""The owner of the user namespaces, outside: a user who owns nothing else. What the kernel counts per user, such as
+inotify instances, message queues and queued signals, it charges to the owner as well (user_namespaces(7)): were that
+root, one sandbox could use up what all of the host's root has."""
 
 
 class Child:
@@ -88,22 +106,32 @@ class Child:
         if message[:1] == kind:
             return message[1:].strip()
         if message[:1] == _FAILED:
-            number, step, text = message[1:].decode("utf-8", "replace").strip().split("\t", 2)
-            raise ChildError(int(number), f"{step}: {text}")
-        raise ChildError(0, "the child ended without a word")
+            raise _failure(message)
+        raise ChildError(0, "", "the child ended without a word")
 
     def release(self) -> None:
-        """Let it exec, and return once it has.
+        """Wait until it stands behind its walls, let it exec, and return once it has.
 
         Raises:
             ChildError: what failed in it.
         """
+        self._expect(_READY)
         self._go()
         rest = os.read(self._report, _MAX_REPORT)
         self.close()
         if rest[:1] == _FAILED:
-            number, step, text = rest[1:].decode("utf-8", "replace").strip().split("\t", 2)
-            raise ChildError(int(number), f"{step}: {text}")
+            raise _failure(rest)
+
+    def check(self) -> None:
+        """Raise what the child has failed of, if it has; returns at once.
+
+        Raises:
+            ChildError
+        """
+        poller = select.poll()
+        poller.register(self._report, select.POLLIN)
+        if poller.poll(0) and (message := os.read(self._report, _MAX_REPORT))[:1] == _FAILED:
+            raise _failure(message)
 
     def close(self) -> None:
         """Close our ends; a child that still waits exits."""
@@ -112,6 +140,11 @@ class Child:
             if descriptor >= 0:
                 setattr(self, name, -1)
                 os.close(descriptor)
+
+
+def _failure(message: bytes) -> ChildError:
+    number, step, text = message[1:].decode("utf-8", "replace").strip().split("\t", 2)
+    return ChildError(int(number), step, text)
 
 
 def spawn_namespaced(plan: Plan, mapped_base: int, plug: Callable[[int], None]) -> Child:
@@ -124,7 +157,7 @@ def spawn_namespaced(plan: Plan, mapped_base: int, plug: Callable[[int], None]) 
     Args:
         plan: what to do.
         mapped_base: see `map_ids`.
-        plug: called with the child's pid once its namespaces exist, to give it the link `eth0`.
+        plug: called with the child's pid once its namespaces exist, to give it its network.
 
     Raises:
         ChildError: a step in the child failed.
@@ -135,25 +168,13 @@ def spawn_namespaced(plan: Plan, mapped_base: int, plug: Callable[[int], None]) 
 
     def body() -> None:
         if not alone:
-            os.setgroups([])
-            made = syscalls.clone(_CLONE_FLAGS | syscalls.CLONE_PARENT)
+            made = clone_bare(syscalls.CLONE_PARENT)
             if made:
                 _say(_PID + str(made).encode())
                 os._exit(0)
-        _join(plan.cgroup_files)
-        # After joining: the root of the new cgroup namespace is the group itself.
-        syscalls.unshare(syscalls.CLONE_NEWCGROUP)
-        _wait_for_go()
-        _be_root_inside(plan)
-        _wait_for_go()
-        ifconfig.up("lo")
-        if plan.address is not None:
-            ifconfig.up("eth0", *plan.address)
-        _say(_READY)
-        _wait_for_go()
-        confine(plan.uid, program)
+        enter_namespaces(plan, program)
 
-    child, first = _spawn(plan, body, _clone if alone else os.fork)
+    child, first = _spawn(plan, body, clone_bare if alone else os.fork)
     try:
         if alone:
             child.pid = first
@@ -162,11 +183,7 @@ def spawn_namespaced(plan: Plan, mapped_base: int, plug: Callable[[int], None]) 
                 child.pid = int(child._expect(_PID))
             finally:
                 os.waitpid(first, 0)
-        map_ids(child.pid, mapped_base)
-        child._go()
-        plug(child.pid)  # while the child mounts its root, on another CPU if there is one
-        child._go()
-        child._expect(_READY)
+        _equip(plan, child, mapped_base, plug)
     except BaseException:
         child.close()
         if child.pid:
@@ -175,17 +192,79 @@ def spawn_namespaced(plan: Plan, mapped_base: int, plug: Callable[[int], None]) 
     return child
 
 
-def _clone() -> int:
-    """Clone into new namespaces, without supplementary groups: inside they could not be dropped any more."""
-    groups = os.getgroups()
-    os.setgroups([])
+def spawn_warm(plan: Plan, mapped_base: int, plug: Callable[[int], None], ask: Callable[[list[int]], int]) -> Child:
+    """As `spawn_namespaced`, by a zygote: the child is its child, and goes on without an exec (see `zygote`).
+
+    Args:
+        plan: what to do, without trees: descriptors of mounts are not passed on.
+        mapped_base: see `map_ids`.
+        plug: as for `spawn_namespaced`.
+        ask: has the zygote make a child with these descriptors (control, report, log), and returns its pid here.
+
+    Raises:
+        ChildError, OSError
+    """
+    child, _ = _spawn(plan, lambda: None, lambda: -1, ask)
     try:
-        made = syscalls.clone(_CLONE_FLAGS)
+        _equip(plan, child, mapped_base, plug)
     except BaseException:
+        child.close()
+        with suppress(ProcessLookupError):
+            os.kill(child.pid, signal.SIGKILL)
+        raise
+    return child
+
+
+def _equip(plan: Plan, child: Child, mapped_base: int, plug: Callable[[int], None]) -> None:
+    """Give a child that waits in its namespaces what it cannot give itself."""
+    map_ids(child.pid, mapped_base)
+    if plan.layout.trees:
+        trees.map_ids(plan.layout.trees, mapped_base, MAPPED_COUNT)
+    child._go()
+    try:
+        plug(child.pid)  # while the child mounts its root and puts up its walls, on another CPU if there is one
+    except Exception:
+        child.check()  # where it died, that is what it died of
+        raise
+
+
+def enter_namespaces(plan: Plan, program: bytes) -> None:
+    """In the child, in its fresh namespaces: everything up to the exec, which waits for the parent's last word."""
+    walls.join_groups(plan.cgroup_files)
+    # After joining: the root of the new cgroup namespace is the group itself.
+    syscalls.unshare(syscalls.CLONE_NEWCGROUP)
+    walls.unshare_time()
+    _wait_for_go()
+    _be_root_inside(_renumbered(plan))
+    walls.confine(plan.uid, program)
+    _say(_READY)
+    _wait_for_go()
+    walls.change_directory(plan.workdir)  # a mistake of the user's, if any: told when the workload is started
+
+
+def clone_bare(more: int = 0) -> int:
+    """Clone into new namespaces, as OWNER, and without supplementary groups: inside they could not be dropped any more.
+
+    The child keeps the caller's right to files until it becomes somebody inside (credentials(7), the file system user).
+    """
+    groups, users, bits = os.getgroups(), os.getresuid(), caps.securebits()
+
+    def restore() -> None:
+        os.setresuid(*users)
+        caps.set_securebits(bits)
         os.setgroups(groups)
+
+    os.setgroups([])
+    caps.set_securebits(bits | caps.NO_SETUID_FIXUP)  # the capabilities stay over the change of user
+    try:
+        os.setresuid(OWNER, OWNER, users[2])
+        syscalls.setfsuid(users[1])
+        made = syscalls.clone(_CLONE_FLAGS | more)
+    except BaseException:
+        restore()
         raise
     if made:
-        os.setgroups(groups)
+        restore()
     return made
 
 
@@ -197,46 +276,79 @@ def spawn_chrooted(plan: Plan) -> Child:
     """
 
     def body() -> None:
-        _join(plan.cgroup_files)
+        walls.join_groups(plan.cgroup_files)
+        walls.change_root(plan.root, plan.uid)
         _say(_READY)
         _wait_for_go()
-        change_root(plan.root, plan.uid)
+        walls.change_directory(plan.workdir)
 
     child, pid = _spawn(plan, body, os.fork)
     child.pid = pid
-    try:
-        child._expect(_READY)
-    except BaseException:
-        child.close()
-        kill_and_reap(child.pid)
-        raise
     return child
 
 
-def _spawn(plan: Plan, body: Callable[[], None], make: Callable[[], int]) -> tuple[Child, int]:
+def _spawn(
+    plan: Plan,
+    body: Callable[[], None],
+    make: Callable[[], int],
+    ask: Callable[[list[int]], int] | None = None,
+) -> tuple[Child, int]:
     control_read, control_write = os.pipe()
     report_read, report_write = os.pipe()
     log = os.open(plan.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    made = Child(control_write, report_read)
     try:
+        if ask is not None:
+            made.pid = ask([control_read, report_write, log])
+            return made, made.pid
         pid = make()
         if pid == 0:
-            _child(plan, body, (control_read, report_write), log)
+            run_child(plan, body, (control_read, report_write), log)
+    except BaseException:
+        made.close()
+        raise
     finally:
         for descriptor in (control_read, report_write, log):
             os.close(descriptor)
-    return Child(control_write, report_read), pid
+    return made, pid
 
 
-def _child(plan: Plan, body: Callable[[], None], keep: tuple[int, int], log: int) -> NoReturn:
+def _execute(plan: Plan) -> NoReturn:
+    # Whatever the steps before have opened, or will in a later version of them: nothing of it goes inside.
+    syscalls.close_from_at_exec(_CONTROL_FD)
+    os.execve(plan.argv[0], plan.argv, dict(plan.env))  # noqa: S606 - no shell is the point
+
+
+def run_child(
+    plan: Plan,
+    body: Callable[[], None],
+    keep: tuple[int, int],
+    log: int,
+    finish: Callable[[Plan], NoReturn] = _execute,
+) -> NoReturn:
+    """The life of the child, after the fork: `body`, then `finish`; whatever goes wrong is reported.
+
+    Args:
+        plan: what to do.
+        body: the way behind the walls.
+        keep: its ends of the pipes `control` and `report`.
+        log: descriptor for its output.
+        finish: becomes the workload; by default execve(2).
+    """
+    gc.disable()  # a collection would touch, and thereby copy, most pages of the parent
     step = "descriptors"
     try:
-        _arrange(keep, log)
+        _arrange(keep, log, plan.layout.trees)
         os.setsid()
         os.umask(0o022)
+        if plan.file_size is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (plan.file_size, plan.file_size))
         step = "namespaces"
         body()
         step = plan.argv[0]
-        os.execve(plan.argv[0], plan.argv, dict(plan.env))  # noqa: S606 - no shell is the point
+        finish(plan)
+    except walls.WorkdirError as error:
+        _say(_FAILED + f"{error.errno or 0}\t{WORKDIR_STEP}\t{error.strerror}".encode())
     except OSError as error:
         _say(_FAILED + f"{error.errno or 0}\t{step}\t{error.strerror} {error.filename or ''}".encode())
     except BaseException as error:  # a child must never return into its parent's code
@@ -245,20 +357,30 @@ def _child(plan: Plan, body: Callable[[], None], keep: tuple[int, int], log: int
         os._exit(127)
 
 
-def _arrange(keep: tuple[int, int], log: int) -> None:
+def _arrange(keep: tuple[int, int], log: int, attached: Sequence[trees.Tree]) -> None:
     """Put what the child needs at fixed numbers and close everything else, before anything can go wrong."""
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD, signal.SIGXFSZ):
-        signal.signal(number, signal.SIG_DFL)
+    walls.default_signals()
     # First out of the way of the fixed numbers, then onto them.
-    spare = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 64) for descriptor in (*keep, log)]
+    above = _FIRST_TREE_FD + len(attached) + 64
+    spare = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, above) for descriptor in (*keep, log)]
+    copies = [fcntl.fcntl(tree.descriptor, fcntl.F_DUPFD_CLOEXEC, above) for tree in attached]
     null = os.open("/dev/null", os.O_RDONLY)
     os.dup2(null, 0)
     os.dup2(spare[2], 1)
     os.dup2(spare[2], 2)
     for descriptor, fixed in zip(spare[:2], (_CONTROL_FD, _REPORT_FD), strict=True):
         os.dup2(descriptor, fixed, inheritable=False)
-    syscalls.close_from(_REPORT_FD + 1)
+    for fixed, descriptor in enumerate(copies, _FIRST_TREE_FD):
+        os.dup2(descriptor, fixed, inheritable=False)
+    syscalls.close_from(_FIRST_TREE_FD + len(attached))
+
+
+def _renumbered(plan: Plan) -> Plan:
+    """The plan with its trees at the numbers that `_arrange` gave them."""
+    if not plan.layout.trees:
+        return plan
+    moved = (replace(tree, descriptor=fixed) for fixed, tree in enumerate(plan.layout.trees, _FIRST_TREE_FD))
+    return replace(plan, layout=replace(plan.layout, trees=tuple(moved)))
 
 
 def _say(message: bytes) -> None:
@@ -270,45 +392,23 @@ def _wait_for_go() -> None:
         os._exit(0)  # the parent is gone or has changed its mind
 
 
-def _join(files: Sequence[str]) -> None:
-    for path in files:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(descriptor, b"0")
-        finally:
-            os.close(descriptor)
-
-
 def _be_root_inside(plan: Plan) -> None:
     # Opened by the host's root, who may pass every directory on the way, and in the new mount namespace: a mount of
     # the old one cannot be bound here.
     root = os.open(plan.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    skeleton = None
+    if plan.layout.skeleton is not None:
+        skeleton = os.open(plan.layout.skeleton, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
     if plan.hostname is not None:
         socket.sethostname(plan.hostname)
     syscalls.new_session_keyring()
-    rootfs.enter(root, plan.tmpfs, plan.tmpfs_bytes)
+    rootfs.enter(root, skeleton, plan.layout)
     os.close(root)
-
-
-def confine(uid: int, program: bytes) -> None:
-    """The last walls, in the order in which each still can be put up: capabilities, user, privileges, system calls."""
-    caps.drop_bounding()
-    os.setresgid(uid, uid, uid)
-    os.setresuid(uid, uid, uid)
-    caps.clear()
-    caps.set_no_new_privs()
-    seccomp.install(program)
-
-
-def change_root(root: str, uid: int) -> None:
-    """Into a chroot, and to another user without groups."""
-    os.chroot(root)
-    os.chdir("/")
-    os.setgroups([])
-    os.setresgid(uid, uid, uid)
-    os.setresuid(uid, uid, uid)
+    if skeleton is not None:
+        os.close(skeleton)
+    trees.close(plan.layout.trees)
 
 
 def map_ids(pid: int, base: int) -> None:
@@ -320,55 +420,6 @@ def map_ids(pid: int, base: int) -> None:
     line = f"0 {base} {MAPPED_COUNT}\n"
     for name, text in (("setgroups", "deny"), ("uid_map", line), ("gid_map", line)):
         Path(f"/proc/{pid}/{name}").write_text(text, encoding="ascii")
-
-
-def joiner(pid: int, cgroup_files: Sequence[str], uid: int) -> Callable[[], None]:
-    """What a child of subprocess runs before exec, to join the namespaces of `pid` behind the same walls.
-
-    A process enters a pid namespace by its children only (pid_namespaces(7)), so this forks once more, and the
-    process that subprocess knows waits for the inner one and passes its end on.
-    """
-    program = seccomp.build()
-
-    def enter() -> None:
-        pidfd = os.pidfd_open(pid)
-        os.setsid()
-        _join(cgroup_files)
-        os.setgroups([])
-        syscalls.new_session_keyring()
-        syscalls.setns(pidfd, ALL_NAMESPACES)
-        os.close(pidfd)
-        inner = os.fork()
-        if inner:
-            _pass_on(inner)
-        confine(uid, program)
-        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
-
-    return enter
-
-
-def chroot_joiner(root: str, cgroup_files: Sequence[str], uid: int) -> Callable[[], None]:
-    """What a child of subprocess runs before exec, to join a chroot and a control group."""
-
-    def enter() -> None:
-        os.setsid()
-        _join(cgroup_files)
-        change_root(root, uid)
-        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
-
-    return enter
-
-
-def _pass_on(inner: int) -> NoReturn:
-    # Our copies of the pipes go first, or their readers would wait for us beside the inner process.
-    syscalls.close_from(0)
-    _, status = os.waitpid(inner, 0)
-    if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        if number == signal.SIGKILL:
-            os.kill(os.getpid(), signal.SIGKILL)
-        os._exit(128 + number)
-    os._exit(os.waitstatus_to_exitcode(status))
 
 
 def kill_and_reap(pid: int) -> None:

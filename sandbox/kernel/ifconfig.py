@@ -5,13 +5,16 @@ Sources: netdevice(7), ip(7).
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import socket
 import struct
 
 _SIOCGIFFLAGS, _SIOCSIFFLAGS = 0x8913, 0x8914
 _SIOCSIFADDR, _SIOCSIFNETMASK = 0x8916, 0x891C
+_SIOCDELRT = 0x890C
 _IFF_UP = 1
+_RTF_UP = 1
 
 
 def _ifreq(name: str, payload: bytes) -> bytes:
@@ -36,3 +39,24 @@ def up(name: str, address: str | None = None, netmask: str | None = None) -> Non
         answer = fcntl.ioctl(sock, _SIOCGIFFLAGS, _ifreq(name, b""))
         flags = struct.unpack_from("H", answer, 16)[0]
         fcntl.ioctl(sock, _SIOCSIFFLAGS, _ifreq(name, struct.pack("H", flags | _IFF_UP)))
+
+
+def delete_default_route() -> bool:
+    """Delete the IPv4 route to everywhere, as route(8) does; see struct rtentry of linux/route.h.
+
+    Returns:
+        Whether there was one.
+
+    Raises:
+        OSError: EPERM, no CAP_NET_ADMIN here.
+    """
+    anywhere = _sockaddr("0.0.0.0")  # noqa: S104 - a destination, no socket is bound to it
+    request = struct.pack("@L16s16s16sHhLPhPLLH", 0, anywhere, bytes(16), anywhere, _RTF_UP, 0, 0, 0, 0, 0, 0, 0, 0)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        try:
+            fcntl.ioctl(sock, _SIOCDELRT, request)
+        except OSError as error:
+            if error.errno != errno.ESRCH:
+                raise
+            return False
+    return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import socket
 import struct
@@ -30,6 +31,35 @@ def load(rules: str) -> None:
     if done.returncode:
         words = done.stderr.decode("utf-8", "replace").strip().splitlines()
         raise OSError(errno.EINVAL, f"nft: {words[0] if words else 'refused the rules'}")
+
+
+def map_elements(family: str, table: str, name: str) -> list[tuple[int, str, str, int]]:
+    """What is in a map of ports to an address and a port: key, comment, address, port; nothing where it is not there.
+
+    Raises:
+        OSError: nft is missing, or its answer is not understood.
+    """
+    if not table_exists(family, table):
+        return []
+    done = subprocess.run(
+        ["nft", "-j", "list", "map", family, table, name], capture_output=True, check=False, timeout=30
+    )
+    if done.returncode:
+        if not table_exists(family, table):  # it went in between
+            return []
+        words = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        raise OSError(errno.EINVAL, f"nft: {words[0] if words else 'does not list the map'}")
+    found = []
+    try:
+        for item in json.loads(done.stdout)["nftables"]:
+            for key, value in item.get("map", {}).get("elem", ()):
+                # An element without a comment is a bare number (libnftables-json(5)).
+                whole = key["elem"] if isinstance(key, dict) else {"val": key}
+                address, port = value["concat"]
+                found.append((int(whole["val"]), str(whole.get("comment", "")), str(address), int(port)))
+    except (ValueError, KeyError, TypeError) as error:
+        raise OSError(errno.EPROTO, f"nft: an unknown form of a map: {error}") from error
+    return found
 
 
 def table_exists(family: str, name: str) -> bool:

@@ -1,10 +1,11 @@
-"""Network namespaces with a name: a bind mount of the namespace's file, as ip-netns(8) keeps them."""
+"""Network namespaces: those with a name, a bind mount of the namespace's file as ip-netns(8) keeps them, and visits."""
 
 from __future__ import annotations
 
 import errno
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sandbox.kernel import syscalls
@@ -63,6 +64,30 @@ def make_netns(path: str) -> None:
     if answer:
         target.unlink()
         raise OSError(answer, os.strerror(answer), path)
+
+
+@contextmanager
+def inside(path: str) -> Iterator[None]:
+    """Put the calling thread into the network namespace of a file, and back; sockets made inside stay in it.
+
+    See setns(2): the network namespace is a thread's own.
+
+    Raises:
+        OSError: there is no such file, or it is no network namespace.
+    """
+    back = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        there = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            syscalls.setns(there, syscalls.CLONE_NEWNET)
+        finally:
+            os.close(there)
+        try:
+            yield
+        finally:
+            syscalls.setns(back, syscalls.CLONE_NEWNET)
+    finally:
+        os.close(back)
 
 
 def remove_netns(path: str) -> bool:

@@ -8,9 +8,11 @@ of the OCI runtime specification's defaults.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
+from sandbox.kernel import trees
 from sandbox.kernel.syscalls import (
     MNT_DETACH,
     MS_BIND,
@@ -25,6 +27,7 @@ from sandbox.kernel.syscalls import (
     pivot_root,
     umount,
 )
+from sandbox.kernel.trees import Tree
 
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 MASKED = (
@@ -37,11 +40,17 @@ MASKED = (
     "/proc/timer_stats",
     "/proc/sched_debug",
     "/proc/scsi",
+    "/sys/devices/virtual/powercap",
     "/sys/firmware",
 )
 READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 DEV_BYTES = 1024 * 1024
 SHM_BYTES = 16 * 1024 * 1024
+TTY_GROUP = 5
+"""Debian's `tty`, to which terminals belong, see pts(4)."""
+
+Tmpfs = tuple[str, int, int]
+"""A directory, the bytes that it holds, the mode of its root."""
 
 _STATVFS_TO_MS = (
     (os.ST_NOSUID, MS_NOSUID),
@@ -53,13 +62,29 @@ _STATVFS_TO_MS = (
 )
 
 
-def enter(source: int, tmpfs: Sequence[tuple[str, int]], tmpfs_bytes: int) -> None:
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What a root filesystem is made of, beside the image itself.
+
+    Attributes:
+        tmpfs: what to mount a tmpfs on.
+        skeleton: directory outside that holds empty targets for `trees` which the image lacks; it is laid over the
+            image. None where the image has them all, which is the common case and needs no overlay.
+        trees: what is seen of the host's files.
+    """
+
+    tmpfs: tuple[Tmpfs, ...] = ()
+    skeleton: str | None = None
+    trees: tuple[Tree, ...] = ()
+
+
+def enter(source: int, skeleton: int | None, layout: Layout) -> None:
     """Make the root at descriptor `source` the root of this mount namespace, and leave the old one.
 
     Args:
         source: O_PATH descriptor of the root filesystem's directory.
-        tmpfs: directories to mount a tmpfs on, each with the mode of its root.
-        tmpfs_bytes: size of each.
+        skeleton: O_PATH descriptor of the layout's skeleton; opened by the caller, who may pass every directory.
+        layout: what else is mounted.
 
     Raises:
         OSError
@@ -67,7 +92,7 @@ def enter(source: int, tmpfs: Sequence[tuple[str, int]], tmpfs_bytes: int) -> No
     mount("none", "/", None, MS_REC | MS_PRIVATE)
     root = f"/proc/self/fd/{source}"
     target = os.readlink(root)
-    assemble(root, target, tmpfs, tmpfs_bytes)
+    _assemble(root, None if skeleton is None else f"/proc/self/fd/{skeleton}", target, layout)
     os.chdir(target)
     pivot_root(".", ".")
     umount(".", MNT_DETACH)
@@ -75,7 +100,7 @@ def enter(source: int, tmpfs: Sequence[tuple[str, int]], tmpfs_bytes: int) -> No
     _mask()
 
 
-def assemble(source: str, target: str, tmpfs: Sequence[tuple[str, int]], tmpfs_bytes: int) -> None:
+def assemble(source: str, target: str, layout: Layout) -> None:
     """Mount a root filesystem read-only at `target`, with its tmpfs, /dev, /proc and /sys.
 
     Unmounting `target` with MNT_DETACH takes all of it away.
@@ -83,14 +108,39 @@ def assemble(source: str, target: str, tmpfs: Sequence[tuple[str, int]], tmpfs_b
     Raises:
         OSError
     """
-    mount(source, target, None, MS_BIND | MS_REC)
-    mount("none", target, None, MS_REC | MS_PRIVATE)
-    _remount(target, MS_RDONLY | MS_NOSUID | MS_NODEV)
-    for directory, mode in tmpfs:
-        mount("tmpfs", target + directory, "tmpfs", MS_NOSUID | MS_NODEV, f"size={tmpfs_bytes},mode={mode:o}")
+    if layout.skeleton is None:
+        _assemble(source, None, target, layout)
+        return
+    # By descriptors: overlay's list of directories gives colons and commas a meaning of their own.
+    with _opened(source) as below, _opened(layout.skeleton) as above:
+        _assemble(f"/proc/self/fd/{below}", f"/proc/self/fd/{above}", target, layout)
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[int]:
+    descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _assemble(source: str, skeleton: str | None, target: str, layout: Layout) -> None:
+    if skeleton is None:
+        mount(source, target, None, MS_BIND | MS_REC)
+        mount("none", target, None, MS_REC | MS_PRIVATE)
+        _remount(target, MS_RDONLY | MS_NOSUID | MS_NODEV)
+    else:
+        # Lower layers alone: there is nothing to write to (Documentation/filesystems/overlayfs.rst).
+        flags = MS_RDONLY | MS_NOSUID | MS_NODEV
+        mount("overlay", target, "overlay", flags, f"lowerdir={skeleton}:{source}")
+        mount("none", target, None, MS_PRIVATE)
+    for directory, size, mode in layout.tmpfs:
+        mount("tmpfs", target + directory, "tmpfs", MS_NOSUID | MS_NODEV, f"size={size},mode={mode:o}")
     _devices(f"{target}/dev")
     mount("proc", f"{target}/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     mount("sysfs", f"{target}/sys", "sysfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    trees.attach(layout.trees, target)
 
 
 def _remount(path: str, flags: int) -> None:
@@ -116,7 +166,8 @@ def _devices(dev: str) -> None:
     os.mkdir(f"{dev}/shm", 0o1777)
     mount("tmpfs", f"{dev}/shm", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, f"size={SHM_BYTES},mode=1777")
     os.mkdir(f"{dev}/pts", 0o755)
-    mount("devpts", f"{dev}/pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620")
+    options = f"newinstance,ptmxmode=0666,mode=0620,gid={TTY_GROUP}"
+    mount("devpts", f"{dev}/pts", "devpts", MS_NOSUID | MS_NOEXEC, options)
     os.symlink("pts/ptmx", f"{dev}/ptmx")
     _remount(dev, MS_RDONLY | MS_NOSUID | MS_NOEXEC)
 

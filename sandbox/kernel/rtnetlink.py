@@ -17,10 +17,13 @@ _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_EXCL, _NLM_F_CREATE = 0x1, 0x4, 0x200, 0x400
 _NLMSG_ERROR = 2
 _RTM_NEWLINK, _RTM_DELLINK, _RTM_NEWADDR, _RTM_DELADDR = 16, 17, 20, 21
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_NET_NS_PID, _IFLA_NET_NS_FD = 1, 3, 10, 18, 19, 28
+_IFLA_NUM_TX_QUEUES, _IFLA_NUM_RX_QUEUES = 31, 32
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _NESTED = 1 << 15
 _IFF_UP = 1
+_ONE_QUEUE = b"".join(struct.pack("HHI", 8, attribute, 1) for attribute in (_IFLA_NUM_TX_QUEUES, _IFLA_NUM_RX_QUEUES))
+"""A veth gets a queue for each CPU otherwise, each with its entries in sysfs: a quarter of the time to make one."""
 
 
 def _attribute(kind: int, payload: bytes) -> bytes:
@@ -71,12 +74,13 @@ def add_veth(name: str, bridge: int, *, peer: str, mac: str, netns_pid: int = 0,
         there += _attribute(_IFLA_NET_NS_PID, struct.pack("I", netns_pid))
     else:
         there += _attribute(_IFLA_NET_NS_FD, struct.pack("I", netns_fd))
-    data = _attribute(_VETH_INFO_PEER | _NESTED, _ifinfo() + there)
+    data = _attribute(_VETH_INFO_PEER | _NESTED, _ifinfo() + there + _ONE_QUEUE)
     info = _attribute(_IFLA_INFO_KIND, b"veth") + _attribute(_IFLA_INFO_DATA | _NESTED, data)
     body = (
         _ifinfo(flags=_IFF_UP)
         + _attribute(_IFLA_IFNAME, name.encode() + b"\0")
         + _attribute(_IFLA_MASTER, struct.pack("I", bridge))
+        + _ONE_QUEUE
         + _attribute(_IFLA_LINKINFO | _NESTED, info)
     )
     _request(_RTM_NEWLINK, _NLM_F_CREATE | _NLM_F_EXCL, body, name)

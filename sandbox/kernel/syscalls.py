@@ -6,8 +6,10 @@ Sources: the man page of the call named in each docstring.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import platform
+import struct
 
 # PyDLL, not CDLL: it keeps the interpreter's lock over the call. A child made by a raw clone has one thread, and
 # would wait for ever for a lock that another thread of the parent took during the call.
@@ -32,6 +34,7 @@ NAMESPACES = {
     "ipc": CLONE_NEWIPC,
     "uts": CLONE_NEWUTS,
     "cgroup": CLONE_NEWCGROUP,
+    "time": CLONE_NEWTIME,
 }
 """Names as in /proc/pid/ns, see namespaces(7)."""
 
@@ -48,16 +51,31 @@ MNT_DETACH = 2
 
 SIGCHLD = 17
 PR_SET_PDEATHSIG = 1
+_PR_SET_NAME = 15
 PR_SET_NO_NEW_PRIVS = 38
 KEYCTL_JOIN_SESSION_KEYRING = 1
 AT_FDCWD = -100
+AT_EMPTY_PATH = 0x1000
+AT_RECURSIVE = 0x8000
+CLOSE_RANGE_CLOEXEC = 4
+OPEN_TREE_CLONE = 1
+MOVE_MOUNT_F_EMPTY_PATH = 0x04
+MOVE_MOUNT_T_EMPTY_PATH = 0x40
+MOUNT_ATTR_RDONLY = 0x1
+MOUNT_ATTR_NOSUID = 0x2
+MOUNT_ATTR_NODEV = 0x4
+MOUNT_ATTR_IDMAP = 0x00100000
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
 
-# clone(2), pivot_root(2), keyctl(2), close_range(2): numbers from the kernel's unistd headers.
+# Numbers from the kernel's unistd headers; from 424 on they are the same on every machine.
 _NUMBERS = {
-    "x86_64": {"clone": 56, "pivot_root": 155, "keyctl": 250, "close_range": 436},
-    "aarch64": {"clone": 220, "pivot_root": 41, "keyctl": 219, "close_range": 436},
+    "x86_64": {"clone": 56, "pivot_root": 155, "keyctl": 250},
+    "aarch64": {"clone": 220, "pivot_root": 41, "keyctl": 219},
 }
 _numbers = _NUMBERS.get(platform.machine(), _NUMBERS["x86_64"])
+_OPEN_TREE, _MOVE_MOUNT, _CLOSE_RANGE, _OPENAT2, _MOUNT_SETATTR = 428, 429, 436, 437, 442
 
 
 def _check(result: int, what: str = "") -> int:
@@ -127,6 +145,19 @@ def prctl(option: int, value: int = 0, third: int = 0) -> int:
     )
 
 
+def set_name(name: str) -> None:
+    """The name of the calling thread, as ps(1) and /proc/pid/comm show it; at most 15 bytes, see PR_SET_NAME."""
+    buffer = ctypes.create_string_buffer(name.encode())
+    _check(_libc.prctl(ctypes.c_int(_PR_SET_NAME), buffer, ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)))
+
+
+def setfsuid(uid: int) -> None:
+    """Be another user to files alone, see setfsuid(2)."""
+    _libc.setfsuid(ctypes.c_uint(uid))
+    if _libc.setfsuid(ctypes.c_uint(0xFFFFFFFF)) != uid:  # it reports no errors, and with -1 changes nothing
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), "setfsuid")
+
+
 def new_session_keyring() -> None:
     """Leave the session keyring of the caller, so that nothing inside can read its keys; see keyctl(2)."""
     _check(_libc.syscall(_numbers["keyctl"], KEYCTL_JOIN_SESSION_KEYRING, None), "keyctl")
@@ -134,7 +165,56 @@ def new_session_keyring() -> None:
 
 def close_from(first: int) -> None:
     """Close every descriptor from `first` up, see close_range(2)."""
+    _close_range(first, 0)
+
+
+def close_from_at_exec(first: int) -> None:
+    """Let every descriptor from `first` up be closed by the next exec, see close_range(2).
+
+    Raises:
+        OSError: EINVAL, a kernel before 5.11.
+    """
+    _close_range(first, CLOSE_RANGE_CLOEXEC)
+
+
+def _close_range(first: int, flags: int) -> None:
     _check(
-        _libc.syscall(_numbers["close_range"], ctypes.c_uint(first), ctypes.c_uint(0xFFFFFFFF), ctypes.c_uint(0)),
+        _libc.syscall(_CLOSE_RANGE, ctypes.c_uint(first), ctypes.c_uint(0xFFFFFFFF), ctypes.c_uint(flags)),
         "close_range",
+    )
+
+
+def openat2(directory: int, path: str | os.PathLike[str], flags: int, resolve: int) -> int:
+    """A descriptor of a path, resolved as the RESOLVE_ flags say, see openat2(2)."""
+    how = struct.pack("=QQQ", flags | os.O_CLOEXEC, 0, resolve)
+    return _check(
+        _libc.syscall(_OPENAT2, ctypes.c_int(directory), _path(path), how, ctypes.c_size_t(len(how))), os.fspath(path)
+    )
+
+
+def open_tree(descriptor: int) -> int:
+    """A copy of the mount at an O_PATH descriptor, with all that is mounted below, attached nowhere yet.
+
+    See open_tree(2). Linux 5.2.
+    """
+    flags = OPEN_TREE_CLONE | os.O_CLOEXEC | AT_RECURSIVE | AT_EMPTY_PATH
+    return _check(_libc.syscall(_OPEN_TREE, ctypes.c_int(descriptor), b"", ctypes.c_uint(flags)), "open_tree")
+
+
+def move_mount(tree: int, target: int) -> None:
+    """Attach what `open_tree` made at an O_PATH descriptor, see move_mount(2)."""
+    flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
+    _check(
+        _libc.syscall(_MOVE_MOUNT, ctypes.c_int(tree), b"", ctypes.c_int(target), b"", ctypes.c_uint(flags)),
+        "move_mount",
+    )
+
+
+def mount_setattr(tree: int, attributes: int, *, propagation: int = 0, user_namespace: int = 0) -> None:
+    """Set MOUNT_ATTR_ flags of a mount and all that is mounted below, see mount_setattr(2). Linux 5.12."""
+    how = struct.pack("=QQQQ", attributes, 0, propagation, user_namespace)
+    flags = AT_EMPTY_PATH | AT_RECURSIVE
+    _check(
+        _libc.syscall(_MOUNT_SETATTR, ctypes.c_int(tree), b"", ctypes.c_uint(flags), how, ctypes.c_size_t(len(how))),
+        "mount_setattr",
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,67 @@ def test_v2_without_limits(tmp_path: Path) -> None:
     (directory / "memory.max").write_text("max\n")
     (directory / "pids.max").write_text("max\n")
     assert group.read_limits() == (None, None, None)
+
+
+def test_v2_freezes_by_one_file_and_looks_at_another(tmp_path: Path) -> None:
+    group = pure_v2(tmp_path)
+    directory = group.directories()[0]
+    (directory / "cgroup.freeze").write_text("")
+    (directory / "cgroup.events").write_text("populated 1\nfrozen 1\n")
+    group.freeze()
+    assert (directory / "cgroup.freeze").read_text() == "1"
+    assert group.frozen()
+    (directory / "cgroup.events").write_text("populated 1\nfrozen 0\n")
+    group.thaw()
+    assert (directory / "cgroup.freeze").read_text() == "0"
+    assert not group.frozen()
+    with pytest.raises(TimeoutError):
+        group.freeze(timeout=0.01)
+    assert (directory / "cgroup.freeze").read_text() == "0", "what does not freeze is let go"
+
+
+def test_v2_swap_oom_group_and_cpus(tmp_path: Path) -> None:
+    group = pure_v2(tmp_path)
+    directory = group.directories()[0]
+    group.limit(cpus=1, memory=64 << 20, pids=32, cpuset=None)
+    (directory / "cpuset.cpus.effective").write_text("0-3\n")
+    assert (group.swap_limit(), group.oom_group(), group.cpuset()) == (0, True, "0-3")
+    (directory / "memory.swap.max").write_text("max\n")
+    (directory / "memory.oom.group").unlink()
+    assert (group.swap_limit(), group.oom_group()) == (None, None)
+
+
+def test_v2_block_io_is_summed_over_devices(tmp_path: Path) -> None:
+    group = pure_v2(tmp_path)
+    stat = group.directories()[0] / "io.stat"
+    stat.write_text("8:0 rbytes=10 wbytes=20 rios=1 wios=1\n254:0 rbytes=1 wbytes=2 rios=1 wios=1 dbytes=5\n")
+    assert group.block_io() == (11, 22)
+    stat.unlink()
+    assert group.block_io() == (None, None)
+
+
+@pytest.mark.level("process")
+def test_the_real_one_freezes_what_is_in_it_and_kills_it_frozen() -> None:
+    group = cgroup.Group("00000000bee5")
+    group.create()
+    try:
+        with subprocess.Popen(["sleep", "60"]) as process:
+            for directory in group.directories():
+                (directory / "cgroup.procs").write_text(str(process.pid))
+            group.freeze()
+            assert group.frozen()
+            assert group.pids() == [process.pid]
+            assert group.block_io() == (0, 0)
+            reaper = threading.Thread(target=process.wait)
+            reaper.start()
+            group.kill()
+            reaper.join(5)
+            assert process.returncode == -9
+    finally:
+        group.remove()
+    assert not group.frozen()
+    with pytest.raises(OSError, match="No such file"):
+        group.freeze()
 
 
 @pytest.mark.level("process")

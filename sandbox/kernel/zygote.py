@@ -1,0 +1,202 @@
+"""An interpreter prepared ahead, which forks into fresh namespaces: what a warm start starts from.
+
+It is the root filesystem's own interpreter, with the reference servers loaded. Each request makes one child, which
+goes the same way behind the same walls as one that is started cold (`enter`), save that at its end it calls the server
+in place of execve(2). So a child shares with its siblings what a fork shares: the layout of its address space, the
+seed of its hashes, and read-only copies of everything that was loaded before the first request; nothing that a
+sibling has done, for children never write to the parent's memory.
+
+The zygote itself never runs a request's code, holds no lock and no thread. Sources: fork(2), clone(2), unix(7),
+pidfd_open(2), environ(7).
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import select
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType
+from typing import Any, NoReturn
+
+from sandbox.kernel import enter, rootfs, syscalls
+from sandbox.kernel.enter import Plan
+
+LISTENER_FD, HOST_MOUNTS_FD = 3, 4
+"""Descriptors that it starts with: its socket, and the host's mount namespace to go back to."""
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT)
+"""Signals that a child's init passes on to the server, as tini(1) does."""
+MAX_REQUEST = 65536
+PING = b"?"
+"""A request to say that it is there."""
+_FDS = 3
+_NAME_BYTES = 15
+
+
+def pack(plan: Plan, program: bytes, exit_file: str) -> bytes:
+    """A request: the plan of a child without bind mounts, its filter, and where its exit code goes."""
+    fields: dict[str, Any] = {
+        "argv": plan.argv,
+        "env": plan.env,
+        "uid": plan.uid,
+        "root": plan.root,
+        "cgroup_files": plan.cgroup_files,
+        "hostname": plan.hostname,
+        "tmpfs": plan.layout.tmpfs,
+        "workdir": plan.workdir,
+        "file_size": plan.file_size,
+        "program": program.hex(),
+        "exit_file": exit_file,
+    }
+    return json.dumps(fields).encode()
+
+
+def _unpack(data: bytes) -> tuple[Plan, bytes, str]:
+    raw = json.loads(data)
+    plan = Plan(
+        argv=tuple(raw["argv"]),
+        env=tuple((name, value) for name, value in raw["env"]),
+        uid=raw["uid"],
+        root=raw["root"],
+        log="",
+        cgroup_files=tuple(raw["cgroup_files"]),
+        hostname=raw["hostname"],
+        layout=rootfs.Layout(tuple((path, size, mode) for path, size, mode in raw["tmpfs"])),
+        workdir=raw["workdir"],
+        file_size=raw["file_size"],
+    )
+    return plan, bytes.fromhex(raw["program"]), raw["exit_file"]
+
+
+def main(serve: Callable[[list[str]], int]) -> NoReturn:
+    """Go back to the host's mounts and answer requests until the socket's other ends and SIGTERM say otherwise.
+
+    Args:
+        serve: takes the arguments of a server and returns its exit code; all that it needs has been imported.
+    """
+    search_path = sys.path[:]
+    # Here the host's files are seen, where another interpreter's library may lie: nothing is imported from there.
+    sys.path.clear()
+    syscalls.setns(HOST_MOUNTS_FD, syscalls.CLONE_NEWNS)
+    os.close(HOST_MOUNTS_FD)
+    gc.collect()
+    gc.freeze()  # so that no child's collector touches, and thereby copies, the pages of what is loaded
+    listener = socket.socket(fileno=LISTENER_FD)
+    children = _Children()
+    poller = select.poll()
+    poller.register(listener, select.POLLIN)
+    signal.signal(signal.SIGTERM, lambda _number, _frame: os._exit(0))
+    while True:
+        for descriptor, _ in poller.poll():
+            if descriptor != listener.fileno():
+                poller.unregister(descriptor)
+                children.ended(descriptor)
+                continue
+            connection, _ = listener.accept()
+            with connection, suppress(OSError, ValueError, KeyError):
+                made = _answer(connection, listener, serve, search_path)
+                if made is not None:
+                    poller.register(children.add(*made), select.POLLIN)
+
+
+def _answer(
+    connection: socket.socket, listener: socket.socket, serve: Callable[[list[str]], int], search_path: list[str]
+) -> tuple[int, str] | None:
+    """Make a child as one request says; its pid here, and where its exit code goes. None: it was a ping."""
+    data, descriptors, _, _ = socket.recv_fds(connection, MAX_REQUEST, _FDS)
+    try:
+        if data == PING:
+            connection.sendall(PING)
+            return None
+        plan, program, exit_file = _unpack(data)
+        control, report, log = descriptors
+
+        def finish(plan: Plan) -> NoReturn:
+            sys.path[:] = search_path
+            _become(plan, serve)
+
+        pid = enter.clone_bare()
+        if pid == 0:
+            listener.detach()
+            enter.run_child(plan, lambda: enter.enter_namespaces(plan, program), (control, report), log, finish)
+        connection.sendall(str(pid).encode())
+        return pid, exit_file
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+class _Children:
+    """Those that live, by their pidfd: only their parent learns how they end."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[int, str]] = {}
+
+    def add(self, pid: int, exit_file: str) -> int:
+        """Note a child; returns its pidfd, which can be read from once it has ended."""
+        descriptor = os.pidfd_open(pid)
+        self._known[descriptor] = (pid, exit_file)
+        return descriptor
+
+    def ended(self, descriptor: int) -> None:
+        """Reap a child and write its exit code where it was asked for."""
+        pid, exit_file = self._known.pop(descriptor)
+        os.close(descriptor)
+        _, status = os.waitpid(pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        text = str(code if code >= 0 else 128 - code)
+        with suppress(OSError):  # the sandbox was removed: nobody asks any more
+            file = os.open(exit_file + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            os.write(file, text.encode())
+            os.close(file)
+            os.rename(exit_file + ".new", exit_file)
+
+
+def _become(plan: Plan, serve: Callable[[list[str]], int]) -> NoReturn:
+    """In the child, behind its walls: be the init, and fork the server, as tini(1) would with a program."""
+    syscalls.close_from(3)
+    os.environ.clear()
+    os.environ.update(dict(plan.env))
+    server = os.fork()
+    if server == 0:
+        code = 1
+        try:
+            for number in FORWARDED:
+                signal.signal(number, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            sys.argv = list(plan.argv)
+            syscalls.set_name(plan.argv[0][:_NAME_BYTES])
+            code = serve(list(plan.argv))
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            with suppress(OSError, ValueError):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(code)
+    _init(server)
+
+
+def _init(server: int) -> NoReturn:
+    """Process 1: pass signals on, reap whatever is orphaned, and end as the server does."""
+
+    def forward(number: int, _frame: FrameType | None) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(server, number)
+
+    for number in FORWARDED:
+        signal.signal(number, forward)
+    while True:
+        pid, status = os.waitpid(-1, 0)
+        if pid == server:
+            code = os.waitstatus_to_exitcode(status)
+            os._exit(code if code >= 0 else 128 - code)
