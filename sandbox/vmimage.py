@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from sandbox.data import data_dir
@@ -29,6 +30,8 @@ GUEST_HOME = "usr/lib/sandbox-vm"
 """Where the guest sees what it needs beside the root filesystem; the scripts in vm/ know this path."""
 GUEST_DIR = "guest"
 """The same, as the initramfs holds it."""
+APP = "app"
+"""An application's files: below both of these, and where the guest shows them."""
 
 DROPBEAR_LIBRARIES = ("libtomcrypt.so.1", "libtommath.so.1", "libcrypt.so.1", "libz.so.1")
 """What Debian's dropbear is linked with beside the C library, which the root filesystem has in any case."""
@@ -240,6 +243,30 @@ def config_archive(files: Mapping[str, bytes]) -> bytes:
     return b"".join(cpio([directory_entry(f"{GUEST_DIR}/etc", 0o700), *entries]))
 
 
+def app_archive(source: Path) -> Iterator[bytes]:
+    """An application's files, to be appended likewise. They are root's inside, and readable for everybody.
+
+    Raises:
+        OSError: they cannot be read.
+        ImageError: there is something among them that is no file, directory or symbolic link.
+    """
+    return cpio(_copied(source, f"{GUEST_DIR}/{APP}"))
+
+
+def _copied(source: Path, name: str) -> Iterator[Entry]:
+    mode = source.lstat().st_mode
+    if stat.S_ISLNK(mode):
+        yield Entry(name, stat.S_IFLNK | 0o777, os.fsencode(os.readlink(source)))
+    elif stat.S_ISREG(mode):
+        yield file_entry(name, source.read_bytes(), 0o755 if mode & 0o111 else 0o644)
+    elif stat.S_ISDIR(mode):
+        yield directory_entry(name)
+        for path in sorted(source.iterdir()):
+            yield from _copied(path, f"{name}/{path.name}")
+    else:
+        raise ImageError(f"{source} is no file, directory or symbolic link", "take it out of the application's files")
+
+
 def module_names(text: str) -> list[str]:
     """The lines of vm/initramfs/modules without comments."""
     return [name for line in text.splitlines() if (name := line.partition("#")[0].strip())]
@@ -250,8 +277,8 @@ def cpio(entries: Iterable[Entry]) -> Iterator[bytes]:
 
     Uncompressed: emulated, reading 5 MB takes less time than unpacking 2 MB.
     """
-    for number, entry in enumerate((*entries, Entry("TRAILER!!!", 0)), start=1):
-        path = entry.name.encode() + b"\0"
+    for number, entry in enumerate(chain(entries, (Entry("TRAILER!!!", 0),)), start=1):
+        path = os.fsencode(entry.name) + b"\0"
         major, minor = entry.device
         fields = (number, entry.mode, 0, 0, 1, _MTIME, len(entry.content), 0, 0, major, minor, len(path), 0)
         head = b"070701" + b"".join(b"%08X" % field for field in fields) + path
@@ -262,7 +289,7 @@ def cpio(entries: Iterable[Entry]) -> Iterator[bytes]:
 
 
 def stage_disk(rootfs: Path, staging: Path) -> None:
-    """Copy the root filesystem, and add the two names that the guest's part is seen by; nothing is replaced.
+    """Copy the root filesystem, and add the names that the guest's part is seen by; nothing is replaced.
 
     Raises:
         ImageError: a tree lacks something.
@@ -272,11 +299,13 @@ def stage_disk(rootfs: Path, staging: Path) -> None:
     if os.path.lexists(home):
         raise ImageError(f"the root filesystem has a {GUEST_HOME} of its own")
     home.mkdir(mode=0o755)
+    app = staging / APP
+    app.mkdir(mode=0o755, exist_ok=True)
     for needed in ("usr/bin/tini", "usr/bin/setpriv"):
         _find(staging, needed)
     # dropbear looks for the keys that may log in below /root/.ssh.
     (staging / "root" / ".ssh").symlink_to(f"/{GUEST_HOME}/etc")
-    for path in (home, home.parent, staging / "root", staging / "root" / ".ssh"):
+    for path in (home, home.parent, app, staging / "root", staging / "root" / ".ssh", staging):
         os.utime(path, (_MTIME, _MTIME), follow_symlinks=False)
 
 

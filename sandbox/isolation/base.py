@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from sandbox.capability import Missing
 from sandbox.record import Record
@@ -27,9 +27,25 @@ BASE_ENV = (
 )
 """The environment inside, beside the spec's own entries."""
 
-TMPFS_DIRS = {"/tmp": 0o1777, "/run": 0o755, "/var/tmp": 0o1777}  # noqa: S108 - paths inside a sandbox
-TMPFS_BYTES = 64 * 1024 * 1024
-"""The root filesystem is read-only; these are writable, each of this size. Directory to mode; /run is root's alone."""
+RUN_BYTES = 1024 * 1024
+SHM_BYTES = 16 * 1024 * 1024
+
+
+class Tmpfs(NamedTuple):
+    """A directory in memory: path inside, bytes, mode of its root."""
+
+    path: str
+    size: int
+    mode: int
+
+
+def writable(spec: SandboxSpec) -> tuple[Tmpfs, ...]:
+    """What can be written, beside /dev/shm of SHM_BYTES: the root filesystem is read-only.
+
+    /run is root's alone; /var/tmp is a link to /tmp in the root filesystem, so that one size holds for both.
+    """
+    return (Tmpfs("/tmp", spec.disk, 0o1777), Tmpfs("/run", RUN_BYTES, 0o755))  # noqa: S108 - paths inside a sandbox
+
 
 Progress = Callable[[str], None]
 """Takes one short line that says what is being done; shown on a terminal, dropped in a pipe."""
@@ -43,11 +59,13 @@ class State:
         running: whether the workload's init is alive.
         exit_code: as a shell would say it (128+n for a signal); None while running or when it cannot be known.
         pid: the host's pid of what carries it (the init, or QEMU); None when not running or not on this host.
+        paused: whether it is held still; a paused one is running too.
     """
 
     running: bool
     exit_code: int | None = None
     pid: int | None = None
+    paused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +85,45 @@ class Stats:
         cpu_seconds: CPU time used since the start.
         memory: bytes charged, as the level's accounting has it.
         pids: processes and threads.
+        received, sent: bytes over its network interface, as the sandbox sees them.
+        read, written: bytes from and to block devices.
     """
 
     cpu_seconds: float | None
     memory: int | None
     pids: int | None
+    received: int | None = None
+    sent: int | None = None
+    read: int | None = None
+    written: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WindowSize:
+    """A terminal's size in characters."""
+
+    rows: int
+    columns: int
+
+
+class Attached(ABC):
+    """A command that runs inside with descriptors of ours as its input and output."""
+
+    @abstractmethod
+    def resize(self, size: WindowSize) -> None:
+        """Tell the command's terminal its new size; nothing happens where it has none, or has ended."""
+
+    @abstractmethod
+    def wait(self) -> int:
+        """Wait for the command's end and return its exit code, 128+n for a signal. All output has been passed on.
+
+        Raises:
+            EngineError: the sandbox ended first, or the engine failed.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop passing bytes on, and end the command if it still runs. Idempotent."""
 
 
 def environment(spec: SandboxSpec) -> dict[str, str]:
@@ -195,12 +247,89 @@ class Sandbox(ABC):
         """
 
     @abstractmethod
-    def logs(self, *, follow: bool = False) -> Iterator[bytes]:
-        """Chunks of what the workload wrote to stdout and stderr; with `follow`, until it ends."""
+    def attach(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: int | None,
+        stdout: int,
+        stderr: int,
+        terminal: WindowSize | None = None,
+        root: bool = False,
+        env: Sequence[tuple[str, str]] = (),
+        workdir: str | None = None,
+    ) -> Attached:
+        """Run a command inside as `exec` does, with its input and output passed on as they come.
+
+        Args:
+            argv: the command.
+            stdin: a descriptor to read its input from; None gives it an empty one. At its end the command's is closed.
+            stdout: a descriptor for its output.
+            stderr: a descriptor for its errors; unused with a terminal, which has one stream.
+            terminal: give it a terminal of this size of its own (a fresh one inside, where the level has terminals
+                inside); the caller has put the user's into raw mode. Bytes of `stdin` go to it as typed, so that a
+                Ctrl-C typed reaches the command as SIGINT from its own terminal.
+            root: as for `exec`.
+            env: entries added to the sandbox's environment.
+            workdir: absolute path; None for the spec's.
+
+        Raises:
+            EngineError, CommandNotFoundError, CannotInvokeError
+        """
+
+    @abstractmethod
+    def logs(self, *, follow: bool = False, tail: int | None = None, since: float | None = None) -> Iterator[bytes]:
+        """Chunks of what the workload wrote to stdout and stderr; with `follow`, until it ends.
+
+        Args:
+            follow: go on until the workload ends.
+            tail: begin with the last so many lines.
+            since: leave out what was written before this time, in seconds since the epoch.
+
+        Raises:
+            SpecError: the level keeps no times with its log, so that `since` cannot be honoured.
+            EngineError
+        """
 
     @abstractmethod
     def stats(self) -> Stats:
         """Usage now."""
+
+    @abstractmethod
+    def effective(self) -> dict[str, Any]:
+        """What is in force, read from what enforces it (the kernel, dockerd, the live domain), not from the spec.
+
+        JSON types, in sections by subject: `user`, `capabilities`, `seccomp`, `namespaces`, `mounts`, `limits`,
+        `network`, and what else the level has (`domain`, `engine`, `guest`). What cannot be observed is None. A
+        sandbox that does not run has what can still be read of it.
+
+        Raises:
+            EngineError
+        """
+
+    @abstractmethod
+    def kill(self, number: int) -> None:
+        """Send a signal to the workload (by way of its init, which passes it on; SIGKILL ends the sandbox at once).
+
+        Raises:
+            EngineError: it is not running, or the level cannot deliver this signal.
+        """
+
+    @abstractmethod
+    def pause(self) -> None:
+        """Hold every process of it still, until `unpause`. Idempotent.
+
+        Raises:
+            EngineError: it is not running, or the level cannot.
+        """
+
+    @abstractmethod
+    def unpause(self) -> None:
+        """Let it go on. Idempotent.
+
+        Raises:
+            EngineError
+        """
 
     @abstractmethod
     def stop(self, grace: float) -> int | None:

@@ -11,12 +11,21 @@ from contextlib import ExitStack
 from typing import Any, ClassVar
 
 from sandbox import capability, images
+from sandbox.checkpoints import Checkpoint, reached
 from sandbox.errors import ImageError, SandboxError, SpecError, UnavailableError
-from sandbox.isolation import docker_network, docker_sandbox
-from sandbox.isolation.base import INIT, TMPFS_BYTES, TMPFS_DIRS, Isolation, Progress, environment
+from sandbox.isolation import (
+    docker_engines,
+    docker_gvisor,
+    docker_mounts,
+    docker_network,
+    docker_sandbox,
+    docker_seccomp,
+)
+from sandbox.isolation.base import INIT, SHM_BYTES, Isolation, Progress, environment, writable
 from sandbox.isolation.docker_client import Endpoint, Engine, RefusalError
 from sandbox.isolation.docker_network import Lab
-from sandbox.isolation.docker_sandbox import NANO, ContainerSandbox, GVisorSandbox
+from sandbox.isolation.docker_sandbox import ContainerSandbox
+from sandbox.isolation.docker_usage import NANO
 from sandbox.record import Record
 from sandbox.spec import MIB, SANDBOX_UID, SandboxSpec
 
@@ -57,13 +66,24 @@ class ContainerIsolation(Isolation):
         return capability.missing_for(self.name)
 
     def check(self, spec: SandboxSpec) -> None:
-        """Every field of the spec can be honoured."""
+        """Every field of the spec can be honoured, but for mounts where the engine is on another host."""
+        if not (spec.mounts or spec.app):
+            return
+        endpoint = Endpoint.current()
+        if not endpoint.local:
+            raise SpecError(
+                f"files of this host cannot be mounted by an engine on another ({endpoint})",
+                "a local dockerd, or sandbox cp",
+            )
+        for mount in spec.mounts:
+            docker_mounts.identity(mount.source)
 
     def prepare(self, spec: SandboxSpec, progress: Progress) -> None:
         engine = self.engine()
         with engine.talking("dockerd cannot be used"):
             pass  # the first call connects: an engine that is not there is known before an image is built for it
         self._image = images.ensure(images.Form.DOCKER, progress).reference
+        docker_engines.note(self.lab.name, engine.endpoint)
         docker_network.ensure(engine, self.lab)
 
     def create(self, spec: SandboxSpec, record: Record, undo: ExitStack) -> ContainerSandbox:
@@ -82,6 +102,7 @@ class ContainerIsolation(Isolation):
             sandbox.uncertain = False
             raise self._create_refused(error) from error
         record.data["docker"]["container"] = made["Id"]
+        reached(Checkpoint.CONTAINER_CREATED)
         return sandbox
 
     def _create_refused(self, error: RefusalError) -> SandboxError:
@@ -111,9 +132,9 @@ class ContainerIsolation(Isolation):
                 key if value is None else f"{key}={value}" for key, value in (_ENGINE_ENV | environment(spec)).items()
             ],
             "User": f"{SANDBOX_UID}:{SANDBOX_UID}",
-            "WorkingDir": "/",
+            "WorkingDir": spec.workdir,
             "Healthcheck": {"Test": ["NONE"]},
-            "HostConfig": self.host_config(spec),
+            "HostConfig": self.host_config(spec) | {"Mounts": docker_mounts.bodies(spec, record)},
             "NetworkingConfig": {"EndpointsConfig": {self.lab.name: endpoint}},
         }
         # The hardware address moved from the container to its endpoint with version 1.44 of the API.
@@ -130,7 +151,6 @@ class ContainerIsolation(Isolation):
 
     def host_config(self, spec: SandboxSpec) -> dict[str, Any]:
         """Limits and walls."""
-        tmpfs = f"rw,nosuid,nodev,noexec,size={TMPFS_BYTES},mode="
         config: dict[str, Any] = {
             "NetworkMode": self.lab.name,
             # The engine's own resolver answers at 127.0.0.11, and asks the host's name server for what it does not
@@ -142,10 +162,12 @@ class ContainerIsolation(Isolation):
             "MemorySwap": spec.memory,  # of both together, so: no swap
             "PidsLimit": spec.pids_limit,
             "CapDrop": ["ALL"],
-            "SecurityOpt": ["no-new-privileges"],
+            "SecurityOpt": ["no-new-privileges", f"seccomp={docker_seccomp.profile()}"],
             "ReadonlyRootfs": True,
-            "Tmpfs": {directory: f"{tmpfs}{mode:o}" for directory, mode in TMPFS_DIRS.items()},
-            "LogConfig": {"Type": "json-file", "Config": {"max-size": str(LOG_BYTES)}},
+            "Tmpfs": {path: f"rw,nosuid,nodev,noexec,size={size},mode={mode:o}" for path, size, mode in writable(spec)},
+            "ShmSize": SHM_BYTES,
+            # Two files: with one, dockerd keeps a second beside it all the same, and reads no line of it.
+            "LogConfig": {"Type": "json-file", "Config": {"max-size": str(LOG_BYTES // 2), "max-file": "2"}},
             "IpcMode": "private",
             "CgroupnsMode": "private",
             "RestartPolicy": {"Name": "no"},
@@ -166,32 +188,40 @@ class ContainerIsolation(Isolation):
         return self.sandbox_class(record, self.engine(Endpoint.from_json(raw) if raw else None))
 
     def sweep(self, known: Collection[str], *, dry_run: bool) -> list[str]:
+        return docker_engines.each(
+            self.lab.name, lambda endpoint: self._sweep(self.engine(endpoint), known, dry_run=dry_run)
+        )
+
+    def _sweep(self, engine: Engine, known: Collection[str], *, dry_run: bool) -> list[str]:
         found = []
-        engine = self.engine()
-        try:
-            with engine.talking("the containers cannot be listed") as api:
-                listed = api.containers(all=True, filters={"label": [LABEL_ID, f"{LABEL_LEVEL}={self.name}"]})
-        except UnavailableError:
-            if not engine.endpoint.local:
-                raise
-            return []  # no engine here, nothing that it runs
+        with engine.talking("the containers cannot be listed") as api:
+            listed = api.containers(all=True, filters={"label": [LABEL_ID, f"{LABEL_LEVEL}={self.name}"]})
         for container in listed:
             if container["Labels"][LABEL_ID] in known:
                 continue
             name = container["Names"][0].lstrip("/") if container["Names"] else container["Id"]
             if not dry_run:
-                docker_sandbox.remove(engine, container["Id"], name)
+                self.remove(engine, container["Id"], name)
             found.append(f"container {name}")
         return found
 
+    def remove(self, engine: Engine, container: str, name: str) -> None:
+        """Remove a container, in whatever state.
+
+        Raises:
+            EngineError
+        """
+        docker_sandbox.remove(engine, container, name)
+
     def release(self) -> list[str]:
-        engine = self.engine()
-        try:
-            return docker_network.remove(engine, self.lab)
-        except UnavailableError:
-            if not engine.endpoint.local:
-                raise
-            return []
+        return docker_engines.each(self.lab.name, self._release)
+
+    def _release(self, endpoint: Endpoint) -> list[str]:
+        engine = self.engine(endpoint)
+        removed = docker_network.remove(engine, self.lab)
+        if removed or not docker_network.exists(engine, self.lab):  # it stays while another's container is on it
+            docker_engines.forget(self.lab.name, endpoint)
+        return removed
 
 
 def _version(text: str) -> tuple[int, ...]:
@@ -215,6 +245,7 @@ class GVisorIsolation(ContainerIsolation):
     """Bytes. The user-space kernel runs within the same limit, and needs about 20 MiB."""
 
     def check(self, spec: SandboxSpec) -> None:
+        super().check(spec)
         if spec.memory < self.MIN_MEMORY:
             raise SpecError(
                 f"--memory {spec.memory // MIB}m is too little for gvisor, whose own kernel runs within it",
@@ -229,7 +260,11 @@ class GVisorIsolation(ContainerIsolation):
 
     @property
     def sandbox_class(self) -> type[ContainerSandbox]:
-        return GVisorSandbox
+        return docker_gvisor.GVisorSandbox
+
+    def remove(self, engine: Engine, container: str, name: str) -> None:
+        docker_gvisor.release(engine, container)
+        super().remove(engine, container, name)
 
 
 def host_tasks(pids_limit: int) -> int:

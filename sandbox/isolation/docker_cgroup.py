@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 from sandbox.kernel.cgroup import Group, Hierarchy, hierarchy
@@ -20,6 +24,51 @@ class ContainerGroup(Group):
         if self.where.v2 is not None and controller in self.where.v2_controllers:
             return self.where.v2 / self._places[""].lstrip("/")
         return None
+
+    def is_frozen(self) -> bool | None:
+        """Whether its processes are held still: cgroup-v1/freezer-subsystem.rst, cgroup-v2.rst, cgroup.freeze.
+
+        None where this host does not say.
+        """
+        with suppress(OSError, KeyError):
+            if "freezer" in self.where.v1:
+                return self._file("freezer", "freezer.state", "").read_text(encoding="ascii").strip() != "THAWED"
+            if self.where.v2 is not None:
+                freeze = self.where.v2 / self._places[""].lstrip("/") / "cgroup.freeze"
+                return freeze.read_text(encoding="ascii").strip() == "1"
+        return None
+
+    def transferred(self) -> tuple[int | None, int | None]:
+        """Bytes read from and written to block devices; None for what this host does not account."""
+        with suppress(OSError, KeyError, ValueError):
+            if "blkio" in self._places:
+                root = _blkio_root()
+                if root is None:
+                    return None, None
+                # Of the throttle, which counts whatever scheduler a device has: cgroup-v1/blkio-controller.rst.
+                path = root / self._places["blkio"].lstrip("/") / "blkio.throttle.io_service_bytes_recursive"
+                fields = [line.split() for line in path.read_text(encoding="ascii").splitlines()]
+                moved = [(words[1], int(words[2])) for words in fields if len(words) == 3]
+                return _sum(moved, "Read"), _sum(moved, "Write")
+            if self.where.v2 is not None and "io" in self.where.v2_controllers:
+                text = (self.where.v2 / self._places[""].lstrip("/") / "io.stat").read_text(encoding="ascii")
+                pairs = [word.partition("=") for word in text.split() if "=" in word]
+                moved = [(name, int(value)) for name, _, value in pairs]
+                return _sum(moved, "rbytes"), _sum(moved, "wbytes")
+        return None, None
+
+
+def _sum(moved: list[tuple[str, int]], kind: str) -> int:
+    return sum(value for name, value in moved if name == kind)
+
+
+@cache
+def _blkio_root() -> Path | None:
+    for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines():
+        _, target, kind, options, *_ = line.split()
+        if kind == "cgroup" and "blkio" in options.split(","):
+            return Path(target)
+    return None
 
 
 def parse_places(text: str) -> dict[str, str]:
@@ -50,3 +99,27 @@ def find(container: str, pid: int) -> ContainerGroup | None:
     if not any(container in path for path in places.values()):
         return None
     return ContainerGroup(container, places, hierarchy())
+
+
+def kill_session(container: str, leader: int) -> bool:
+    """SIGKILL to every process of a session in a container's group, by this host's numbers; see setsid(2).
+
+    Args:
+        container: the engine's full id of it.
+        leader: pid of the session's leader, which is alive.
+
+    Returns:
+        Whether any was alive.
+    """
+    group = find(container, leader)
+    if group is None:
+        return False
+    found = False
+    for pid in group.pids():
+        with suppress(OSError):
+            stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+            state, _, _, session = stat.rpartition(")")[2].split()[:4]
+            if int(session) == leader and state != "Z":
+                os.kill(pid, signal.SIGKILL)
+                found = True
+    return found

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
 from sandbox import network
 from sandbox.errors import EngineError
 from sandbox.isolation.docker_client import Engine, RefusalError
+from sandbox.kernel import ifconfig, syscalls
 from sandbox.store import named_lock
 
 _BRIDGE_OPTION = "com.docker.network.bridge.name"
@@ -72,14 +74,30 @@ def ensure(engine: Engine, lab: Lab) -> None:
                 raise
 
 
-def _there(engine: Engine, lab: Lab) -> bool:
+def exists(engine: Engine, lab: Lab) -> bool:
+    """Whether the engine has a network of that name.
+
+    Raises:
+        EngineError
+    """
+    return _inspect(engine, lab) is not None
+
+
+def _inspect(engine: Engine, lab: Lab) -> dict[str, Any] | None:
     try:
         with engine.talking(f"the Docker network {lab.name} cannot be inspected") as api:
-            found = api.inspect_network(lab.name)
+            found: dict[str, Any] = api.inspect_network(lab.name)
     except RefusalError as error:
         if error.status == 404:
-            return False
+            return None
         raise
+    return found
+
+
+def _there(engine: Engine, lab: Lab) -> bool:
+    found = _inspect(engine, lab)
+    if found is None:
+        return False
     different = lab.difference(found)
     if different is not None:
         raise EngineError(
@@ -108,3 +126,36 @@ def remove(engine: Engine, lab: Lab) -> list[str]:
             return []
         raise
     return [f"docker network {lab.name}"]
+
+
+def remove_default_route(pid: int) -> None:
+    """Take the route to everywhere out of a container's network namespace.
+
+    dockerd 20.10 sets one towards the bridge on every network, internal or not, and no option keeps it from that. The
+    rules of `sandbox.network` let nothing out by it; without it there is no way to try.
+
+    Args:
+        pid: of a process in the namespace, on this host; one that is gone needs nothing more.
+
+    Raises:
+        EngineError
+    """
+    back = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        there = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        os.close(back)
+        return
+    try:
+        if os.path.samestat(os.fstat(back), os.fstat(there)):
+            raise EngineError("the container has the host's network")
+        syscalls.setns(there, syscalls.CLONE_NEWNET)
+        try:
+            ifconfig.delete_default_route()
+        finally:
+            syscalls.setns(back, syscalls.CLONE_NEWNET)
+    except OSError as error:
+        raise EngineError(f"the default route could not be removed: {error.strerror or error}") from error
+    finally:
+        os.close(there)
+        os.close(back)

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-import math
+import os
+import signal
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from contextlib import suppress
+from typing import Any, ClassVar
 
-from sandbox.errors import EngineError, LimitError
-from sandbox.isolation import docker_cgroup, docker_stream
-from sandbox.isolation.base import ExecResult, Sandbox, State, Stats
+from sandbox.checkpoints import Checkpoint, reached
+from sandbox.errors import EngineError, UnavailableError
+from sandbox.isolation import (
+    docker_attach,
+    docker_cgroup,
+    docker_effective,
+    docker_mounts,
+    docker_network,
+    docker_stream,
+    docker_usage,
+)
+from sandbox.isolation.base import Attached, ExecResult, Sandbox, State, Stats, WindowSize
 from sandbox.isolation.docker_client import Engine, NoAnswerError, RefusalError
 from sandbox.processid import ProcessId
 from sandbox.record import Record
 from sandbox.spec import SANDBOX_UID, Limits
 
 NAME_PREFIX = "sbx-"
-NANO = 1_000_000_000
-"""Docker counts CPUs and CPU time in billionths."""
-
 _GONE = 404
 _CONFLICT = 409
 _FAILED = 500
@@ -26,14 +34,22 @@ _REMOVAL_TIMEOUT = 30.0
 """Seconds in which a removal that the engine has begun must be done."""
 _LATE_CREATION = 1.0
 """Seconds in which a container may still appear whose create call got no answer."""
+_KEPT_BY_INIT = frozenset(
+    {signal.SIGABRT, signal.SIGBUS, signal.SIGCHLD, signal.SIGCONT, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV}
+    | {signal.SIGSTOP, signal.SIGSYS, signal.SIGTRAP, signal.SIGTTIN, signal.SIGTTOU}
+)
+"""What the init does not pass on: signals that tell of its own faults, and those that job control uses (tini(1))."""
 
 
 class ContainerSandbox(Sandbox):
     """One container.
 
     Attributes:
+        kernel_shared: whether its processes are processes of the engine's host.
         uncertain: a create call got no answer, so the container may exist or still appear.
     """
+
+    kernel_shared: ClassVar[bool] = True
 
     def __init__(self, record: Record, engine: Engine) -> None:
         self.record = record
@@ -52,8 +68,23 @@ class ContainerSandbox(Sandbox):
         with self.engine.talking("the container could not be started") as api:
             api.start(self.name)
         # The workload is on its way; meanwhile note its process, by which later commands see whether it lives.
-        pid = self.state().pid
+        found = self.inspect()
+        pid = self._pid(found)
         self.record.process = None if pid is None else ProcessId.of(pid)
+        if pid is not None:
+            docker_network.remove_default_route(pid)
+        if pid is not None and (self.record.spec.mounts or self.record.spec.app):
+            docker_mounts.verify(self.record.spec, self.record, self._sees_mounts(pid))
+
+    def _sees_mounts(self, pid: int) -> int:
+        """The process on this host whose root has the mounts of the inside; `pid` is the init's."""
+        return pid
+
+    def _pid(self, found: dict[str, Any] | None) -> int | None:
+        """Its init's pid on this host, where it runs and the engine is here."""
+        if found is None or not self.engine.endpoint.local or not found["State"]["Running"]:
+            return None
+        return found["State"]["Pid"] or None
 
     def inspect(self) -> dict[str, Any] | None:
         """The engine's description of it; None when it is gone.
@@ -70,23 +101,43 @@ class ContainerSandbox(Sandbox):
             raise
         return found
 
-    def state(self) -> State:
+    def alive(self) -> bool:
+        """Whether it runs, paused or not."""
         process = self.record.process
         if process is not None and process.alive():
-            return State(running=True, pid=process.pid)  # known without the engine, and without the SDK's 0.1 s
+            return True  # known without the engine, and without the SDK's 0.1 s
         found = self.inspect()
+        return found is not None and bool(found["State"]["Running"])
+
+    def state(self) -> State:
+        process = self.record.process
+        if self.kernel_shared and process is not None and process.alive():
+            group = docker_cgroup.find(self._container, process.pid)
+            paused = None if group is None else group.is_frozen()
+            if paused is not None:
+                return State(running=True, pid=process.pid, paused=paused)
+        try:
+            found = self.inspect()
+        except UnavailableError:
+            if process is None:
+                raise
+            return State(running=False)  # its init is dead, whatever became of the engine
         if found is None or found["State"]["Status"] == "created":
             return State(running=False)
         state = found["State"]
         if not state["Running"]:
             return State(running=False, exit_code=state["ExitCode"])
-        return State(running=True, pid=state["Pid"] if self.engine.endpoint.local and state["Pid"] else None)
+        return State(running=True, pid=self._pid(found), paused=state["Paused"])
+
+    @property
+    def _container(self) -> str:
+        """The engine's id of it, as far as the record knows; else what no container has."""
+        return str(self.record.data.get("docker", {}).get("container") or "no container")
 
     def _group(self, found: dict[str, Any] | None) -> docker_cgroup.ContainerGroup | None:
         """Its control group, where the engine is on this host and the container runs."""
-        if found is None or not self.engine.endpoint.local or not found["State"]["Pid"]:
-            return None
-        return docker_cgroup.find(found["Id"], found["State"]["Pid"])
+        pid = self._pid(found)
+        return None if found is None or pid is None else docker_cgroup.find(found["Id"], pid)
 
     def limits(self) -> Limits:
         """As the kernel has them; compared with what the engine says. See the base class.
@@ -98,23 +149,8 @@ class ContainerSandbox(Sandbox):
         found = self.inspect()
         if found is None:
             raise EngineError(f"the container {self.name} is gone")
-        config = found["HostConfig"]
-        said = Limits(
-            config["NanoCpus"] / NANO or None, config["Memory"] or None, config["PidsLimit"] or None, "docker inspect"
-        )
-        group = self._group(found)
-        if group is None:
-            return said
-        try:
-            read = Limits(*group.read_limits(), f"docker inspect, cgroup {group.where.mode}")
-        except OSError as error:
-            raise EngineError(f"the limits cannot be read: {error}") from error
-        for what in ("cpus", "memory", "pids"):
-            ours, theirs = getattr(read, what), getattr(said, what)
-            # Quotas are whole microseconds per period, memory whole pages.
-            if (ours is None) != (theirs is None) or not math.isclose(ours or 0, theirs or 0, rel_tol=0.01):
-                raise LimitError(f"the limit {what} is {theirs} to dockerd, but {ours} in the container's cgroup")
-        return read
+        pid = self._pid(found)
+        return docker_usage.in_force(found, self._group(found), pid if self.kernel_shared else None)
 
     def exec(self, argv: Sequence[str], *, timeout: float | None = None, root: bool = False) -> ExecResult:
         ident = 0 if root else SANDBOX_UID
@@ -124,35 +160,109 @@ class ContainerSandbox(Sandbox):
             argv,
             user=f"{ident}:{ident}",
             timeout=timeout,
-            alive=lambda: self.state().running,
+            alive=self.alive,
         )
 
-    def logs(self, *, follow: bool = False) -> Iterator[bytes]:
-        return docker_stream.read_log(self.engine, self.name, follow=follow)
+    def logs(self, *, follow: bool = False, tail: int | None = None, since: float | None = None) -> Iterator[bytes]:
+        return docker_stream.read_log(self.engine, self.name, follow=follow, tail=tail, since=since)
+
+    def attach(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: int | None,
+        stdout: int,
+        stderr: int,
+        terminal: WindowSize | None = None,
+        root: bool = False,
+        env: Sequence[tuple[str, str]] = (),
+        workdir: str | None = None,
+    ) -> Attached:
+        ident = 0 if root else SANDBOX_UID
+        return docker_attach.attach(
+            self.engine,
+            self.name,
+            argv,
+            user=f"{ident}:{ident}",
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            terminal=terminal,
+            env=env,
+            workdir=workdir,
+            alive=self.alive,
+            kernel_shared=self.kernel_shared,
+        )
+
+    def effective(self) -> dict[str, Any]:
+        found = self.inspect()
+        if found is None:
+            raise EngineError(f"the container {self.name} is gone")
+        return docker_effective.read(found, self._pid(found), self.limits(), shared=self.kernel_shared)
+
+    def kill(self, number: int) -> None:
+        name = signal.Signals(number).name if number in set(signal.Signals) else str(number)
+        if number in _KEPT_BY_INIT:
+            raise EngineError(f"{name} would end at the sandbox's init, which does not pass it on", "pause, or SIGKILL")
+        found = self.inspect()
+        if found is None or not found["State"]["Running"]:
+            raise EngineError(f"{self.record.name} is not running")
+        if found["State"]["Paused"]:
+            self._kill_paused(number, name, found)
+        elif not self._signal(name):
+            raise EngineError(f"{self.record.name} is not running")
+
+    def _kill_paused(self, number: int, name: str, found: dict[str, Any]) -> None:
+        """To dockerd a signal ends the pause. SIGKILL may; others are left to wait for the end of the pause."""
+        if number == signal.SIGKILL:
+            self._signal(name)
+            return
+        pid = self._pid(found)
+        if pid is None or not self.kernel_shared:
+            raise EngineError(f"{self.record.name} is paused", f"sandbox unpause {self.record.name}, then again")
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+    def pause(self) -> None:
+        try:
+            with self.engine.talking("the container could not be paused") as api:
+                api.pause(self.name)
+        except RefusalError:
+            if not self._paused():
+                raise
+
+    def unpause(self) -> None:
+        try:
+            with self.engine.talking("the container could not be let go on") as api:
+                api.unpause(self.name)
+        except RefusalError:
+            if self._paused():
+                raise
+
+    def _paused(self) -> bool:
+        """Whether the engine holds it.
+
+        Raises:
+            EngineError: it does not run.
+        """
+        found = self.inspect()
+        if found is None or not found["State"]["Running"]:
+            raise EngineError(f"{self.record.name} is not running")
+        return bool(found["State"]["Paused"])
 
     def stats(self) -> Stats:
         process = self.record.process
-        group = None
         if process is not None and process.alive():
-            group = docker_cgroup.find(self.record.data["docker"]["container"], process.pid)
-        if group is not None:
-            return Stats(*group.usage())
+            group = docker_cgroup.find(self._container, process.pid)
+            if group is not None:
+                return docker_usage.usage(group, process.pid)
         found = self.inspect()
         if found is None or not found["State"]["Running"]:
             return Stats(None, None, None)
-        group = self._group(found)
-        return Stats(*group.usage()) if group is not None else self._engine_stats()
-
-    def _engine_stats(self) -> Stats:
-        """Usage as an engine far away says it."""
-        with self.engine.talking("the usage cannot be read") as api:
-            found = api.stats(self.name, stream=False, one_shot=True)
-        cpu = found.get("cpu_stats", {}).get("cpu_usage", {}).get("total_usage")
-        return Stats(
-            None if cpu is None else cpu / NANO,
-            found.get("memory_stats", {}).get("usage"),
-            found.get("pids_stats", {}).get("current"),
-        )
+        pid, group = self._pid(found), self._group(found)
+        if pid is not None and group is not None:
+            return docker_usage.usage(group, pid)
+        return docker_usage.engines_usage(self.engine, self.name)
 
     def events(self) -> dict[str, int]:
         """The control group's counters of limits met; empty when it cannot be seen."""
@@ -160,6 +270,8 @@ class ContainerSandbox(Sandbox):
         return {} if group is None else group.events()
 
     def stop(self, grace: float) -> int | None:
+        if self.state().paused:
+            self.unpause()  # while it is held still it cannot do what it does at SIGTERM
         if not self._signal("SIGTERM"):
             return self.state().exit_code
         try:
@@ -201,6 +313,7 @@ class ContainerSandbox(Sandbox):
         deadline = time.monotonic() + _LATE_CREATION
         while not remove(self.engine, self.name, self.name) and self.uncertain and time.monotonic() < deadline:
             time.sleep(0.05)
+        reached(Checkpoint.CONTAINER_REMOVED)
 
 
 def remove(engine: Engine, container: str, name: str) -> bool:
@@ -225,25 +338,3 @@ def remove(engine: Engine, container: str, name: str) -> bool:
             time.sleep(0.05)
         else:
             return True
-
-
-class GVisorSandbox(ContainerSandbox):
-    """One container under runsc."""
-
-    def limits(self) -> Limits:
-        """CPU and memory of the control group around gVisor; processes as gVisor's kernel says it inside."""
-        around = super().limits()
-        if not self.state().running:
-            return Limits(around.cpus, around.memory, None, around.source)
-        # `ulimit -p` is RLIMIT_NPROC in dash(1); runsc of 2022 has no /proc/self/limits.
-        found = self.exec(["/bin/sh", "-c", "ulimit -p"], timeout=30.0)
-        text = found.stdout.decode("ascii", "replace").strip()
-        if found.exit_code != 0 or not (text.isdigit() or text == "unlimited"):
-            raise EngineError(f"the limit on processes cannot be read inside: {text or found.stderr!r}")
-        pids = int(text) if text.isdigit() else None
-        return Limits(around.cpus, around.memory, pids, f"{around.source}, RLIMIT_NPROC inside")
-
-    def stats(self) -> Stats:
-        """Usage of the sandbox with its kernel; how many processes it runs inside cannot be seen from the host."""
-        found = super().stats()
-        return Stats(found.cpu_seconds, found.memory, None)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sandbox.isolation.docker_client import APIClient
 
 STDERR = 2
-_HEADER = struct.Struct(">BxxxL")
+HEADER = struct.Struct(">BxxxL")
 _KILLED = 128 + 9
 _SLACK = 5.0
 """Seconds beyond a command's own time limit that the engine gets to tell us of its end."""
@@ -39,8 +39,8 @@ _TIMEOUT = "/usr/bin/timeout"
 
 def frames(response: Response) -> Iterator[tuple[int, bytes]]:
     """(Output number, bytes) until the stream ends; a frame that was cut off is dropped."""
-    while len(header := response.raw.read(_HEADER.size)) == _HEADER.size:
-        output, length = _HEADER.unpack(header)
+    while len(header := response.raw.read(HEADER.size)) == HEADER.size:
+        output, length = HEADER.unpack(header)
         data = response.raw.read(length)
         if len(data) < length:
             return
@@ -48,16 +48,30 @@ def frames(response: Response) -> Iterator[tuple[int, bytes]]:
             yield output, data
 
 
-def read_log(engine: Engine, container: str, *, follow: bool) -> Iterator[bytes]:
+def read_log(
+    engine: Engine, container: str, *, follow: bool, tail: int | None = None, since: float | None = None
+) -> Iterator[bytes]:
     """What a container wrote to stdout and stderr, in order; nothing when it is gone.
+
+    Args:
+        engine: where the container is.
+        container: its name.
+        follow: go on until it ends.
+        tail: begin with the last so many lines.
+        since: seconds since the epoch, with fractions.
 
     Raises:
         EngineError
     """
+    params = {"stdout": "1", "stderr": "1", "follow": str(int(follow))}
+    if tail is not None:
+        params["tail"] = str(tail)
+    if since is not None:
+        params["since"] = f"{since:.9f}"
     with engine.talking("the log cannot be read") as api:
         response = api.get(
             f"{api.base_url}/v{api.api_version}/containers/{container}/logs",
-            params={"stdout": "1", "stderr": "1", "follow": str(int(follow))},
+            params=params,
             stream=True,
             timeout=None if follow else TIMEOUT,
         )
@@ -104,7 +118,7 @@ def run(
     try:
         code, out, err, took = _run(engine, container, command, user, timeout, alive)
     except RefusalError as error:
-        raise _refused(argv[0], error.reason) or error from error
+        raise refused(argv[0], error.reason) or error from error
     except NoAnswerError as error:
         if timeout is None:
             raise
@@ -116,7 +130,7 @@ def run(
             raise _invocation(argv[0], code, err.decode("utf-8", "replace").strip())
     if code in (126, 127) and out.startswith(_RUNTIME_WORDS):
         reason = out.decode("utf-8", "replace").strip()
-        raise _refused(argv[0], reason) or EngineError(reason)
+        raise refused(argv[0], reason) or EngineError(reason)
     return ExecResult(code, out, err)
 
 
@@ -202,8 +216,10 @@ class _Reader(threading.Thread):
             self._response.close()
 
 
-def _refused(command: str, reason: str) -> SandboxError | None:
+def refused(command: str, reason: str) -> SandboxError | None:
     """What the runtime's words mean for the command; None when they are about something else."""
+    if "chdir to cwd" in reason or "initial working directory" in reason:  # runc's words, runsc's
+        return CannotInvokeError(f"{command!r} cannot be executed: its working directory is not there")
     if "executable file not found" in reason or "no such file or directory" in reason:
         return CommandNotFoundError(f"there is no command {command!r} inside")
     if any(words in reason for words in ("permission denied", "exec format error", "is a directory")):

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
-import subprocess
-import time
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
+from typing import Any
 
 from sandbox import capability, images
-from sandbox.errors import CannotInvokeError, CommandNotFoundError, EngineError, ImageError
-from sandbox.isolation.base import ExecResult, Progress, Sandbox, State, Stats, environment
-from sandbox.kernel.cgroup import Group, all_groups
-from sandbox.kernel.enter import Child, ChildError
+from sandbox.checkpoints import Checkpoint, reached
+from sandbox.errors import CannotInvokeError, CommandNotFoundError, EngineError, ImageError, SpecError
+from sandbox.isolation import local_attach, local_effective, local_exit, local_logs, local_signals
+from sandbox.isolation.base import Attached, ExecResult, Progress, Sandbox, State, Stats, WindowSize, environment
+from sandbox.isolation.local_attach import LocalAttached, Sink
+from sandbox.kernel.cgroup import PARENT, Group, all_groups
+from sandbox.kernel.command import Command, Place
+from sandbox.kernel.enter import WORKDIR_STEP, Child, ChildError
 from sandbox.processid import ProcessId
 from sandbox.record import ID_PATTERN, Record
 from sandbox.spec import SANDBOX_UID, Limits
 
-_LOG_CHUNK = 65536
-_FOLLOW_PAUSE = 0.05
-"""Seconds between looks at a log that is followed."""
+_DEATH = 5.0
+"""Seconds to wait for an init that got SIGKILL."""
 
 
 def root_path() -> str:
@@ -57,10 +60,10 @@ class LocalSandbox(Sandbox):
         self._exit_code: int | None = None
         self._ours = False
 
-    def adopt_child(self, child: Child) -> None:
-        """Take over a child that was made and waits."""
+    def adopt_child(self, child: Child, *, ours: bool = True) -> None:
+        """Take over a child that was made and waits; one that is not this process's own cannot be reaped by it."""
         self._child = child
-        self._ours = True
+        self._ours = ours
 
     def boot(self, deadline: float) -> None:
         """The host's kernel is the sandbox's kernel: there is nothing to boot."""
@@ -71,7 +74,14 @@ class LocalSandbox(Sandbox):
         try:
             self._child.release()
         except ChildError as error:
+            if error.step == WORKDIR_STEP:
+                raise CannotInvokeError(_bad_workdir(self.record.spec.workdir, error)) from None
             raise EngineError(f"the workload could not be started: {error.strerror}") from error
+
+    def _init(self) -> ProcessId | None:
+        """Its init, if it lives. What a record names is believed only if the kernel has it in the sandbox's group."""
+        process = self.record.process
+        return process if process is not None and process.within(f"{PARENT}/{self.record.id}") else None
 
     def state(self) -> State:
         process = self.record.process
@@ -79,96 +89,166 @@ class LocalSandbox(Sandbox):
             return State(running=False)
         if self._ours:
             self._reap(process.pid)
-        if process.alive():
-            return State(running=True, pid=process.pid)
+        # Our own child is asked for by waitpid(2) alone: while it exits it is in no group any more, nor a zombie yet.
+        if self._ours or self._init() is not None:
+            return State(running=True, pid=process.pid, paused=self.group.frozen())
+        if self._exit_code is None and not self._ours:
+            self._exit_code = local_exit.code(self.record)
         return State(running=False, exit_code=self._exit_code)
 
     def _reap(self, pid: int) -> None:
         """Collect the exit code, which only the parent can; after that the pid is nobody's."""
-        with suppress(ChildProcessError):
+        try:
             found, status = os.waitpid(pid, os.WNOHANG)
-            if found:
-                code = os.waitstatus_to_exitcode(status)
-                self._exit_code = code if code >= 0 else 128 - code
-                self._ours = False
+        except ChildProcessError:
+            self._ours = False
+            return
+        if found:
+            code = os.waitstatus_to_exitcode(status)
+            self._exit_code = code if code >= 0 else 128 - code
+            self._ours = False
 
     def limits(self) -> Limits:
         try:
             cpus, memory, pids = self.group.read_limits()
         except OSError as error:
             raise EngineError(f"the limits cannot be read: {error}") from error
-        return Limits(cpus, memory, pids, f"cgroup {self.group.where.mode}")
+        process = self._init()
+        disk = None if process is None else local_effective.disk_limit(process.pid)
+        return Limits(cpus, memory, pids, f"cgroup {self.group.where.mode}, statvfs", disk)
 
     def stats(self) -> Stats:
-        return Stats(*self.group.usage())
+        cpu, memory, pids = self.group.usage()
+        received, sent = self._network_bytes()
+        read, written = self.group.block_io()
+        return Stats(cpu, memory, pids, received, sent, read, written)
+
+    @abstractmethod
+    def _network_bytes(self) -> tuple[int | None, int | None]:
+        """Bytes received and sent over its own interface; None where it has none of its own."""
+
+    def effective(self) -> dict[str, Any]:
+        process = self._init()
+        return local_effective.effective(self.record, self.group, None if process is None else process.pid)
 
     def events(self) -> dict[str, int]:
         """The control group's counters of limits met."""
         return self.group.events()
 
     def _pid(self) -> int:
-        process = self.record.process
-        if process is None or not process.alive():
+        process = self._init()
+        if process is None:
             raise EngineError(f"sandbox {self.record.name} is not running")
         return process.pid
 
+    def kill(self, number: int) -> None:
+        pid = self._pid()
+        if number == signal.SIGKILL:
+            self._kill()
+            return
+        try:
+            local_signals.send(pid, number)
+        except ProcessLookupError:
+            raise EngineError(f"sandbox {self.record.name} is not running") from None
+        except ValueError as error:
+            raise EngineError(str(error)) from None
+
+    def pause(self) -> None:
+        self._pid()
+        try:
+            self.group.freeze()
+        except FileNotFoundError as error:
+            raise EngineError(f"sandbox {self.record.name} cannot be paused: {error.strerror}") from error
+        except (OSError, TimeoutError) as error:
+            raise EngineError(f"sandbox {self.record.name} cannot be paused: {error}") from error
+
+    def unpause(self) -> None:
+        self._pid()
+        try:
+            self.group.thaw()
+        except OSError as error:
+            raise EngineError(f"sandbox {self.record.name} cannot be unpaused: {error}") from error
+
     @abstractmethod
-    def _joiner(self, uid: int) -> Callable[[], None]:
-        """What a child runs between fork and exec to get inside, as user `uid` there."""
+    def _place(self, uid: int) -> Place:
+        """Where a command goes that joins it as user `uid`."""
+
+    def _run(self, what: Command, *, root: bool, stdin: int | None, stdout: Sink, stderr: Sink) -> LocalAttached:
+        self._pid()
+        if self.group.frozen():
+            # It would be held still with the rest, and its caller with it.
+            raise EngineError(f"sandbox {self.record.name} is paused", f"sandbox unpause {self.record.name}")
+        name = what.argv[0]
+        try:
+            place = self._place(0 if root else SANDBOX_UID)
+            return local_attach.run(
+                place, what, stdin=stdin, stdout=stdout, stderr=stderr, alive=lambda: self._init() is not None
+            )
+        except ChildError as error:
+            if error.step == WORKDIR_STEP:
+                raise CannotInvokeError(_bad_workdir(what.workdir, error)) from None
+            if error.step != name:
+                hint = "it may have ended a moment ago"
+                raise EngineError(f"the sandbox could not be joined: {error.strerror}", hint) from error
+            if error.errno in (errno.ENOENT, errno.ENOTDIR):
+                raise CommandNotFoundError(f"there is no command {name!r} inside") from None
+            raise CannotInvokeError(f"{name!r} cannot be executed: {os.strerror(error.errno or 0)}") from error
+        except OSError as error:
+            raise EngineError(f"the command could not be started: {error.strerror}") from error
 
     def exec(self, argv: Sequence[str], *, timeout: float | None = None, root: bool = False) -> ExecResult:
-        self._pid()
-        enter = self._joiner(0 if root else SANDBOX_UID)
-        env = environment(self.record.spec)
+        out: list[bytes] = []
+        err: list[bytes] = []
+        what = Command(tuple(argv), environment(self.record.spec), self.record.spec.workdir)
+        running = self._run(what, root=root, stdin=None, stdout=out.append, stderr=err.append)
         try:
-            process = subprocess.Popen(
-                list(argv),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env=env,
-                preexec_fn=enter,  # noqa: PLW1509 - the child must join the sandbox between fork and exec
-            )
-        except (FileNotFoundError, NotADirectoryError):
-            raise CommandNotFoundError(f"there is no command {argv[0]!r} inside") from None
-        except OSError as error:
-            raise CannotInvokeError(f"{argv[0]!r} cannot be executed: {error.strerror}") from error
-        except subprocess.SubprocessError as error:
-            raise EngineError("the sandbox could not be joined: it may have ended a moment ago") from error
-        with process:
-            try:
-                out, err = process.communicate(timeout=timeout)
-            except BaseException as error:
-                process.kill()  # what it runs inside dies with it: PR_SET_PDEATHSIG
-                process.communicate()
-                if isinstance(error, subprocess.TimeoutExpired):
-                    raise TimeoutError(f"{argv[0]!r} took longer than {timeout:g} s") from None
-                raise
-        code = process.returncode
-        return ExecResult(code if code >= 0 else 128 - code, out, err)
+            code = running.wait(timeout)
+        except TimeoutError:
+            raise TimeoutError(f"{argv[0]!r} took longer than {timeout:g} s") from None
+        finally:
+            running.close()
+        return ExecResult(code, b"".join(out), b"".join(err))
 
-    def logs(self, *, follow: bool = False) -> Iterator[bytes]:
-        try:
-            stream = self.record.log_path.open("rb", buffering=0)
-        except FileNotFoundError:
-            return
-        with stream:
-            while True:
-                # Asked before the read: what it wrote last is then still read.
-                running = follow and self.state().running
-                chunk = stream.read(_LOG_CHUNK)
-                if chunk:
-                    yield chunk
-                elif not running:
-                    return
-                else:
-                    time.sleep(_FOLLOW_PAUSE)
+    def attach(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: int | None,
+        stdout: int,
+        stderr: int,
+        terminal: WindowSize | None = None,
+        root: bool = False,
+        env: Sequence[tuple[str, str]] = (),
+        workdir: str | None = None,
+    ) -> Attached:
+        """As `Sandbox.attach`. The command dies with the thread that calls this, see `kernel.command`."""
+        variables = environment(self.record.spec)
+        if terminal is not None:
+            variables.setdefault("TERM", "xterm")
+        what = Command(
+            tuple(argv),
+            variables | dict(env),
+            self.record.spec.workdir if workdir is None else workdir,
+            None if terminal is None else (terminal.rows, terminal.columns),
+        )
+        sinks = [local_attach.to_descriptor(descriptor) for descriptor in (stdout, stderr)]
+        return self._run(what, root=root, stdin=stdin, stdout=sinks[0], stderr=sinks[1])
+
+    def logs(self, *, follow: bool = False, tail: int | None = None, since: float | None = None) -> Iterator[bytes]:
+        if since is not None:
+            raise SpecError(
+                f"--since cannot be honoured at level {self.record.spec.isolation}: its log keeps no times",
+                "--tail takes the last lines",
+            )
+        return local_logs.read(self.record.log_path, tail=tail, follow=follow, running=lambda: self.state().running)
 
     def stop(self, grace: float) -> int | None:
-        process = self.record.process
-        if process is not None and process.alive():
+        process = self._init()
+        if process is not None:
             with suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGTERM)
+            with suppress(OSError):  # no freezer, so nothing is frozen
+                self.group.thaw()
             try:
                 self.wait(grace)
             except TimeoutError:
@@ -184,8 +264,8 @@ class LocalSandbox(Sandbox):
             raise EngineError(str(error)) from error
 
     def wait(self, timeout: float | None = None) -> int | None:
-        process = self.record.process
-        if process is None or not process.alive():
+        process = self.record.process if self._ours else self._init()
+        if process is None:
             return self.state().exit_code
         try:
             pidfd = os.pidfd_open(process.pid)
@@ -194,7 +274,8 @@ class LocalSandbox(Sandbox):
         try:
             poller = select.poll()
             poller.register(pidfd, select.POLLIN)
-            if process.alive() and not poller.poll(None if timeout is None else timeout * 1000):
+            runs = self._ours or self._init() is not None
+            if runs and not poller.poll(None if timeout is None else timeout * 1000):
                 raise TimeoutError(f"sandbox {self.record.name} still runs after {timeout:g} s")
         finally:
             os.close(pidfd)
@@ -204,18 +285,26 @@ class LocalSandbox(Sandbox):
         """Kill everything of it, reap what is ours, and remove the control group."""
         if self._child is not None:
             self._child.close()
-        process = self.record.process
-        if process is not None and process.alive():
-            with suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGKILL)
         try:
+            # Before the workload ends: what would be written down then is about to be removed.
+            local_exit.dismiss(self.record)
+            self.group.kill()
+            reached(Checkpoint.PROCESSES_KILLED)
             self.group.remove()
         except (OSError, TimeoutError) as error:
             raise EngineError(f"the control group of {self.record.name} could not be removed: {error}") from error
-        if process is not None and self._ours:
-            with suppress(ChildProcessError):
-                os.waitpid(process.pid, 0)
-            self._ours = False
+        reached(Checkpoint.CGROUP_REMOVED)
+        try:
+            if self.record.process is not None and self._ours:
+                # Not without end: it is waited for by its namespace, too, and a command of ours that nobody has
+                # waited for keeps that from ending (pid_namespaces(7)).
+                self.wait(_DEATH)
+        except TimeoutError as error:
+            raise EngineError(str(error)) from error
+
+
+def _bad_workdir(path: str, error: ChildError) -> str:
+    return f"the working directory {path!r} cannot be entered inside: {os.strerror(error.errno or 0)}"
 
 
 def remember(record: Record, child: Child) -> None:
@@ -226,6 +315,10 @@ def remember(record: Record, child: Child) -> None:
     """
     record.process = ProcessId.of(child.pid)
     if record.process is None:
+        try:
+            child.check()
+        except ChildError as error:
+            raise EngineError(f"the sandbox's first process died: {error.strerror}") from None
         raise EngineError("the sandbox's first process died at once")
 
 

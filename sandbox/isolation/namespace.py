@@ -5,23 +5,29 @@ The embedded default: the kernel alone, nothing to install beside the root files
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 
-from sandbox import network
+from sandbox import catalogue, network
 from sandbox.capability import Missing
+from sandbox.checkpoints import Checkpoint, reached
 from sandbox.errors import EngineError
-from sandbox.isolation import local
-from sandbox.isolation.base import INIT, TMPFS_BYTES, TMPFS_DIRS, Isolation, Progress, environment
-from sandbox.kernel import cgroup, enter
+from sandbox.isolation import local, local_effective, local_exit, local_logs, local_mounts, local_warm
+from sandbox.isolation.base import INIT, Isolation, Progress, environment
+from sandbox.kernel import cgroup, enter, seccomp, zygote
 from sandbox.kernel.cgroup import Group
+from sandbox.kernel.command import Place
 from sandbox.record import Record
 from sandbox.spec import SANDBOX_UID, SandboxSpec
 
 MAP_BASE = 1_879_048_192
 """First id outside for id 0 inside (0x70000000): far above what adduser, subuid(5) and systemd's ranges hand out, see
 systemd's UIDS-GIDS. Every sandbox has the same range, since the process limits that matter are the cgroup's."""
+
+LINK = "eth0"
+"""Its end of the link to the lab network, inside."""
 
 
 class NamespaceIsolation(Isolation):
@@ -35,7 +41,7 @@ class NamespaceIsolation(Isolation):
         return local.missing(self.name)
 
     def check(self, spec: SandboxSpec) -> None:
-        """Every field of the spec can be honoured."""
+        local_mounts.check(spec)
 
     def prepare(self, spec: SandboxSpec, progress: Progress) -> None:
         self._root = local.prepare_root(progress)
@@ -47,23 +53,31 @@ class NamespaceIsolation(Isolation):
         try:
             group.create()
             group.limit(cpus=spec.cpus, memory=spec.memory, pids=spec.pids_limit, cpuset=spec.cpuset)
-            plan = enter.Plan(
-                argv=(*INIT, *spec.argv),
-                env=tuple(environment(spec).items()),
-                uid=SANDBOX_UID,
-                root=self._root or local.root_path(),
-                log=str(record.log_path),
-                cgroup_files=tuple(str(path) for path in group.join_files()),
-                hostname=spec.name,
-                address=(record.address, network.NETMASK),
-                tmpfs=tuple(TMPFS_DIRS.items()),
-                tmpfs_bytes=TMPFS_BYTES,
-            )
-            child = enter.spawn_namespaced(plan, MAP_BASE, partial(network.attach, record.id, record.mac))
+            reached(Checkpoint.CGROUP_MADE)
+            image = self._root or local.root_path()
+            with local_mounts.layout(spec, record, image) as layout:
+                plan = enter.Plan(
+                    argv=(*INIT, *spec.argv),
+                    env=tuple(environment(spec).items()),
+                    uid=SANDBOX_UID,
+                    root=image,
+                    log=str(record.log_path),
+                    cgroup_files=tuple(str(path) for path in group.join_files()),
+                    hostname=spec.name,
+                    layout=layout,
+                    workdir=spec.workdir,
+                    file_size=local_logs.cap(spec),
+                )
+                plug = partial(_plug, record)
+                if spec.warm:
+                    child = enter.spawn_warm(plan, MAP_BASE, plug, local_warm.asker(_request(plan, spec, record)))
+                else:
+                    child = enter.spawn_namespaced(plan, MAP_BASE, plug)
         except OSError as error:
             raise EngineError(f"the namespaces could not be made: {error}") from error
-        sandbox.adopt_child(child)
+        sandbox.adopt_child(child, ours=not spec.warm)
         local.remember(record, child)
+        reached(Checkpoint.CHILD_READY)
         return sandbox
 
     def adopt(self, record: Record) -> NamespaceSandbox:
@@ -83,12 +97,29 @@ class NamespaceIsolation(Isolation):
         return []
 
 
+def _request(plan: enter.Plan, spec: SandboxSpec, record: Record) -> bytes:
+    """What the zygote is asked: a server's own arguments in place of a command line."""
+    server = replace(plan, argv=catalogue.arguments(spec.argv))
+    return zygote.pack(server, seccomp.build(), str(record.directory / local_exit.EXIT_FILE))
+
+
+def _plug(record: Record, pid: int) -> None:
+    reached(Checkpoint.NAMESPACES_MADE)
+    network.attach(record.id, record.mac, pid, record.address)
+    reached(Checkpoint.LINK_PLUGGED)
+
+
 class NamespaceSandbox(local.LocalSandbox):
     """One sandbox in namespaces."""
 
-    def _joiner(self, uid: int) -> Callable[[], None]:
-        files = [str(path) for path in self.group.join_files()]
-        return enter.joiner(self._pid(), files, uid)
+    def _place(self, uid: int) -> Place:
+        return Place(tuple(str(path) for path in self.group.join_files()), uid, pid=self._pid())
+
+    def _network_bytes(self) -> tuple[int | None, int | None]:
+        process = self._init()
+        links = local_effective.interfaces(None if process is None else process.pid)
+        own = (links or {}).get(LINK)
+        return (own["received"], own["sent"]) if own is not None else (None, None)
 
     def destroy(self) -> None:
         self._end()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import os
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from sandbox import network, paths
+from sandbox import files, network, paths
 from sandbox.capability import Missing
+from sandbox.checkpoints import Checkpoint, reached
 from sandbox.errors import EngineError
-from sandbox.isolation import local
-from sandbox.isolation.base import TMPFS_BYTES, TMPFS_DIRS, Isolation, Progress, environment
+from sandbox.isolation import local, local_logs, local_mounts
+from sandbox.isolation.base import Isolation, Progress, environment
 from sandbox.kernel import cgroup, enter, rootfs, syscalls
 from sandbox.kernel.cgroup import Group
+from sandbox.kernel.command import Place
 from sandbox.record import Record
 from sandbox.spec import SANDBOX_UID, SandboxSpec
 from sandbox.store import Store
@@ -36,7 +39,7 @@ class ProcessIsolation(Isolation):
         return local.missing(self.name)
 
     def check(self, spec: SandboxSpec) -> None:
-        """Every field of the spec can be honoured."""
+        local_mounts.check(spec)
 
     def prepare(self, spec: SandboxSpec, progress: Progress) -> None:
         self._image = local.prepare_root(progress)
@@ -49,9 +52,14 @@ class ProcessIsolation(Isolation):
         try:
             group.create()
             group.limit(cpus=spec.cpus, memory=spec.memory, pids=spec.pids_limit, cpuset=spec.cpuset)
+            reached(Checkpoint.CGROUP_MADE)
             root.mkdir(exist_ok=True)
-            rootfs.assemble(self._image or local.root_path(), str(root), tuple(TMPFS_DIRS.items()), TMPFS_BYTES)
+            image = self._image or local.root_path()
+            with local_mounts.layout(spec, record, image) as layout:
+                rootfs.assemble(image, str(root), layout)
+            reached(Checkpoint.ROOT_MOUNTED)
             network.serve_on_host(record.address)
+            reached(Checkpoint.ADDRESS_SERVED)
             child = enter.spawn_chrooted(
                 enter.Plan(
                     argv=(*INIT, *spec.argv),
@@ -60,12 +68,15 @@ class ProcessIsolation(Isolation):
                     root=str(root),
                     log=str(record.log_path),
                     cgroup_files=tuple(str(path) for path in group.join_files()),
+                    workdir=spec.workdir,
+                    file_size=local_logs.cap(spec),
                 )
             )
         except OSError as error:
             raise EngineError(f"the process could not be made: {error}") from error
         sandbox.adopt_child(child)
         local.remember(record, child)
+        reached(Checkpoint.CHILD_READY)
         return sandbox
 
     def adopt(self, record: Record) -> ProcessSandbox:
@@ -79,7 +90,7 @@ class ProcessIsolation(Isolation):
                 if not dry_run:
                     _unmount(target)
                 found.append(f"mount {target}")
-        for address in network.stray_addresses(Store().used_addresses()):
+        for address in network.stray_addresses(Store()):
             if not dry_run:
                 network.unserve_on_host(address)
             found.append(f"address {address} on {network.BRIDGE}")
@@ -97,26 +108,29 @@ class ProcessSandbox(local.LocalSandbox):
     def _root(self) -> Path:
         return self.record.directory / ROOT_DIR
 
-    def _joiner(self, uid: int) -> Callable[[], None]:
-        files = [str(path) for path in self.group.join_files()]
-        return enter.chroot_joiner(str(self._root), files, uid)
+    def _place(self, uid: int) -> Place:
+        files = tuple(str(path) for path in self.group.join_files())
+        return Place(files, uid, root=str(self._root))
+
+    def _network_bytes(self) -> tuple[int | None, int | None]:
+        return None, None  # the host's links are everybody's
 
     def destroy(self) -> None:
         self._end()
         try:
             _unmount(self._root)
-            if self._root.is_dir():
+            if files.is_directory(self._root):
                 self._root.rmdir()
         except OSError as error:
             raise EngineError(f"the root of {self.record.name} could not be unmounted: {error}") from error
+        reached(Checkpoint.ROOT_UNMOUNTED)
         network.unserve_on_host(self.record.address)
 
 
 def _mounted_roots() -> list[Path]:
-    """Mount points of our roots, whoever made them (proc_pid_mountinfo(5); octal escapes do not occur in ours)."""
-    base = paths.sandboxes_dir()
-    with open("/proc/self/mountinfo", encoding="utf-8") as stream:
-        targets = [Path(line.split()[4]) for line in stream]
+    """Mount points of our roots, whoever made them, as often as something is mounted there."""
+    base = Path(os.path.realpath(paths.sandboxes_dir()))
+    targets = [Path(point) for point in files.mounts_below(base)]
     return [one for one in targets if one.name == ROOT_DIR and one.parent.parent == base]
 
 
@@ -125,6 +139,7 @@ def _unmount(root: Path) -> None:
 
     os.path.ismount would not do: it does not see a bind mount within one file system.
     """
+    real = Path(os.path.realpath(root.parent)) / root.name
     for target in _mounted_roots():
-        if target == root:
+        if target == real:
             syscalls.umount(root, syscalls.MNT_DETACH)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import os
 import platform
 import secrets
 from collections.abc import Collection, Sequence
@@ -20,17 +21,19 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from sandbox import capability, images, network
+from sandbox.checkpoints import Checkpoint, reached
 from sandbox.errors import EngineError, ImageError, SpecError, UnavailableError
-from sandbox.isolation import vm_domain, vm_guest
-from sandbox.isolation.base import INIT, TMPFS_BYTES, TMPFS_DIRS, Isolation, Progress, environment
-from sandbox.isolation.vm_domain import DomainPlan, Hypervisor
-from sandbox.isolation.vm_guest import Configuration
-from sandbox.isolation.vm_sandbox import CLIENT_KEY, CONSOLE, CONSOLE_LOG, INITRD, VmSandbox, write_private
+from sandbox.isolation import vm_config, vm_domain, vm_xml
+from sandbox.isolation.base import INIT, SHM_BYTES, Isolation, Progress, environment, writable
+from sandbox.isolation.vm_config import Configuration
+from sandbox.isolation.vm_domain import Hypervisor
+from sandbox.isolation.vm_sandbox import CLIENT_KEY, CONSOLE, CONSOLE_LOG, INITRD, VmSandbox
+from sandbox.isolation.vm_xml import DomainPlan
 from sandbox.kernel import cgroup
 from sandbox.processid import ProcessId
 from sandbox.record import Record
 from sandbox.spec import MIB, SANDBOX_UID, SandboxSpec
-from sandbox.vmimage import DISK_FILE, INITRD_FILE, KERNEL_FILE, config_archive
+from sandbox.vmimage import DISK_FILE, INITRD_FILE, KERNEL_FILE, app_archive, config_archive
 
 MIN_MEMORY = 96 * MIB
 """Bytes. The kernel, its page tables and the initramfs take 70 MiB while it boots."""
@@ -51,6 +54,11 @@ class VmIsolation(Isolation):
         return capability.missing_for(self.name)
 
     def check(self, spec: SandboxSpec) -> None:
+        if spec.mounts:
+            raise SpecError(
+                f"-v {spec.mounts[0].source}: a virtual machine shares no files with the host",
+                "copy them in with `sandbox cp`, or take them along in an application's directory",
+            )
         if spec.memory % MIB:
             below = spec.memory // MIB
             raise SpecError(
@@ -83,21 +91,23 @@ class VmIsolation(Isolation):
             raise ImageError("the VM's image has not been built", "sandbox images build")
         owner = self._owner or self.hypervisor.qemu_owner()
         accelerator = "kvm" if capability.kvm_works() else "tcg"
-        keys = vm_guest.make_keys()
+        keys = vm_config.make_keys()
         record.data.update(accelerator=accelerator, nonce=secrets.token_hex(8), host_key=keys.host_public)
         sandbox = VmSandbox(record, self.hypervisor)
         # Before the first file, and by name: libvirt may have made the domain although no answer came.
         undo.callback(sandbox.destroy)
         try:
             _write_files(spec, record, image.path, keys, owner)
-            record.data["domain"] = vm_domain.domain_name(record.id)
-            self.hypervisor.create_paused(vm_domain.domain_xml(_plan(spec, record, image.path, accelerator, owner)))
+            reached(Checkpoint.FILES_WRITTEN)
+            record.data["domain"] = vm_xml.domain_name(record.id)
+            self.hypervisor.create_paused(vm_xml.domain_xml(_plan(spec, record, image.path, accelerator, owner)))
         except OSError as error:
             raise EngineError(f"the machine's files could not be written: {error}") from error
+        reached(Checkpoint.DOMAIN_DEFINED)
         pid = vm_domain.qemu_pid(record.id)
         record.process = None if pid is None else ProcessId.of(pid)
         if record.process is None:
-            raise EngineError("QEMU ended at once", f"see {vm_domain.LOG_DIR}/{vm_domain.domain_name(record.id)}.log")
+            raise EngineError("QEMU ended at once", f"see {vm_domain.LOG_DIR}/{vm_xml.domain_name(record.id)}.log")
         sandbox.confirm_confined()
         sandbox.open_console()
         return sandbox
@@ -111,9 +121,9 @@ class VmIsolation(Isolation):
             if ident not in known:
                 if not dry_run:
                     self.hypervisor.destroy(ident)
-                found.append(f"virtual machine {vm_domain.domain_name(ident)}")
+                found.append(f"virtual machine {vm_xml.domain_name(ident)}")
         for path in vm_domain.log_files():
-            if path.name.removeprefix(vm_domain.NAME_PREFIX).partition(".")[0] not in known:
+            if path.name.removeprefix(vm_xml.NAME_PREFIX).partition(".")[0] not in known:
                 if not dry_run:
                     path.unlink(missing_ok=True)
                 found.append(f"file {path}")
@@ -124,7 +134,7 @@ class VmIsolation(Isolation):
         return []
 
 
-def _write_files(spec: SandboxSpec, record: Record, image: Path, keys: vm_guest.Keys, owner: tuple[int, int]) -> None:
+def _write_files(spec: SandboxSpec, record: Record, image: Path, keys: vm_config.Keys, owner: tuple[int, int]) -> None:
     configuration = Configuration(
         nonce=record.data["nonce"],
         hostname=spec.name,
@@ -136,16 +146,35 @@ def _write_files(spec: SandboxSpec, record: Record, image: Path, keys: vm_guest.
         # In a guest, process 1 is the guest's own init, so tini is told to take the orphans of its own.
         init=(INIT[0], "-s", *INIT[1:]),
         argv=spec.argv,
-        tmpfs=TMPFS_DIRS,
-        tmpfs_bytes=TMPFS_BYTES,
+        directory=spec.workdir,
+        tmpfs=writable(spec),
+        shm_bytes=SHM_BYTES,
     )
     directory = record.directory
-    write_private(directory / CLIENT_KEY, keys.client_private)
-    shared = (image / INITRD_FILE).read_bytes()
-    write_private(directory / INITRD, shared + config_archive(configuration.files(keys)), owner)
+    _write_private(directory / CLIENT_KEY, keys.client_private)
+    initrd = (image / INITRD_FILE).read_bytes() + config_archive(configuration.files(keys))
+    if spec.app:
+        archive = b"".join(app_archive(record.app_path))
+        _refuse_too_large(len(archive), spec.memory)
+        initrd += archive
+    _write_private(directory / INITRD, initrd, owner)
     # Made here with an owner, for where libvirt is set to let QEMU itself write them.
     for path in (directory / CONSOLE_LOG, record.log_path):
-        write_private(path, b"", owner)
+        _write_private(path, b"", owner)
+
+
+def _refuse_too_large(size: int, memory: int) -> None:
+    """An application lives in the guest's memory, where the initramfs is unpacked: for a moment it is there twice.
+
+    Raises:
+        SpecError
+    """
+    needed = MIN_MEMORY + 2 * size
+    if memory < needed:
+        raise SpecError(
+            f"--memory {memory // MIB}m is too little for a machine with an application of {size / MIB:.0f} MiB",
+            f"at least {math.ceil(needed / MIB)}m",
+        )
 
 
 def _plan(spec: SandboxSpec, record: Record, image: Path, accelerator: str, owner: tuple[int, int]) -> DomainPlan:
@@ -167,3 +196,16 @@ def _plan(spec: SandboxSpec, record: Record, image: Path, accelerator: str, owne
         output_log=record.log_path,
         owner=f"+{owner[0]}:+{owner[1]}",
     )
+
+
+def _write_private(path: Path, content: bytes, owner: tuple[int, int] | None = None) -> None:
+    """Write a new file that its owner alone can read, before anything is in it.
+
+    Raises:
+        OSError
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "wb") as file:
+        if owner is not None:
+            os.fchown(descriptor, *owner)
+        file.write(content)

@@ -17,7 +17,7 @@ from types import TracebackType
 from sandbox.errors import EngineError, NotReadyError
 
 BOOT, START, EXIT = "boot", "start", "exit"
-STOP = "stop"
+STOP, SIGNAL = "stop", "signal"
 
 _CONNECT_TIMEOUT = 5.0
 _LOOK_EVERY = 0.5

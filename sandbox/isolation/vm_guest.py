@@ -1,6 +1,5 @@
-"""The guest as the host sees it: its configuration, its keys, and commands over SSH.
+"""Commands inside a guest, over SSH.
 
-The keys of both sides are made on the host before the guest exists, so that the very first connection is verified.
 This module alone imports paramiko, and only when something is to be asked: it takes 0.2 s, and starting a sandbox
 does not need it.
 """
@@ -9,146 +8,111 @@ from __future__ import annotations
 
 import base64
 import os
-import shlex
-import struct
+import socket
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sandbox.errors import EngineError
+from sandbox.isolation.base import WindowSize
+from sandbox.isolation.vm_config import KEY_TYPE
 
 if TYPE_CHECKING:
     import paramiko
 
 USER = "root"
 PORT = 22
-KEY_TYPE = "ssh-ed25519"
 CONNECT_TIMEOUT = 30.0
 """Seconds for connection, handshake and login; an emulated guest on a busy host takes a few."""
+LOOK_EVERY = 0.5
+"""Seconds between looks whether the machine lives: a connection to one that was switched off never says so."""
+TERMINAL_TYPE = "xterm"
+LONGEST_COMMAND = 8000
+"""Bytes. Dropbear takes 9000 (MAX_CMD_LEN in its sysoptions.h); what is longer goes by way of a file."""
+SPOOL = "/run/sandbox-command-"
+"""Begins the name of that file in the guest, in a directory that is root's alone."""
 _RETRY_PAUSE = 0.02
 _POLL = 0.004
 
 
-@dataclass(frozen=True, slots=True)
-class Keys:
-    """The two key pairs of one machine.
+class Running:
+    """A command over a channel of its own, until `close`. What the connection can fail by, it ends by."""
 
-    Attributes:
-        host_private: the guest's host key in dropbear's own format.
-        host_public: its public part, as in an SSH known_hosts file: base64.
-        client_private: what the host logs in with, in OpenSSH's format.
-        client_public: its public part, base64.
-    """
+    def __init__(self, channel: paramiko.Channel) -> None:
+        self._channel = channel
+        channel.settimeout(LOOK_EVERY)
 
-    host_private: bytes
-    host_public: str
-    client_private: bytes
-    client_public: str
+    def read_out(self, size: int) -> bytes:
+        """Up to so many bytes of its output; none at the end.
 
-
-def make_keys() -> Keys:
-    """Two fresh Ed25519 pairs (RFC 8709)."""
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-    raw = (serialization.Encoding.Raw, serialization.PublicFormat.Raw)
-    host, client = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
-    host_public, client_public = host.public_key().public_bytes(*raw), client.public_key().public_bytes(*raw)
-    # Dropbear keeps the seed and the public key as one string after the name of the type.
-    secret = host.private_bytes_raw() + host_public
-    return Keys(
-        host_private=_string(KEY_TYPE.encode()) + _string(secret),
-        host_public=_public_text(host_public),
-        client_private=client.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
-        ),
-        client_public=_public_text(client_public),
-    )
-
-
-def _string(data: bytes) -> bytes:
-    """A string of the SSH wire format (RFC 4251, section 5)."""
-    return struct.pack(">I", len(data)) + data
-
-
-def _public_text(key: bytes) -> str:
-    return base64.b64encode(_string(KEY_TYPE.encode()) + _string(key)).decode("ascii")
-
-
-@dataclass(frozen=True, slots=True)
-class Configuration:
-    """What one guest is told; the scripts in vm/guest/ read it.
-
-    Attributes:
-        nonce: marks the words of the guest's init on the console.
-        hostname, address, netmask: of the guest.
-        pids: the most processes and threads of the workload.
-        uid: user and group id of the workload.
-        environment: the workload's, all of it.
-        init: process 1 of the workload, which `argv` is given to.
-        argv: the workload.
-        tmpfs: directories that are writable, each of `tmpfs_bytes` bytes; directory to mode.
-    """
-
-    nonce: str
-    hostname: str
-    address: str
-    netmask: str
-    pids: int
-    uid: int
-    environment: Mapping[str, str]
-    init: Sequence[str]
-    argv: Sequence[str]
-    tmpfs: Mapping[str, int]
-    tmpfs_bytes: int
-
-    def settings(self) -> bytes:
-        """Assignments and two functions for the guest's shell, every value quoted for it (POSIX, shell quoting).
-
-        Bytes, for an argument or a value may be any bytes but NUL, and comes as surrogate escapes.
+        Raises:
+            TimeoutError: none came for LOOK_EVERY seconds.
         """
-        values = {
-            "nonce": self.nonce,
-            "hostname": self.hostname,
-            "address": self.address,
-            "netmask": self.netmask,
-            "pids": str(self.pids),
-            "uid": str(self.uid),
-            "search_path": self.environment.get("PATH", ""),
-        }
-        lines = [f"{name}={shlex.quote(value)}" for name, value in values.items()]
-        entries = shlex.join(f"{name}={value}" for name, value in self.environment.items())
-        lines.append(f'with_environment() {{ exec env -i {entries} "$@"; }}')
-        lines.append(f'workload() {{ "$@" {shlex.join([*self.init, *self.argv])}; }}')
-        return os.fsencode("\n".join(lines) + "\n")
+        return self._channel.recv(size)
 
-    def fstab(self) -> bytes:
-        """What the guest mounts on its root filesystem, in the format of fstab(5), parents first."""
-        plain = "nosuid,nodev,noexec"
-        lines = [f"sysfs /sys sysfs {plain} 0 0", f"cgroup2 /sys/fs/cgroup cgroup2 {plain} 0 0"]
-        for path, mode in self.tmpfs.items():
-            lines.append(f"tmpfs {path} tmpfs nosuid,nodev,mode={mode:o},size={self.tmpfs_bytes} 0 0")
-        lines.append(f"tmpfs /dev/shm tmpfs {plain},mode=1777,size={self.tmpfs_bytes} 0 0")
-        lines.append("devpts /dev/pts devpts nosuid,noexec,mode=0620,ptmxmode=0666 0 0")
-        return "".join(f"{line}\n" for line in lines).encode("ascii")
+    def read_err(self, size: int) -> bytes:
+        """The same of its errors."""
+        return self._channel.recv_stderr(size)
 
-    def files(self, keys: Keys) -> dict[str, bytes]:
-        """The files that the guest finds; name to content."""
-        return {
-            "settings": self.settings(),
-            "fstab": self.fstab(),
-            "host_key": keys.host_private,
-            "authorized_keys": f"{KEY_TYPE} {keys.client_public}\n".encode("ascii"),
-        }
+    def send(self, data: bytes) -> int:
+        """Write to its input what it takes now, and return how many bytes; 0 when it has ended.
+
+        Raises:
+            TimeoutError: it took none for LOOK_EVERY seconds.
+        """
+        try:
+            return self._channel.send(data)
+        except TimeoutError:
+            raise
+        except (OSError, EOFError):
+            return 0
+
+    def close_input(self) -> None:
+        """End its input."""
+        with suppress(OSError, EOFError):
+            self._channel.shutdown_write()
+
+    def resize(self, size: WindowSize) -> None:
+        """Tell its terminal a new size; nothing happens once it has ended."""
+        import paramiko
+
+        with suppress(paramiko.SSHException, OSError, EOFError):
+            self._channel.resize_pty(width=size.columns, height=size.rows)
+
+    def ended(self) -> bool:
+        """Whether its exit code is there, or the channel is gone."""
+        return self._channel.exit_status_ready() or self._channel.closed
+
+    def exit_code(self, alive: Callable[[], bool]) -> int | None:
+        """Wait for its exit code, 128+n for a signal; None when the machine or the connection went first."""
+        while not self._channel.status_event.wait(LOOK_EVERY):
+            if not alive():
+                return None
+        code = int(self._channel.exit_status)
+        return code if code >= 0 else None
+
+    def close(self) -> None:
+        """Give the channel up; the command goes on if it has not ended. Idempotent."""
+        with suppress(OSError, EOFError):
+            self._channel.close()
 
 
 class Guest:
     """Commands inside a guest, over one SSH connection that is opened by the first of them."""
 
-    def __init__(self, address: str, host_public: str, client_key: Path) -> None:
+    def __init__(self, address: str, host_public: str, client_key: Path, alive: Callable[[], bool]) -> None:
+        """Where it is, and how each side knows the other.
+
+        Args:
+            address: dotted quad.
+            host_public: the guest's host key, base64.
+            client_key: the file of the key that it lets in.
+            alive: whether the machine runs.
+        """
         self.address = address
+        self.alive = alive
         self.host_public = host_public
         self.client_key = client_key
         self._client: paramiko.SSHClient | None = None
@@ -169,19 +133,52 @@ class Guest:
             EngineError: the guest cannot be reached, is not who it should be, or went away meanwhile.
             TimeoutError: it took longer than `timeout` seconds; the command still runs.
         """
-        import paramiko
-
         deadline = None if timeout is None else time.monotonic() + timeout
+        channel = self._started(command, None)
         try:
-            channel = self._session()
             with channel:
-                channel.exec_command(command)
-                return _collect(channel, deadline)
+                return _collect(channel, deadline, self.alive)
         except TimeoutError:
             raise
+        except (OSError, EOFError) as error:
+            self.close()
+            raise EngineError(f"the guest at {self.address} went away: {error}") from error
+
+    def start(self, command: str, terminal: WindowSize | None) -> Running:
+        """Start a command line of the guest's root shell, on a terminal of its own or without.
+
+        Raises:
+            EngineError: as of `run`.
+        """
+        return Running(self._started(command, terminal))
+
+    def _started(self, command: str, terminal: WindowSize | None) -> paramiko.Channel:
+        import paramiko
+
+        line = os.fsencode(command)
+        try:
+            if len(line) > LONGEST_COMMAND:
+                line = self._spool(line)
+            channel = self._session()
+            if terminal is not None:
+                channel.get_pty(TERMINAL_TYPE, terminal.columns, terminal.rows)
+            channel.exec_command(line)  # bytes: a name of a file need not be UTF-8
         except (paramiko.SSHException, OSError, EOFError) as error:
             self.close()
             raise EngineError(f"the guest at {self.address} does not answer over SSH: {error}") from error
+        return channel
+
+    def _spool(self, line: bytes) -> bytes:
+        """Write a long command line into a file of the guest, and return a short one that runs it."""
+        path = f"{SPOOL}{os.urandom(6).hex()}"
+        with self._session() as channel:
+            channel.exec_command(f"umask 077 && cat >{path}")
+            channel.sendall(b"rm " + path.encode() + b"; exec " + line + b"\n")
+            channel.shutdown_write()
+            code, _, err = _collect(channel, time.monotonic() + CONNECT_TIMEOUT, self.alive)
+        if code != 0:
+            raise EngineError(f"the command is too long for the guest: {err.decode('utf-8', 'replace').strip()}")
+        return f". {path}".encode()
 
     def _session(self) -> paramiko.Channel:
         """A channel on the connection, on a new one if the old one died."""
@@ -203,18 +200,25 @@ class Guest:
     def _connect(self) -> paramiko.SSHClient:
         import paramiko
 
+        if not self.alive():
+            raise EOFError("the machine ended")
         key = paramiko.Ed25519Key.from_private_key_file(str(self.client_key))
         host_key = paramiko.Ed25519Key(data=base64.b64decode(self.host_public))
         deadline = time.monotonic() + CONNECT_TIMEOUT
         while True:
             client = paramiko.SSHClient()
+            sock = None
             client.set_missing_host_key_policy(paramiko.RejectPolicy())
             client.get_host_keys().add(self.address, KEY_TYPE, host_key)
             try:
+                sock = socket.create_connection((self.address, PORT), CONNECT_TIMEOUT)
+                # A machine that is switched off sends nothing any more: what it has not acknowledged ends it all.
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(CONNECT_TIMEOUT * 1000))
                 client.connect(
                     self.address,
                     PORT,
                     USER,
+                    sock=sock,
                     pkey=key,
                     allow_agent=False,
                     look_for_keys=False,
@@ -223,7 +227,7 @@ class Guest:
                     auth_timeout=CONNECT_TIMEOUT,
                 )
                 return client
-            except (ConnectionRefusedError, paramiko.ssh_exception.NoValidConnectionsError):
+            except ConnectionRefusedError:
                 client.close()
                 # Its server starts after the workload, so that it does not delay it.
                 if time.monotonic() >= deadline:
@@ -231,11 +235,14 @@ class Guest:
                 time.sleep(_RETRY_PAUSE)
             except BaseException:
                 client.close()
+                if sock is not None:
+                    sock.close()
                 raise
 
 
-def _collect(channel: paramiko.Channel, deadline: float | None) -> tuple[int, bytes, bytes]:
+def _collect(channel: paramiko.Channel, deadline: float | None, alive: Callable[[], bool]) -> tuple[int, bytes, bytes]:
     out, err = bytearray(), bytearray()
+    look_at = time.monotonic() + LOOK_EVERY
     while True:
         # Asked before the reads: what came last is then still read.
         ended = channel.exit_status_ready() and (channel.eof_received or channel.closed)
@@ -247,8 +254,13 @@ def _collect(channel: paramiko.Channel, deadline: float | None) -> tuple[int, by
             break
         if channel.closed and not channel.exit_status_ready():
             raise EOFError("the connection was lost")
-        if deadline is not None and time.monotonic() >= deadline:
+        now = time.monotonic()
+        if deadline is not None and now >= deadline:
             raise TimeoutError
+        if now >= look_at:
+            look_at = now + LOOK_EVERY
+            if not alive():
+                raise EOFError("the machine ended")
         time.sleep(_POLL)
     code = channel.recv_exit_status()
     if code < 0:

@@ -7,17 +7,22 @@ import re
 import secrets
 import select
 import shlex
+import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from sandbox.errors import CannotInvokeError, CommandNotFoundError, EngineError, SandboxError
-from sandbox.isolation import vm_console, vm_domain
-from sandbox.isolation.base import ExecResult, Sandbox, State, Stats
+from sandbox.checkpoints import Checkpoint, reached
+from sandbox.errors import EngineError, SandboxError, SpecError
+from sandbox.isolation import vm_console, vm_domain, vm_effective, vm_log, vm_xml
+from sandbox.isolation.base import Attached, ExecResult, Sandbox, State, Stats, WindowSize
+from sandbox.isolation.vm_attach import VmAttached, judge
 from sandbox.isolation.vm_console import Console
 from sandbox.isolation.vm_domain import Hypervisor
-from sandbox.isolation.vm_guest import Guest
+from sandbox.isolation.vm_guest import TERMINAL_TYPE, Guest
+from sandbox.network import interface_name
 from sandbox.record import Record
 from sandbox.spec import SANDBOX_UID, Limits
 
@@ -25,22 +30,21 @@ CLIENT_KEY = "client_key"
 INITRD = "initrd"
 CONSOLE = "console"
 CONSOLE_LOG = "console.log"
-"""Files in the sandbox's directory: the host's SSH key, the initramfs with the configuration, the serial console, and
-what was said on it."""
+ENDED = "ended"
+"""Files in the sandbox's directory: the host's SSH key, the initramfs with the configuration, the serial console, what
+was said on it, and the exit code of a workload that was switched off, written before that."""
 
 ENTER = "/usr/lib/sandbox-vm/enter"
-GROUP = "/sys/fs/cgroup/sandbox"
-"""Paths inside the guest; vm/guest/ knows them."""
 
 START_TIMEOUT = 30.0
 """Seconds for the init's answer to the word `start`."""
+SIGNAL_TIMEOUT = 10.0
+"""Seconds for its answer to the word `signal`."""
+KILL_TIMEOUT = 2.0
+"""Seconds that the guest has to end itself, so that its init says the last word; then it is switched off."""
 KILLED = 137
 """The exit code of what SIGKILL ended (128 + 9): the machine was switched off under the workload."""
 _QUESTION_TIMEOUT = 30.0
-_FLUSH = 0.5
-"""Seconds after QEMU's end within which virtlogd has written what it said last."""
-_CHUNK = 65536
-_FOLLOW_PAUSE = 0.05
 
 
 class VmSandbox(Sandbox):
@@ -72,7 +76,7 @@ class VmSandbox(Sandbox):
                         "QEMU runs without its seccomp filter", "seccomp_sandbox = 1 in /etc/libvirt/qemu.conf"
                     )
                 return
-        raise EngineError("QEMU ended at once", f"see {vm_domain.LOG_DIR}/{vm_domain.domain_name(self.record.id)}.log")
+        raise EngineError("QEMU ended at once", f"see {vm_domain.LOG_DIR}/{vm_xml.domain_name(self.record.id)}.log")
 
     def open_console(self) -> None:
         """Connect to the console while the guest's processors still stand, so that no word of it is missed."""
@@ -103,109 +107,226 @@ class VmSandbox(Sandbox):
     def state(self) -> State:
         process = self.record.process
         if process is not None and process.alive():
-            return State(running=True, pid=process.pid)
+            return State(running=True, pid=process.pid, paused=vm_domain.is_paused(self.record.id))
         return State(running=False, exit_code=self._exit_code())
 
     def _exit_code(self) -> int | None:
+        """What the guest's init said, or what is known because we ended the machine."""
         nonce = self.record.data.get("nonce")
-        return None if nonce is None else vm_console.exit_code(self.record.directory / CONSOLE_LOG, nonce)
+        if nonce is None:
+            return None
+        code = vm_console.exit_code(self.record.directory / CONSOLE_LOG, nonce)
+        if code is None:
+            with suppress(OSError, ValueError):
+                return int((self.record.directory / ENDED).read_text(encoding="ascii"))
+        return code
 
-    def _inside(self) -> Guest:
+    def _refuse_ended(self) -> None:
         if not self._alive():
             raise EngineError(f"sandbox {self.record.name} is not running")
+
+    def _inside(self) -> Guest:
+        self._refuse_ended()
+        if vm_domain.is_paused(self.record.id):
+            raise EngineError(f"sandbox {self.record.name} is paused", f"sandbox unpause {self.record.name}")
         if self._guest is None:
-            self._guest = Guest(self.record.address, self.record.data["host_key"], self.record.directory / CLIENT_KEY)
+            key = self.record.directory / CLIENT_KEY
+            self._guest = Guest(self.record.address, self.record.data["host_key"], key, self._alive)
         return self._guest
+
+    def _ask(self, command: str) -> str:
+        """The output of a command of the guest's root.
+
+        Raises:
+            EngineError: it failed, or there was no answer.
+        """
+        try:
+            code, out, err = self._inside().run(command, _QUESTION_TIMEOUT)
+        except TimeoutError:
+            raise EngineError(f"the guest of {self.record.name} does not answer") from None
+        if code != 0:
+            raise EngineError(f"the guest of {self.record.name} says: {err.decode('utf-8', 'replace').strip()}")
+        return out.decode("utf-8", "replace")
 
     def limits(self) -> Limits:
         live = self._hypervisor.live(self.record.id)
         if live is None:
             raise EngineError(f"sandbox {self.record.name} is not running")
-        pids = self._read_number(f"{GROUP}/pids.max")
+        pids, block, blocks = self._ask(f"cat {vm_xml.GUEST_GROUP}/pids.max && stat -f -c '%S %b' /tmp").split()
         cpus = float(live.vcpus) if live.quota is None else live.quota
-        return Limits(cpus, live.memory, pids, "live domain + guest cgroup v2")
+        return Limits(
+            cpus,
+            live.memory,
+            int(pids) if pids.isdigit() else None,
+            "live domain + guest cgroup v2",
+            disk=int(block) * int(blocks),
+        )
 
-    def _read_number(self, path: str) -> int | None:
-        """A number in a file of the guest, None for "max".
+    def _command(
+        self, name: str, argv: Sequence[str], *, root: bool, env: Sequence[tuple[str, str]], directory: str
+    ) -> str:
+        """A command line for the guest's root shell that has vm/guest/enter run a command.
 
         Raises:
-            EngineError: it cannot be read.
+            SpecError: a NUL, which no argument and no variable can hold.
         """
-        try:
-            code, out, err = self._inside().run(f"cat {shlex.quote(path)}", _QUESTION_TIMEOUT)
-        except TimeoutError:
-            raise EngineError(f"the guest of {self.record.name} does not answer") from None
-        if code != 0:
-            raise EngineError(f"the guest's {path} cannot be read: {err.decode('utf-8', 'replace').strip()}")
-        text = out.strip()
-        return int(text) if text.isdigit() else None
+        entries = [f"{key}={value}" for key, value in env]
+        uid = "0" if root else str(SANDBOX_UID)
+        line = shlex.join([ENTER, name, uid, directory, str(len(entries)), *entries, *argv])
+        if "\0" in line:
+            raise SpecError("the command or its environment has a NUL byte", "text without NUL")
+        return line
+
+    def _ender(self, guest: Guest, name: str) -> Callable[[], None]:
+        """What ends a command and all that it started: they have a control group of their own."""
+        group = f"{vm_xml.GUEST_GROUP}/exec-{name}"
+
+        def end() -> None:
+            with suppress(EngineError, TimeoutError):
+                if self._alive() and not vm_domain.is_paused(self.record.id):
+                    guest.run(f"echo 1 > {group}/cgroup.kill && sleep 0.1; rmdir {group}", _QUESTION_TIMEOUT)
+
+        return end
 
     def exec(self, argv: Sequence[str], *, timeout: float | None = None, root: bool = False) -> ExecResult:
         name = secrets.token_hex(6)
+        directory = self.record.spec.workdir
         guest = self._inside()
-        command = shlex.join([ENTER, name, "0" if root else str(SANDBOX_UID), *argv])
+        command = self._command(name, argv, root=root, env=(), directory=directory)
         try:
             code, out, err = guest.run(command, timeout)
         except BaseException as error:
-            # Whatever it started ends with it, and so does what that started: it has a control group of its own.
-            group = f"{GROUP}/exec-{name}"
-            with suppress(EngineError, TimeoutError):
-                guest.run(f"echo 1 > {group}/cgroup.kill && sleep 0.1; rmdir {group}", _QUESTION_TIMEOUT)
+            self._ender(guest, name)()
             if isinstance(error, TimeoutError):
                 raise TimeoutError(f"{argv[0]!r} took longer than {timeout:g} s") from None
             raise
-        mark = f"@{name} ".encode()
-        if err == mark + b"not-found\n":
-            raise CommandNotFoundError(f"there is no command {argv[0]!r} inside")
-        if err == mark + b"not-executable\n":
-            raise CannotInvokeError(f"{argv[0]!r} cannot be executed")
+        said, _, err = err.partition(b"\n")
+        judge(name, said, argv[0], directory)
         return ExecResult(code, out, err)
+
+    def attach(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: int | None,
+        stdout: int,
+        stderr: int,
+        terminal: WindowSize | None = None,
+        root: bool = False,
+        env: Sequence[tuple[str, str]] = (),
+        workdir: str | None = None,
+    ) -> Attached:
+        name = secrets.token_hex(6)
+        directory = workdir or self.record.spec.workdir
+        guest = self._inside()
+        if terminal is not None and "TERM" not in dict(env):
+            env = [*env, ("TERM", TERMINAL_TYPE)]
+        line = self._command(name, argv, root=root, env=env, directory=directory)
+        attached = VmAttached(
+            guest.start(line, terminal),
+            output=(stdout, stderr),
+            terminal=terminal is not None,
+            alive=self._alive,
+            end=self._ender(guest, name),
+        )
+        try:
+            judge(name, attached.first_line(), argv[0], directory)
+            attached.begin(stdin)
+        except BaseException:
+            attached.close()
+            raise
+        return attached
+
+    def effective(self) -> dict[str, Any]:
+        pid = self.record.process.pid if self.record.process is not None and self._alive() else None
+        answer: dict[str, str] | None = None
+        limits: Limits | None = None
+        description: str | None = None
+        if pid is not None:
+            description = self._hypervisor.description(self.record.id)
+            with suppress(SandboxError):  # paused, or it does not answer: None says so
+                answer = vm_effective.sections(self._ask(vm_effective.QUESTION))
+                limits = self.limits()
+        return {
+            **vm_effective.guest(answer, self.record.address),
+            "limits": vm_effective.limits(limits),
+            "domain": vm_effective.domain(description),
+            "engine": vm_effective.engine(pid),
+        }
 
     def stats(self) -> Stats:
         live = self._hypervisor.live(self.record.id)
-        if live is None:
+        traffic = self._hypervisor.traffic(self.record.id, interface_name(self.record.id))
+        if live is None or traffic is None:
             return Stats(None, None, None)
         pids: int | None = None
-        with suppress(SandboxError):  # a guest that does not answer cannot be observed: None says so
-            pids = self._read_number(f"{GROUP}/pids.current")
-        return Stats(live.cpu_seconds, live.resident, pids)
+        with suppress(SandboxError, ValueError):  # a guest that does not answer cannot be observed: None says so
+            pids = int(self._ask(f"cat {vm_xml.GUEST_GROUP}/pids.current"))
+        return Stats(
+            live.cpu_seconds,
+            live.resident,
+            pids,
+            received=traffic.received,
+            sent=traffic.sent,
+            read=traffic.read,
+            written=traffic.written,
+        )
 
-    def logs(self, *, follow: bool = False) -> Iterator[bytes]:
-        for part in vm_console.rotated(self.record.log_path)[:-1]:
-            with suppress(OSError):
-                yield part.read_bytes()
-        yield from self._current_log(follow=follow)
+    def logs(self, *, follow: bool = False, tail: int | None = None, since: float | None = None) -> Iterator[bytes]:
+        if since is not None:
+            raise SpecError(
+                "--since: a virtual machine's log has no times, so that what is older cannot be told", "--tail"
+            )
+        return vm_log.read(self.record.log_path, tail=tail, follow=self._alive if follow else None)
 
-    def _current_log(self, *, follow: bool) -> Iterator[bytes]:
-        """The newest part of the log, and those that take its place when virtlogd rotates it meanwhile."""
-        path = self.record.log_path
-        try:
-            stream = path.open("rb", buffering=0)
-        except OSError:
-            return
-        ended_at: float | None = None
-        try:
-            while True:
-                chunk = stream.read(_CHUNK)
-                if chunk:
-                    yield chunk
-                    continue
-                with suppress(OSError):
-                    if path.stat().st_ino != os.fstat(stream.fileno()).st_ino:
-                        stream.close()
-                        stream = path.open("rb", buffering=0)
-                        continue
-                if not follow:
-                    return
-                if ended_at is None and not self._alive():
-                    ended_at = time.monotonic()
-                if ended_at is not None and time.monotonic() - ended_at >= _FLUSH:
-                    return
-                time.sleep(_FOLLOW_PAUSE)
-        finally:
-            stream.close()
+    def pause(self) -> None:
+        self._refuse_ended()
+        self._hypervisor.suspend(self.record.id)
+
+    def unpause(self) -> None:
+        self._refuse_ended()
+        self._hypervisor.resume(self.record.id)
 
     # --- end -----------------------------------------------------------------------------------------------------
+
+    def kill(self, number: int) -> None:
+        self._refuse_ended()
+        if not 1 <= number <= signal.SIGRTMAX:
+            raise EngineError(f"{number} is not the number of a signal", f"1 to {int(signal.SIGRTMAX)}")
+        if number == signal.SIGKILL:
+            self._kill()
+            return
+        if vm_domain.is_paused(self.record.id):
+            raise EngineError(
+                f"sandbox {self.record.name} is paused and takes no signal but SIGKILL",
+                f"sandbox unpause {self.record.name}",
+            )
+        with self._talk() as console:
+            console.send(f"{vm_console.SIGNAL} {number}")
+            try:
+                console.wait((vm_console.SIGNAL, vm_console.EXIT), time.monotonic() + SIGNAL_TIMEOUT, self._alive)
+            except EngineError:
+                if self._alive():
+                    raise  # else it ended by the signal, before it could say so
+
+    def _kill(self) -> None:
+        """End the sandbox: by its init, which says so, or else by libvirt."""
+        self._leave()
+        if not vm_domain.is_paused(self.record.id):
+            with suppress(EngineError, TimeoutError), self._talk() as console:
+                console.send(f"{vm_console.SIGNAL} {int(signal.SIGKILL)}")
+                self.wait(KILL_TIMEOUT)
+                return
+        self._switch_off()
+
+    def _switch_off(self) -> None:
+        """End QEMU, which nothing in the guest can refuse."""
+        with suppress(OSError):  # a full disk costs the exit code, and must not keep the machine alive
+            (self.record.directory / ENDED).write_text(f"{KILLED}\n", encoding="ascii")
+        self._hypervisor.destroy(self.record.id)
+
+    def _talk(self) -> Console:
+        return Console(self.record.directory / CONSOLE, self.record.data["nonce"])
 
     def wait(self, timeout: float | None = None) -> int | None:
         process = self.record.process
@@ -226,7 +347,7 @@ class VmSandbox(Sandbox):
 
     def _final_code(self) -> int | None:
         """The exit code, with a moment's patience for the log to be written."""
-        deadline = time.monotonic() + _FLUSH
+        deadline = time.monotonic() + vm_log.FLUSH
         while True:
             code = self._exit_code()
             if code is not None or time.monotonic() >= deadline or "nonce" not in self.record.data:
@@ -237,14 +358,14 @@ class VmSandbox(Sandbox):
         self._leave()
         if self._alive():
             try:
-                with Console(self.record.directory / CONSOLE, self.record.data["nonce"]) as console:
+                with self._talk() as console:
                     console.send(vm_console.STOP)
+                    if vm_domain.is_paused(self.record.id):
+                        self._hypervisor.resume(self.record.id)
                     return self.wait(grace)
             except (EngineError, TimeoutError):
-                # It does not listen, or does not end: switched off, which nothing in the guest can refuse.
-                self._hypervisor.destroy(self.record.id)
-                code = self._final_code()
-                return KILLED if code is None else code
+                # It does not listen, or does not end.
+                self._switch_off()
         return self._final_code()
 
     def _leave(self) -> None:
@@ -262,8 +383,9 @@ class VmSandbox(Sandbox):
         # the sweep finds the domain), and a host without libvirt can still clear the rest away.
         if "domain" in self.record.data or vm_domain.qemu_pid(self.record.id) is not None:
             self._hypervisor.destroy(self.record.id)
+        reached(Checkpoint.DOMAIN_REMOVED)
         directory = self.record.directory
-        files = [directory / name for name in (CLIENT_KEY, INITRD, CONSOLE)]
+        files = [directory / name for name in (CLIENT_KEY, INITRD, CONSOLE, ENDED)]
         for log in (directory / CONSOLE_LOG, self.record.log_path):
             files += vm_console.rotated(log)
         files += vm_domain.log_files(self.record.id)
@@ -272,16 +394,3 @@ class VmSandbox(Sandbox):
                 path.unlink(missing_ok=True)
         except OSError as error:
             raise EngineError(f"{error.filename} could not be removed: {error.strerror}") from error
-
-
-def write_private(path: Path, content: bytes, owner: tuple[int, int] | None = None) -> None:
-    """Write a new file that its owner alone can read, before anything is in it.
-
-    Raises:
-        OSError
-    """
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "wb") as file:
-        if owner is not None:
-            os.fchown(descriptor, *owner)
-        file.write(content)

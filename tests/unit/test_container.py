@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import signal
 import struct
 import subprocess
 import sys
@@ -29,15 +31,26 @@ from sandbox.errors import (
     SpecError,
     UnavailableError,
 )
-from sandbox.isolation import docker_cgroup, docker_stream
+from sandbox.isolation import (
+    docker_cgroup,
+    docker_effective,
+    docker_engines,
+    docker_mounts,
+    docker_seccomp,
+    docker_stream,
+    docker_usage,
+)
 from sandbox.isolation.base import INIT, State
 from sandbox.isolation.container import LABEL_ID, ContainerIsolation, GVisorIsolation
 from sandbox.isolation.docker_client import Endpoint, Engine, NoAnswerError, RefusalError
 from sandbox.isolation.docker_network import Lab
 from sandbox.isolation.docker_sandbox import ContainerSandbox
+from sandbox.kernel import seccomp, seccomp_compiler, syscall_table
 from sandbox.kernel.cgroup import Hierarchy, read_hierarchy
+from sandbox.processid import ProcessId
 from sandbox.record import Record
-from sandbox.spec import MIB, SandboxSpec
+from sandbox.spec import MIB, Mount, SandboxSpec
+from tests.unit.test_seccomp import interpret
 
 SPEC = SandboxSpec("web-1", "reactor", "container", ("/bin/server", "--port", "8080"), env=(("A", "b=c d"),))
 RECORD = Record("0123456789ab", SPEC, "198.18.2.7")
@@ -217,16 +230,19 @@ def test_the_create_call_asks_for_the_spec() -> None:
 def test_the_walls_are_asked_for() -> None:
     host = body(ContainerIsolation())["HostConfig"]
     assert host["CapDrop"] == ["ALL"]
-    assert host["SecurityOpt"] == ["no-new-privileges"]
+    assert host["SecurityOpt"] == ["no-new-privileges", f"seccomp={docker_seccomp.profile()}"]
     assert host["ReadonlyRootfs"] is True
     assert host["RestartPolicy"] == {"Name": "no"}
     assert (host["IpcMode"], host["CgroupnsMode"]) == ("private", "private")
-    assert "max-size" in host["LogConfig"]["Config"]
+    log = host["LogConfig"]["Config"]
+    assert int(log["max-size"]) * int(log["max-file"]) <= 10 * MIB
     assert host["Dns"] == ["127.0.0.1"]
     assert "Runtime" not in host
-    assert not {"Binds", "Mounts", "Privileged", "CapAdd", "Devices", "PortBindings"} & set(host)
-    for options in host["Tmpfs"].values():
-        assert {"nosuid", "nodev", "noexec", f"size={64 * MIB}"} <= set(options.split(","))
+    assert host["Mounts"] == []
+    assert not {"Binds", "Privileged", "CapAdd", "Devices", "PortBindings"} & set(host)
+    assert set(host["Tmpfs"]) == {"/tmp", "/run"}
+    for path, size in (("/tmp", 64 * MIB), ("/run", MIB)):
+        assert {"nosuid", "nodev", "noexec", f"size={size}"} <= set(host["Tmpfs"][path].split(","))
     assert host["Tmpfs"]["/tmp"].endswith("mode=1777")
 
 
@@ -309,7 +325,7 @@ def test_a_frame_that_was_cut_off_is_dropped(cut: int) -> None:
     ],
 )
 def test_a_runtimes_words_are_understood(words: str, kind: type[SandboxError] | None) -> None:
-    found = docker_stream._refused("x", words)
+    found = docker_stream.refused("x", words)
     assert found is None if kind is None else isinstance(found, kind)
 
 
@@ -385,7 +401,8 @@ def sandbox_with(monkeypatch: pytest.MonkeyPatch, found: dict[str, Any] | None) 
     [
         (None, State(False)),
         ({"Status": "created", "Running": False, "ExitCode": 0, "Pid": 0}, State(False)),
-        ({"Status": "running", "Running": True, "ExitCode": 0, "Pid": 7}, State(True, None, 7)),
+        ({"Status": "running", "Running": True, "Paused": False, "ExitCode": 0, "Pid": 7}, State(True, None, 7)),
+        ({"Status": "paused", "Running": True, "Paused": True, "ExitCode": 0, "Pid": 7}, State(True, None, 7, True)),
         ({"Status": "exited", "Running": False, "ExitCode": 137, "Pid": 0}, State(False, 137)),
         ({"Status": "dead", "Running": False, "ExitCode": 0, "Pid": 0}, State(False, 0)),
     ],
@@ -395,8 +412,11 @@ def test_states(monkeypatch: pytest.MonkeyPatch, raw: dict[str, Any] | None, sta
 
 
 def test_limits_that_differ_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = {"NanoCpus": 10**9, "Memory": 64 * MIB, "PidsLimit": 9}
-    sandbox = sandbox_with(monkeypatch, {"Id": "abc", "State": {"Pid": 7}, "HostConfig": config})
+    config = {"NanoCpus": 10**9, "Memory": 64 * MIB, "PidsLimit": 9, "Tmpfs": {"/tmp": f"rw,size={MIB},mode=1777"}}
+    found = {"Id": "abc", "State": {"Pid": 7, "Running": True}, "HostConfig": config}
+    sandbox = sandbox_with(monkeypatch, found)
+    disk = [MIB]
+    monkeypatch.setattr(docker_usage, "disk_size", lambda _: disk[0])
     read: list[Any] = [1.0, 64 * MIB, 9]
     group = SimpleNamespace(read_limits=lambda: tuple(read), where=SimpleNamespace(mode="v2"))
     monkeypatch.setattr(docker_cgroup, "find", lambda *_: group)
@@ -404,5 +424,186 @@ def test_limits_that_differ_are_an_error(monkeypatch: pytest.MonkeyPatch) -> Non
     for place, value in ((0, 2.0), (1, None), (2, 8)):
         read[:] = [1.0, 64 * MIB, 9]
         read[place] = value
-        with pytest.raises(LimitError, match="in the container's cgroup"):
+        with pytest.raises(LimitError, match="in the kernel"):
             sandbox.limits()
+    read[:] = [1.0, 64 * MIB, 9]
+    assert sandbox.limits().disk == MIB
+    disk[0] = 2 * MIB
+    with pytest.raises(LimitError, match="disk"):
+        sandbox.limits()
+
+
+def test_a_dead_init_is_dead_though_no_engine_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    sandbox = sandbox_with(monkeypatch, None)
+
+    def down() -> None:
+        raise UnavailableError("no engine")
+
+    monkeypatch.setattr(sandbox, "inspect", down)
+    with pytest.raises(UnavailableError):
+        sandbox.state()
+    sandbox.record.process = ProcessId(2**22 + 1, 1, "another boot")
+    assert sandbox.state() == State(running=False)
+
+
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGSEGV, signal.SIGCHLD])
+def test_what_the_init_keeps_is_refused(monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
+    with pytest.raises(EngineError, match="does not pass it on"):
+        sandbox_with(monkeypatch, None).kill(number)
+
+
+# The filter
+
+
+def verdict(name: str, arguments: tuple[int, ...]) -> int | str:
+    """What the profile says: an error's number, or "allow". Rules are joined by "or"; see libseccomp's manual."""
+    found: set[int | str] = set()
+    for rule in json.loads(docker_seccomp.profile())["syscalls"]:
+        if name not in rule["names"]:
+            continue
+        checks = rule.get("args", [])
+        assert len({one["index"] for one in checks}) == len(checks), "an argument is looked at once per rule"
+        assert all(one["op"] == "SCMP_CMP_MASKED_EQ" for one in checks)
+        if all(arguments[one["index"]] & one["value"] == one["valueTwo"] for one in checks):
+            found.add("allow" if rule["action"] == "SCMP_ACT_ALLOW" else rule["errnoRet"])
+    assert len(found) <= 1, name
+    return found.pop() if found else errno.EPERM
+
+
+VALUES = (0, 1, 2, 10, 16, 17, 38, 40, 63, 0x5401, 0x5411, 0x5412, 0x5413, 0x541B, 0x541C, 0x541D, 0x15412, 0x80005412)
+WIDE = tuple(1 << 32 | value for value in VALUES)
+FLAGS = (seccomp.NAMESPACE_FLAGS, *(1 << bit for bit in range(64)), *seccomp.PERSONALITIES)
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_the_profile_says_what_the_namespace_levels_filter_says(machine: str) -> None:
+    table, arch = {
+        "x86_64": (syscall_table.X86_64, 0xC000003E),
+        "aarch64": (syscall_table.AARCH64, 0xC00000B7),
+    }[machine]
+    program = seccomp.build(machine, "6.1.0")
+    for name, number in table.items():
+        values = (*VALUES, *WIDE, *FLAGS) if name in seccomp_compiler.CHECKED else VALUES[:2]
+        for value in values:
+            ours, _ = interpret(program, number, arch, (value, value))
+            theirs = verdict(name, (value, value))
+            assert ours == (seccomp_compiler.ALLOW if theirs == "allow" else 0x00050000 | int(theirs)), (name, value)
+
+
+def test_blocks_cover_all_but_what_is_refused() -> None:
+    for refused in ((), (0,), (2**32 - 1,), (0x5412, 0x541C), (6, 7)):
+        blocks = docker_seccomp.blocks_without(refused)
+        assert sum(2**32 - mask for mask, _ in blocks) == 2**32 - len(refused)  # none lies in another, so: all
+        assert not [one for one in refused for mask, value in blocks if one & mask == value]
+
+
+# Mounts
+
+
+def test_mounts_are_bound_one_by_one(tmp_path: Path) -> None:
+    spec = replace(SPEC, mounts=(Mount(str(tmp_path), "/data", read_only=True),))
+    assert body(ContainerIsolation(), spec)["HostConfig"]["Mounts"] == [
+        {
+            "Type": "bind",
+            "Source": str(tmp_path),
+            "Target": "/data",
+            "ReadOnly": True,
+            "BindOptions": {"Propagation": "private", "NonRecursive": True},
+        }
+    ]
+    app = docker_mounts.mounts(replace(SPEC, app=True), RECORD)
+    assert app == (Mount(str(RECORD.app_path), "/app", read_only=True),)
+
+
+def test_no_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "real" / "below").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    stat = (tmp_path / "real" / "below").stat()
+    assert docker_mounts.identity(str(tmp_path / "real" / "below")) == (stat.st_dev, stat.st_ino)
+    for path in ("link", "link/below", "nothing"):
+        with pytest.raises(SpecError, match="cannot be mounted"):
+            docker_mounts.identity(str(tmp_path / path))
+
+
+def test_files_of_this_host_are_not_on_another(clean_env: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = replace(SPEC, mounts=(Mount(str(clean_env), "/data"),))
+    ContainerIsolation().check(spec)
+    monkeypatch.setenv("DOCKER_HOST", "tcp://192.0.2.1:2375")
+    ContainerIsolation().check(SPEC)
+    for refused in (spec, replace(SPEC, app=True)):
+        with pytest.raises(SpecError, match="an engine on another"):
+            ContainerIsolation().check(refused)
+
+
+# What is in force
+
+
+def test_what_cannot_be_seen_is_none() -> None:
+    found = docker_effective.workload("", "")
+    assert found["user"] == {"uid": None, "gid": None, "groups": None, "no_new_privileges": None}
+    assert set(found["capabilities"].values()) == {None}
+    assert found["mounts"] is None
+
+
+def test_a_route_is_read() -> None:
+    text = (
+        "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n"
+        "eth0\t00000000\t010012C6\t0003\t0\t0\t0\t00000000\t0\t0\t0\n"
+        "eth0\t000012C6\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0\n"
+    )
+    assert docker_effective._routes(text) == ["default via 198.18.0.1 dev eth0", "198.18.0.0/16 dev eth0"]
+
+
+V1_IO = "8:0 Read 4096\n8:0 Write 512\n8:16 Read 100\n8:16 Write 0\nTotal 4708\n"
+
+
+def test_block_io(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "docker/abc", blkio__throttle__io_service_bytes_recursive=V1_IO)
+    monkeypatch.setattr(docker_cgroup, "_blkio_root", lambda: tmp_path)
+    group = docker_cgroup.ContainerGroup("abc", {"blkio": "/docker/abc"}, Hierarchy("v1", {}, None, frozenset()))
+    assert group.transferred() == (4196, 512)
+    write(tmp_path / "docker/abc", io__stat="8:0 rbytes=10 wbytes=20 rios=1\n8:16 rbytes=1 wbytes=2 rios=1\n")
+    v2 = Hierarchy("v2", {}, tmp_path, frozenset({"io"}))
+    assert docker_cgroup.ContainerGroup("abc", {"": "/docker/abc"}, v2).transferred() == (11, 22)
+    assert docker_cgroup.ContainerGroup("abc", {"": "/none"}, v2).transferred() == (None, None)
+
+
+def test_a_frozen_group(tmp_path: Path) -> None:
+    write(tmp_path / "docker/abc", freezer__state="FROZEN\n", cgroup__freeze="0\n")
+    v1 = Hierarchy("v1", {"freezer": tmp_path}, None, frozenset())
+    assert docker_cgroup.ContainerGroup("abc", {"freezer": "/docker/abc"}, v1).is_frozen() is True
+    v2 = Hierarchy("v2", {}, tmp_path, frozenset())
+    assert docker_cgroup.ContainerGroup("abc", {"": "/docker/abc"}, v2).is_frozen() is False
+    assert docker_cgroup.ContainerGroup("abc", {"": "/none"}, v2).is_frozen() is None
+
+
+# Engines that were used
+
+
+def test_engines_are_remembered(clean_env: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SANDBOX_STATE_DIR", str(clean_env))
+    assert docker_engines.noted("net") == []
+    far = Endpoint(host="tcp://192.0.2.1:2375")
+    for one in (LOCAL, far, LOCAL):
+        docker_engines.note("net", one)
+    assert docker_engines.noted("net") == [LOCAL, far]
+    assert docker_engines.noted("other") == []
+    asked: list[Endpoint] = []
+
+    def act(endpoint: Endpoint) -> list[str]:
+        asked.append(endpoint)
+        if endpoint == far:
+            raise UnavailableError("away")
+        return [str(endpoint)]
+
+    assert docker_engines.each("net", act) == [str(Endpoint()), str(LOCAL)]
+    assert asked == [Endpoint(), LOCAL, far]
+    monkeypatch.setenv("DOCKER_HOST", "tcp://192.0.2.1:2375")
+    with pytest.raises(UnavailableError):  # the one that is meant now must answer
+        docker_engines.each("net", act)
+    docker_engines.forget("net", far)
+    docker_engines.forget("net", LOCAL)
+    assert docker_engines.noted("net") == []
+    assert not list((clean_env / "host").iterdir())
+    (clean_env / "host" / "engines-of-net.json").write_text("{")
+    assert docker_engines.noted("net") == []

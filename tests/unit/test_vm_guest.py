@@ -8,12 +8,15 @@ import subprocess
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandbox.isolation import vm_guest
-from sandbox.isolation.vm_guest import Configuration
+from sandbox.errors import SpecError
+from sandbox.isolation import vm_config
+from sandbox.isolation.vm_config import Configuration
 
 CONFIGURATION = Configuration(
     nonce="0123456789abcdef",
@@ -25,8 +28,9 @@ CONFIGURATION = Configuration(
     environment={"PATH": "/usr/bin:/bin", "HOME": "/tmp"},
     init=("/usr/bin/printf", "%s\\0"),
     argv=("a",),
-    tmpfs={"/tmp": 0o1777, "/run": 0o755},
-    tmpfs_bytes=1 << 20,
+    directory="/",
+    tmpfs=(("/tmp", 1 << 20, 0o1777), ("/run", 1 << 20, 0o755)),
+    shm_bytes=1 << 20,
 )
 
 text = st.text(
@@ -63,6 +67,44 @@ def test_values_are_no_code(tmp_path: Path) -> None:
     assert not (tmp_path / "pwned").exists()
 
 
+SHELL_CODE = st.text(st.sampled_from("'\"\\$`;&|<>(){}[]*?#!~=-%^ \t\n\rab\u20ac"), max_size=12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(hostname=SHELL_CODE, directory=SHELL_CODE, value=SHELL_CODE, argument=SHELL_CODE)
+def test_nothing_that_is_asked_for_becomes_code(hostname: str, directory: str, value: str, argument: str) -> None:
+    """The settings are just what was asked for, in whichever field it comes."""
+    asked = replace(
+        CONFIGURATION,
+        hostname=hostname,
+        directory=directory,
+        environment={"PATH": "/usr/bin:/bin", "VALUE": value},
+        init=("/usr/bin/printf", "%s\\0"),
+        argv=(argument, value),
+    )
+    show = 'printf "%s\\0" "$nonce" "$hostname" "$directory" "$uid"; (workload with_environment)'
+    with tempfile.TemporaryDirectory() as name:
+        out = run_in_shell(asked, Path(name), f"{show}; with_environment env -0")
+        assert os.listdir(name) == ["settings"]
+    nonce, host, place, uid, first, second, *rest = out.decode().split("\0")
+    assert (nonce, host, place, uid) == (CONFIGURATION.nonce, hostname, directory, str(CONFIGURATION.uid))
+    assert (first, second) == (argument, value)
+    assert {entry.partition("=")[0]: entry.partition("=")[2] for entry in rest[:-1]} == asked.environment
+
+
+@pytest.mark.parametrize("field", ["argv", "hostname", "environment", "directory"])
+def test_what_no_argument_can_hold_is_refused(field: str) -> None:
+    change: dict[str, Any] = {field: {"argv": ("a\0b",), "environment": {"A": "a\0b"}}.get(field, "a\0b")}
+    with pytest.raises(SpecError, match="NUL"):
+        replace(CONFIGURATION, **change).settings()
+
+
+def test_an_entry_is_no_option_of_env(tmp_path: Path) -> None:
+    asked = replace(CONFIGURATION, environment={"PATH": "/usr/bin:/bin", "-u": "x", "--chdir": "/", "A": "1"})
+    out = run_in_shell(asked, tmp_path, "with_environment env -0")
+    assert set(out.decode().split("\0")) >= {"-u=x", "--chdir=/", "A=1"}
+
+
 def test_fstab_mounts_parents_first() -> None:
     lines = [line.split() for line in CONFIGURATION.fstab().decode().splitlines()]
     assert all(len(line) == 6 for line in lines)
@@ -74,7 +116,7 @@ def test_fstab_mounts_parents_first() -> None:
 
 
 def test_keys_are_fresh_and_in_their_formats() -> None:
-    keys, others = vm_guest.make_keys(), vm_guest.make_keys()
+    keys, others = vm_config.make_keys(), vm_config.make_keys()
     assert keys.host_private != others.host_private
     assert keys.client_private != others.client_private
     public = base64.b64decode(keys.host_public)
@@ -88,7 +130,7 @@ def test_keys_are_fresh_and_in_their_formats() -> None:
 def test_paramiko_reads_both_keys(tmp_path: Path) -> None:
     import paramiko
 
-    keys = vm_guest.make_keys()
+    keys = vm_config.make_keys()
     (tmp_path / "key").write_bytes(keys.client_private)
     client = paramiko.Ed25519Key.from_private_key_file(str(tmp_path / "key"))
     assert client.get_base64() == keys.client_public
@@ -96,7 +138,7 @@ def test_paramiko_reads_both_keys(tmp_path: Path) -> None:
 
 
 def test_only_the_hosts_key_may_log_in() -> None:
-    keys = vm_guest.make_keys()
+    keys = vm_config.make_keys()
     files = CONFIGURATION.files(keys)
     assert files["authorized_keys"].decode().split() == ["ssh-ed25519", keys.client_public]
     assert files["host_key"] == keys.host_private

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import shutil
 import stat
 import struct
@@ -120,6 +121,31 @@ def test_the_configuration_is_for_root_alone() -> None:
     ]
 
 
+def test_an_application_is_readable_and_belongs_to_nobody(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir(mode=0o700)
+    (tmp_path / "sub" / "run").write_bytes(b"#!/bin/sh\n")
+    (tmp_path / "sub" / "run").chmod(0o4700)
+    (tmp_path / "secret").write_bytes(b"x")
+    (tmp_path / "secret").chmod(0o600)
+    (tmp_path / "link").symlink_to("sub/run")
+    (tmp_path / "\udcff").write_bytes(b"")
+    found = read_cpio(b"".join(vmimage.app_archive(tmp_path)).replace(b"\xff", b"?"))
+    assert [(name, oct(mode), content) for name, mode, content, _ in found] == [
+        ("guest/app", "0o40755", b""),
+        ("guest/app/link", "0o120777", b"sub/run"),
+        ("guest/app/secret", "0o100644", b"x"),
+        ("guest/app/sub", "0o40755", b""),
+        ("guest/app/sub/run", "0o100755", b"#!/bin/sh\n"),
+        ("guest/app/?", "0o100644", b""),
+    ]
+
+
+def test_an_application_has_no_pipes_nor_devices(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ImageError, match="no file, directory or symbolic link"):
+        list(vmimage.app_archive(tmp_path))
+
+
 def kernel_tree(root: Path) -> Path:
     names = vmimage.module_names((data_dir("vm") / "initramfs" / "modules").read_text())
     libraries = [f"usr/lib/x86_64-linux-gnu/{name}" for name in vmimage.DROPBEAR_LIBRARIES]
@@ -175,14 +201,14 @@ def debugfs(disk: Path, request: str) -> str:
 
 
 @needs_mke2fs
-def test_the_disk_is_the_root_filesystem_and_two_names(tmp_path: Path) -> None:
+def test_the_disk_is_the_root_filesystem_and_three_names(tmp_path: Path) -> None:
     rootfs = rootfs_tree(tmp_path / "rootfs")
     staging, disk = tmp_path / "staging", tmp_path / "disk.raw"
     vmimage.stage_disk(rootfs, staging)
     added = {path.relative_to(staging) for path in staging.rglob("*")} - {
         p.relative_to(rootfs) for p in rootfs.rglob("*")
     }
-    assert {str(path) for path in added} == {"usr/lib/sandbox-vm", "root/.ssh"}
+    assert {str(path) for path in added} == {"app", "usr/lib/sandbox-vm", "root/.ssh"}
     vmimage.make_filesystem(staging, disk)
     assert debugfs(disk, "cat /etc/passwd") == "etc/passwd" * 2000
     listing = debugfs(disk, "ls -p /")

@@ -1,0 +1,87 @@
+"""A Docker container under gVisor's runtime, runsc, as a sandbox: what differs from one under the default runtime."""
+
+from __future__ import annotations
+
+import signal
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from sandbox.errors import EngineError
+from sandbox.isolation import docker_cgroup, docker_effective
+from sandbox.isolation.base import Stats
+from sandbox.isolation.docker_client import Engine, RefusalError
+from sandbox.isolation.docker_sandbox import ContainerSandbox
+from sandbox.spec import Limits
+
+_READ_LIMITS = "ulimit -p; stat -f -c '%b %S' /tmp"
+"""`ulimit -p` is RLIMIT_NPROC in dash(1); runsc of 2022 has no /proc/self/limits."""
+_MARK = "@@"
+_LOOK = f"cat /proc/1/status; echo {_MARK}; cat /proc/1/mountinfo || cat /proc/1/mounts"
+_OF_THE_PROCESS = ("user", "capabilities", "seccomp", "namespaces")
+
+
+class GVisorSandbox(ContainerSandbox):
+    """One container under runsc."""
+
+    kernel_shared = False
+
+    def _sees_mounts(self, pid: int) -> int:
+        """The gofer: it opens files for gVisor's kernel, which has none of the host's but by it."""
+        group = docker_cgroup.find(self._container, pid)
+        for one in group.pids() if group is not None else ():
+            with suppress(OSError):
+                if Path(f"/proc/{one}/cmdline").read_bytes().startswith(b"runsc-gofer"):
+                    return one
+        raise EngineError("gVisor's gofer cannot be seen on this host, so its mounts cannot be checked")
+
+    def limits(self) -> Limits:
+        """CPU and memory of the control group around gVisor; processes and disk as gVisor's kernel says it inside."""
+        around = super().limits()
+        state = self.state()
+        if not state.running or state.paused:
+            return Limits(around.cpus, around.memory, None, around.source, around.disk)
+        found = self.exec(["/bin/sh", "-c", _READ_LIMITS], timeout=30.0)
+        pids, _, disk = found.stdout.decode("ascii", "replace").strip().partition("\n")
+        if found.exit_code != 0 or not (pids.isdigit() or pids == "unlimited"):
+            raise EngineError(f"the limits cannot be read inside: {pids or found.stderr!r}")
+        blocks, _, size = disk.partition(" ")
+        return Limits(
+            around.cpus,
+            around.memory,
+            int(pids) if pids.isdigit() else None,
+            f"{around.source}, RLIMIT_NPROC and statfs inside",
+            int(blocks) * int(size),
+        )
+
+    def stats(self) -> Stats:
+        """Usage of the sandbox with its kernel; how many processes it runs inside cannot be seen from the host."""
+        found = super().stats()
+        return Stats(found.cpu_seconds, found.memory, None, found.received, found.sent, found.read, found.written)
+
+    def kill(self, number: int) -> None:
+        if number == signal.SIGKILL:
+            release(self.engine, self.name)
+        super().kill(number)
+
+    def effective(self) -> dict[str, Any]:
+        """Of the workload as gVisor's kernel says it; of gVisor's own process as the host's kernel has it."""
+        found = super().effective()
+        found["engine"]["process"] = {name: found[name] for name in _OF_THE_PROCESS}
+        state = self.state()
+        asked = state.running and not state.paused
+        answer = self.exec(["/bin/sh", "-c", _LOOK], timeout=30.0).stdout if asked else b""
+        status, _, mounts = answer.decode("utf-8", "replace").partition(_MARK)
+        found |= docker_effective.workload(status, mounts)
+        found["seccomp"]["kernel"] = "gVisor"
+        return found
+
+    def destroy(self) -> None:
+        release(self.engine, self.name)
+        super().destroy()
+
+
+def release(engine: Engine, container: str) -> None:
+    """End a pause: runsc 2022 cannot signal what is paused, and dockerd then waits 10 s for its removal."""
+    with suppress(RefusalError), engine.talking("the container could not be let go on") as api:
+        api.unpause(container)

@@ -1,0 +1,140 @@
+"""What one guest is told before it exists: its settings, its mounts, and the keys of both sides.
+
+The keys are made on the host, so that the very first connection is verified.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import shlex
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sandbox.errors import SpecError
+
+KEY_TYPE = "ssh-ed25519"
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The two key pairs of one machine.
+
+    Attributes:
+        host_private: the guest's host key in dropbear's own format.
+        host_public: its public part, as in an SSH known_hosts file: base64.
+        client_private: what the host logs in with, in OpenSSH's format.
+        client_public: its public part, base64.
+    """
+
+    host_private: bytes
+    host_public: str
+    client_private: bytes
+    client_public: str
+
+
+def make_keys() -> Keys:
+    """Two fresh Ed25519 pairs (RFC 8709)."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    raw = (serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+    host, client = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+    host_public, client_public = host.public_key().public_bytes(*raw), client.public_key().public_bytes(*raw)
+    # Dropbear keeps the seed and the public key as one string after the name of the type.
+    secret = host.private_bytes_raw() + host_public
+    return Keys(
+        host_private=_string(KEY_TYPE.encode()) + _string(secret),
+        host_public=_public_text(host_public),
+        client_private=client.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+        ),
+        client_public=_public_text(client_public),
+    )
+
+
+def _string(data: bytes) -> bytes:
+    """A string of the SSH wire format (RFC 4251, section 5)."""
+    return struct.pack(">I", len(data)) + data
+
+
+def _public_text(key: bytes) -> str:
+    return base64.b64encode(_string(KEY_TYPE.encode()) + _string(key)).decode("ascii")
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """What one guest is told; the scripts in vm/guest/ read it.
+
+    Attributes:
+        nonce: marks the words of the guest's init on the console.
+        hostname, address, netmask: of the guest.
+        pids: the most processes and threads of the workload.
+        uid: user and group id of the workload.
+        environment: the workload's, all of it.
+        init: process 1 of the workload, which `argv` is given to.
+        argv: the workload.
+        directory: absolute path that the workload starts in.
+        tmpfs: directories that are writable: path, bytes, mode.
+        shm_bytes: size of /dev/shm.
+    """
+
+    nonce: str
+    hostname: str
+    address: str
+    netmask: str
+    pids: int
+    uid: int
+    environment: Mapping[str, str]
+    init: Sequence[str]
+    argv: Sequence[str]
+    directory: str
+    tmpfs: Sequence[tuple[str, int, int]]
+    shm_bytes: int
+
+    def settings(self) -> bytes:
+        """Assignments and two functions for the guest's shell, every value quoted for it (POSIX, shell quoting).
+
+        Bytes, for an argument or a value may be any bytes but NUL, and comes as surrogate escapes.
+
+        Raises:
+            SpecError: one of them has a NUL, which no argument and no variable can hold (execve(2)).
+        """
+        values = {
+            "nonce": self.nonce,
+            "hostname": self.hostname,
+            "address": self.address,
+            "netmask": self.netmask,
+            "pids": str(self.pids),
+            "uid": str(self.uid),
+            "directory": self.directory,
+            "search_path": self.environment.get("PATH", ""),
+        }
+        lines = [f"{name}={shlex.quote(value)}" for name, value in values.items()]
+        entries = shlex.join(f"{name}={value}" for name, value in self.environment.items())
+        lines.append(f'with_environment() {{ exec env -i -- {entries} "$@"; }}')
+        lines.append(f'workload() {{ "$@" {shlex.join([*self.init, *self.argv])}; }}')
+        text = "\n".join(lines) + "\n"
+        if "\0" in text:
+            raise SpecError("the command or its environment has a NUL byte", "text without NUL")
+        return os.fsencode(text)
+
+    def fstab(self) -> bytes:
+        """What the guest mounts on its root filesystem, in the format of fstab(5), parents first."""
+        plain = "nosuid,nodev,noexec"
+        lines = [f"sysfs /sys sysfs {plain} 0 0", f"cgroup2 /sys/fs/cgroup cgroup2 {plain} 0 0"]
+        for path, size, mode in self.tmpfs:
+            lines.append(f"tmpfs {path} tmpfs nosuid,nodev,mode={mode:o},size={size} 0 0")
+        lines.append(f"tmpfs /dev/shm tmpfs {plain},mode=1777,size={self.shm_bytes} 0 0")
+        lines.append("devpts /dev/pts devpts nosuid,noexec,mode=0620,ptmxmode=0666 0 0")
+        return "".join(f"{line}\n" for line in lines).encode("ascii")
+
+    def files(self, keys: Keys) -> dict[str, bytes]:
+        """The files that the guest finds; name to content."""
+        return {
+            "settings": self.settings(),
+            "fstab": self.fstab(),
+            "host_key": keys.host_private,
+            "authorized_keys": f"{KEY_TYPE} {keys.client_public}\n".encode("ascii"),
+        }
