@@ -82,6 +82,18 @@ def argv(name: str, *, host: str, port: int) -> tuple[str, ...]:
     return (*PYTHON, f"{INSTALLED_AT}/__main__.py", name, "--host", host, "--port", str(port))
 
 
+def arguments(command: tuple[str, ...]) -> tuple[str, ...]:
+    """The arguments of a server in a command of `argv`: its name first.
+
+    Raises:
+        SpecError: the command is none of ours.
+    """
+    start = (*PYTHON, f"{INSTALLED_AT}/__main__.py")
+    if command[: len(start)] != start:
+        raise SpecError("a warm start runs the reference servers only", "sandbox workloads lists them")
+    return command[len(start) :]
+
+
 def _check(name: str) -> None:
     known = names()
     if name not in known:

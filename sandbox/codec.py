@@ -10,6 +10,7 @@ import json
 import math
 import types
 from enum import StrEnum
+from functools import cache
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 
@@ -67,8 +68,45 @@ def decode(kind: Any, value: Any, where: str) -> Any:
     return _typed(kind, value, where)
 
 
+def conform(kind: Any, value: Any, where: str) -> None:
+    """Check a value that was built without `decode`: a dataclass whose fields are tuples, say.
+
+    Args:
+        kind: a dataclass, str, int, float, bool, tuple[..., ...], a tuple of fixed length, or one of these or None.
+        value: what should be of that type; a whole number passes where a fraction is meant.
+        where: the value's place, for messages.
+
+    Raises:
+        MismatchError: it is not.
+    """
+    origin = get_origin(kind)
+    if origin in (Union, types.UnionType):
+        if value is not None:
+            (kind,) = (choice for choice in get_args(kind) if choice is not type(None))
+            conform(kind, value, where)
+    elif origin is tuple:
+        items = get_args(kind)
+        if items[1:] == (Ellipsis,):
+            items = items[:1] * len(_typed(tuple, value, where))
+        if len(_typed(tuple, value, where)) != len(items):
+            raise MismatchError(f"{where} has {len(value)} parts, not {len(items)}")
+        for index, (item, part) in enumerate(zip(items, value, strict=True)):
+            conform(item, part, f"{where}[{index}]")
+    elif isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        for name, hint in _hints(kind).items():
+            conform(hint, getattr(_typed(kind, value, where), name), f"{where}.{name}")
+    else:
+        decode(kind, value, where)
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    """The types of a dataclass's fields; resolving them from their text takes longer than to decode a value."""
+    return get_type_hints(kind)
+
+
 def _decode_object(kind: Any, value: dict[str, Any], where: str) -> Any:
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     for key in hints.keys() - value.keys():
         raise MismatchError(f"{where}.{key} is missing")
     for key in value.keys() - hints.keys():

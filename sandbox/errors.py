@@ -67,6 +67,10 @@ class StoreError(SandboxError):
     """The state directory cannot be read or written, or a record in it is not one of ours."""
 
 
+class NewerRecordError(StoreError):
+    """A newer version of sandbox wrote the record: it is neither read nor removed by this one."""
+
+
 class BusyError(SandboxError):
     """Another command is working on the same sandbox."""
 

@@ -8,48 +8,40 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from sandbox import catalogue, images, network, readiness
+from sandbox import images, network, publishing, request, starting
+from sandbox.checkpoints import Checkpoint, reached
 from sandbox.errors import (
     BusyError,
-    LimitError,
+    NewerRecordError,
     NotFoundError,
-    NotReadyError,
     SandboxError,
     StoreError,
     UnavailableError,
 )
+from sandbox.interrupts import deferred
 from sandbox.isolation import LEVELS, driver
 from sandbox.isolation.base import Isolation, Progress, Sandbox
-from sandbox.naming import fresh_name
 from sandbox.phases import Phase, Status, Timeline
 from sandbox.processid import ProcessId
 from sandbox.record import Record
-from sandbox.spec import (
-    DEFAULT_CPUS,
-    DEFAULT_MEMORY,
-    DEFAULT_PIDS,
-    DEFAULT_PORT,
-    LISTEN,
-    Limits,
-    SandboxSpec,
-    parse_cpus,
-    parse_cpuset,
-    parse_env,
-    parse_memory,
-    parse_name,
-    parse_pids,
-)
+from sandbox.request import Target
+from sandbox.spec import LISTEN, SandboxSpec
 from sandbox.store import Store, named_lock
+
+if TYPE_CHECKING:
+    from sandbox.application import Application
 
 READY_TIMEOUT = 120.0
 """Seconds from the start of a sandbox's boot to its first reply; an emulated VM on a busy host takes many."""
+PATIENCE = 2.0
+"""Seconds that a removal waits for another command, which may only be looking: `prune` locks what it looks at."""
 NETWORK_LOCK = "network"
-_LOG_TAIL = 4096
 
 
 def _silent(message: str) -> None:
@@ -69,8 +61,10 @@ class Running:
     sandbox: Sandbox
 
     @property
-    def url(self) -> str:
-        """Where it serves, for the host and the generator."""
+    def url(self) -> str | None:
+        """Where it serves, for the host and the generator; None where nothing is known of a port."""
+        if self.record.spec.port is None:
+            return None
         return f"http://{self.record.address}:{self.record.spec.port}/"
 
     @property
@@ -87,45 +81,33 @@ class Manager:
         self._complete: set[str] = set()
         """Levels that were seen to lack nothing; an engine that dies later is told by its own error."""
 
-    def make_spec(
-        self,
-        workload: str,
-        isolation: str,
-        *,
-        name: str | None = None,
-        cpus: str | None = None,
-        memory: str | None = None,
-        pids_limit: int | None = None,
-        env: Iterable[str] = (),
-        cpuset: str | None = None,
-    ) -> SandboxSpec:
-        """Validate what a user typed; None stands for the default.
+    @staticmethod
+    def make_spec(target: Target, isolation: str, **options: Any) -> SandboxSpec:
+        """Validate what a user typed: `request.make` for those who run no application.
+
+        Args:
+            target: a workload, or a command as a sequence.
+            isolation: a level.
+            options: the fields of `request.Options`.
 
         Raises:
             SpecError, NotFoundError: one line that says what was wrong and what would be right.
         """
-        if isolation not in LEVELS:
-            raise NotFoundError(f"there is no isolation level {isolation!r}", "one of " + ", ".join(LEVELS))
-        argv = catalogue.argv(workload, host=LISTEN, port=DEFAULT_PORT)
-        allowed = os.sched_getaffinity(0)
-        host_memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return SandboxSpec(
-            name=parse_name(name) if name is not None else fresh_name(workload),
-            workload=workload,
-            isolation=isolation,
-            argv=argv,
-            env=parse_env(env, os.environ),
-            cpus=parse_cpus(cpus, os.cpu_count()) if cpus is not None else DEFAULT_CPUS,
-            memory=parse_memory(memory, host_memory) if memory is not None else DEFAULT_MEMORY,
-            pids_limit=parse_pids(pids_limit) if pids_limit is not None else DEFAULT_PIDS,
-            cpuset=parse_cpuset(cpuset, allowed) if cpuset is not None else None,
-        )
+        return request.make(target, isolation, request.Options(**options)).spec
 
-    def run(self, spec: SandboxSpec, *, progress: Progress = _silent, owner: bool = False) -> Running:
-        """Bring a sandbox up to its first correct reply. On any failure everything is undone.
+    def run(
+        self,
+        spec: SandboxSpec,
+        *,
+        application: Application | None = None,
+        progress: Progress = _silent,
+        owner: bool = False,
+    ) -> Running:
+        """Bring a sandbox up to its first correct reply, where a port is known. On any failure everything is undone.
 
         Args:
-            spec: as of `make_spec`.
+            spec: as of `request.make`.
+            application: whose files it sees; of the same request.
             progress: told what is being done.
             owner: tie the sandbox to this process: when it dies, the sandbox is debris that `prune` removes.
 
@@ -136,60 +118,83 @@ class Manager:
         level = driver(spec.isolation)
         level.check(spec)
         self.store.ensure()
-        ident, lock = self.store.claim_id()
-        # The lock keeps `prune` away while we make it or undo that; the kernel drops it should we die.
-        with _closing(lock), ExitStack() as undo:
-            undo.callback(self._forget, ident)
-            running = self._bring_up(spec, level, ident, undo, progress, owner=owner)
+        with ExitStack() as unlock, ExitStack() as undo:
+            with deferred():
+                ident, lock = self.store.claim_id()
+                # The lock keeps `prune` away while we make it or undo that; the kernel drops it should we die.
+                unlock.callback(os.close, lock)
+                undo.callback(self._forget, ident)
+            try:
+                if spec.publish:
+                    undo.callback(self._withdraw, ident)
+                    publishing.claim(self.store, ident, spec.publish)
+                running = self._bring_up(spec, application, level, ident, undo, progress, owner=owner)
+            except BaseException:
+                with deferred():
+                    undo.close()
+                raise
             undo.pop_all()
             return running
 
     def _bring_up(
-        self, spec: SandboxSpec, level: Isolation, ident: str, undo: ExitStack, progress: Progress, *, owner: bool
+        self,
+        spec: SandboxSpec,
+        application: Application | None,
+        level: Isolation,
+        ident: str,
+        undo: ExitStack,
+        progress: Progress,
+        *,
+        owner: bool,
     ) -> Running:
-        clock = _Clock()
+        clock = starting.Clock()
         with clock.phase(Phase.PREPARE):
             self._refuse_missing(level)
             with named_lock(NETWORK_LOCK):
                 network.ensure()
+                reached(Checkpoint.NETWORK_UP)
                 self.store.mark_used(level.name)
                 address = network.allocate(self.store, ident, own_stack=level.own_network)
             listen = "0.0.0.0" if level.own_network else address  # noqa: S104 - of the sandbox's own stack
             spec = replace(spec, argv=tuple(listen if part == LISTEN else part for part in spec.argv))
-            record = self.store.new(spec, address, ident)
-            if owner:
-                record.owner = ProcessId.of(os.getpid())
-                self.store.save(record)
+            record = self.store.new(spec, address, ident, ProcessId.of(os.getpid()) if owner else None)
+            if spec.app:
+                starting.stage(application, record, level)
+                reached(Checkpoint.APP_STAGED)
             level.prepare(spec, progress)
+            reached(Checkpoint.IMAGE_READY)
         with clock.phase(Phase.CREATE):
             progress(f"creating {spec.name}")
             sandbox = level.create(spec, record, undo)
             self.store.save(record)
+            reached(Checkpoint.CREATED)
         deadline = time.monotonic() + READY_TIMEOUT
         with clock.phase(Phase.BOOT):
             if not level.shares_kernel:
                 progress(f"booting {spec.name}")
             sandbox.boot(deadline)
+            reached(Checkpoint.BOOTED)
         with clock.phase(Phase.START):
             sandbox.start()
-            network.isolate_ports()
+            reached(Checkpoint.STARTED)
+            if level.own_network:
+                network.isolate_ports(ident)
+            reached(Checkpoint.ISOLATED)
+            if spec.publish:
+                with named_lock(NETWORK_LOCK):
+                    publishing.publish(ident, address, spec.publish)
+                reached(Checkpoint.PUBLISHED)
         with clock.phase(Phase.FIRST_REPLY):
-            progress(f"waiting for {spec.name} to answer")
-            try:
-                readiness.wait_for_reply(
-                    address,
-                    spec.port,
-                    spec.ready_path,
-                    deadline=deadline,
-                    alive=lambda: sandbox.state().running,
-                    name=spec.name,
-                )
-            except NotReadyError as error:
-                raise NotReadyError(error.message, _last_words(sandbox) or error.hint) from None
+            if spec.port is not None:
+                progress(f"waiting for {spec.name} to answer")
+                starting.await_reply(sandbox, record, spec.port, deadline)
+        reached(Checkpoint.REPLIED)
         record.timeline = clock.timeline
-        _check_limits(spec, sandbox.limits())
+        starting.check_limits(spec, sandbox)
+        reached(Checkpoint.LIMITS_READ)
         record.status = Status.RUNNING
         self.store.save(record)
+        reached(Checkpoint.SAVED_RUNNING)
         return Running(record, sandbox)
 
     @staticmethod
@@ -222,15 +227,15 @@ class Manager:
         """
         self._refuse_user()
         self.store.ensure()
-        ident, lock = self.store.claim_id()
-        with _closing(lock):
-            try:
-                with named_lock(NETWORK_LOCK):
-                    self.store.claim_address(f"lab-{ident}", ident)
-                    network.ensure()
-                yield
-            finally:
-                self._forget(ident)
+        with ExitStack() as undo:
+            with deferred():
+                ident, lock = self.store.claim_id()
+                undo.callback(os.close, lock)
+                undo.callback(self._forget, ident)
+            with named_lock(NETWORK_LOCK):
+                self.store.claim_address(f"lab-{ident}", ident)
+                network.ensure()
+            yield
 
     def get(self, reference: str) -> Running:
         """A sandbox by name, id or the beginning of an id.
@@ -240,6 +245,17 @@ class Manager:
         """
         record = self.store.find(reference)
         return Running(record, driver(record.spec.isolation).adopt(record))
+
+    @contextmanager
+    def held(self, reference: str) -> Iterator[Running]:
+        """A sandbox as of `get`, with its lock for the time of a block: no other command changes it meanwhile.
+
+        Raises:
+            NotFoundError, StoreError
+        """
+        ident = self.store.find(reference).id
+        with self.store.lock(ident):
+            yield self.get(ident)
 
     def everything(self) -> list[Running]:
         """All sandboxes, oldest first; those whose record is broken are left to `prune`."""
@@ -255,13 +271,39 @@ class Manager:
         Raises:
             NotFoundError, BusyError, EngineError
         """
-        running = self.get(reference)
-        with self.store.lock(running.record.id):
-            code = running.sandbox.stop(grace)
-            running.record.status = Status.EXITED
-            running.record.data["exit_code"] = code
-            self.store.save(running.record)
+        with self.held(reference) as running:
+            return self.end(running, grace)
+
+    def end(self, running: Running, grace: float) -> int | None:
+        """As `stop`, by a handle of which the caller holds the lock (see `held`).
+
+        Raises:
+            EngineError
+        """
+        reached(Checkpoint.ENDING)
+        code = running.sandbox.stop(grace)
+        reached(Checkpoint.ENDED)
+        if running.record.spec.publish:
+            self._withdraw(running.record.id)  # who connects is told at once that nobody listens
+        running.record.status = Status.EXITED
+        running.record.data["exit_code"] = code
+        self.store.save(running.record)
+        reached(Checkpoint.SAVED_EXITED)
         return code
+
+    def note_end(self, ident: str, code: int | None) -> None:
+        """Write down that a workload ended by itself, with its exit code where that is known; its ports are withdrawn.
+
+        Raises:
+            EngineError, StoreError
+        """
+        with suppress(NotFoundError), self.held(ident) as held:  # it may have been removed by now
+            if held.record.spec.publish:
+                self._withdraw(ident)
+            held.record.status = Status.EXITED
+            held.record.data["exit_code"] = code
+            self.store.save(held.record)
+            reached(Checkpoint.SAVED_EXITED)
 
     def remove(self, reference: str, *, force: bool = False) -> None:
         """Remove a sandbox; a running one only with `force`.
@@ -269,8 +311,9 @@ class Manager:
         Raises:
             NotFoundError, BusyError, EngineError
         """
-        running = self.get(reference)
-        with self.store.lock(running.record.id, wait=False):
+        ident = self.store.find(reference).id
+        with self.store.lock(ident, patience=PATIENCE):
+            running = self.get(ident)
             if not force and running.sandbox.state().running:
                 raise BusyError(f"{running.record.name} is running", f"sandbox stop {running.record.name}, or rm -f")
             self.destroy(running)
@@ -281,12 +324,39 @@ class Manager:
         Raises:
             EngineError: something stays; the record stays with it, so that the next try finds it.
         """
-        running.sandbox.destroy()
-        self._forget(running.record.id)
+        with deferred():
+            reached(Checkpoint.REMOVING)
+            # From here on it is debris, should we die: half a sandbox must not pass for a sound one. A full disk, or
+            # another command that was quicker, does not hinder the removal.
+            before = running.record.status
+            self._note(running.record, Status.REMOVING)
+            try:
+                running.sandbox.destroy()
+            except SandboxError:
+                with suppress(SandboxError):
+                    if running.sandbox.state().running:  # its engine is away, say, and it serves as before
+                        self._note(running.record, before)
+                raise
+            reached(Checkpoint.DESTROYED)
+            if running.record.spec.publish:
+                self._withdraw(running.record.id)
+            self._forget(running.record.id)
+
+    def _note(self, record: Record, status: Status) -> None:
+        with suppress(StoreError):
+            record.status = status
+            self.store.save(record)
+
+    @staticmethod
+    def _withdraw(ident: str) -> None:
+        with named_lock(NETWORK_LOCK):
+            publishing.unpublish(ident)
+        reached(Checkpoint.UNPUBLISHED)
 
     def _forget(self, ident: str) -> None:
-        self.store.forget(ident)
-        self.release_lab()
+        with deferred():
+            self.store.forget(ident)
+            self.release_lab()
 
     def release_lab(self) -> list[str]:
         """Take the lab network down when nobody uses it. Returns a line per thing removed.
@@ -302,13 +372,17 @@ class Manager:
                 if self.store.was_used(name):
                     removed += driver(name).release()
                     self.store.unmark_used(name)
+                    reached(Checkpoint.LEVEL_RELEASED)
+            removed += publishing.teardown()
             removed += network.teardown()
+            reached(Checkpoint.LAB_RELEASED)
         return removed
 
-    def prune(self, *, dry_run: bool = False) -> list[str]:
+    def prune(self, *, dry_run: bool = False, note: Progress = _silent) -> list[str]:
         """Remove what is not running or belongs to nobody: debris of killed commands, ended sandboxes, orphans.
 
-        Sandboxes that another command is working on are left alone. Returns one line per thing removed.
+        Sandboxes that another command is working on are left alone, and so are those that a newer version of sandbox
+        made, which `note` is told of. Returns one line per thing removed.
 
         Raises:
             SandboxError: the first thing that could not be removed; the rest was still tried.
@@ -317,30 +391,31 @@ class Manager:
         removed: list[str] = []
         failures: list[SandboxError] = []
         for ident in self.store.ids():
-            _collect(failures, removed, partial(self._prune_one, ident, dry_run=dry_run))
+            _collect(failures, removed, partial(self._prune_one, ident, note, dry_run=dry_run))
         known = self.store.known()
-        for claim in self.store.stray_claims():
-            removed.append(f"claim {claim.parent.name}/{claim.name}")
-            if not dry_run:
-                claim.unlink(missing_ok=True)
+        _collect(failures, removed, partial(self.store.sweep, dry_run=dry_run))
         for level in LEVELS:
             if not _usable(level):
                 continue
             _collect(failures, removed, partial(driver(level).sweep, known, dry_run=dry_run))
+        _collect(failures, removed, partial(_sweep_published, known, dry_run=dry_run))
         _collect(failures, removed, partial(images.sweep, dry_run=dry_run))
         if not dry_run:
             _collect(failures, removed, self.release_lab)
         elif not self.store.used_addresses():
-            removed += network.remains()
+            removed += publishing.remains() + network.remains()
         if failures:
             raise failures[0]
         return removed
 
-    def _prune_one(self, ident: str, *, dry_run: bool) -> list[str]:
+    def _prune_one(self, ident: str, note: Progress, *, dry_run: bool) -> list[str]:
         try:
             with self.store.lock(ident, wait=False):
                 try:
                     record = self.store.load(ident)
+                except NewerRecordError as error:
+                    note(str(error))
+                    return []
                 except (NotFoundError, StoreError):
                     # Without a sound record its level is unknown: the sweeps find what it made, by its id.
                     if not dry_run:
@@ -349,15 +424,25 @@ class Manager:
                                 driver(level).sweep(self.store.known(but=ident), dry_run=False)
                         self.store.forget(ident)
                     return [f"broken record {ident}"]
+                if record.spec.isolation not in LEVELS:
+                    note(f"sandbox {record.name} is of a level that this sandbox does not know")
+                    return []
                 sandbox = driver(record.spec.isolation).adopt(record)
                 if not _is_debris(record, sandbox):
                     return []
                 if not dry_run:
+                    if record.spec.publish:
+                        self._withdraw(ident)
                     sandbox.destroy()
                     self.store.forget(ident)
                 return [f"sandbox {record.name} ({record.spec.isolation}, {ident})"]
         except (BusyError, NotFoundError):
             return []
+
+
+def _sweep_published(known: Collection[str], *, dry_run: bool) -> list[str]:
+    with named_lock(NETWORK_LOCK):
+        return publishing.sweep(known, dry_run=dry_run)
 
 
 def _usable(level: str) -> bool:
@@ -377,48 +462,3 @@ def _collect(failures: list[SandboxError], removed: list[str], act: Callable[[],
         removed += act()
     except SandboxError as error:
         failures.append(error)
-
-
-def _check_limits(spec: SandboxSpec, limits: Limits) -> None:
-    """Compare limits read back with those asked for; a quota is rounded to a microsecond per period.
-
-    Raises:
-        LimitError: one differs, or cannot be observed.
-    """
-    wanted = {"cpus": spec.cpus, "memory": spec.memory, "pids": spec.pids_limit}
-    for name, value in wanted.items():
-        got = getattr(limits, name)
-        slack = 0.001 * value if name == "cpus" else 4096 if name == "memory" else 0
-        if got is None or abs(got - value) > slack:
-            raise LimitError(f"the limit on {name} was set to {value:g} but reads back as {got}", limits.source)
-
-
-def _last_words(sandbox: Sandbox) -> str | None:
-    """The last line of the log, for the error message."""
-    with suppress(SandboxError):
-        tail = b"".join(sandbox.logs())[-_LOG_TAIL:].decode("utf-8", "replace")
-        lines = [line.strip() for line in tail.splitlines() if line.strip()]
-        if lines:
-            return "its log ends: " + "".join(c if c.isprintable() else "?" for c in lines[-1])
-    return None
-
-
-class _Clock:
-    """Times phases by one monotonic clock of the host."""
-
-    def __init__(self) -> None:
-        self.timeline = Timeline()
-
-    @contextmanager
-    def phase(self, phase: Phase) -> Iterator[None]:
-        begin = time.monotonic_ns()
-        yield
-        self.timeline.record(phase, begin, time.monotonic_ns())
-
-
-@contextmanager
-def _closing(descriptor: int) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        os.close(descriptor)

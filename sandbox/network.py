@@ -189,12 +189,15 @@ def stray_links(known: Collection[str]) -> list[str]:
     return [name for name in names if re.fullmatch(LINK_PREFIX + "[0-9a-f]{11}", name) and name not in expected]
 
 
-def stray_addresses(used: set[str]) -> list[str]:
-    """Addresses on the bridge that no record claims: a process sandbox of the past."""
+def stray_addresses(store: Store) -> list[str]:
+    """Addresses on the bridge that no sandbox claims: a process sandbox of the past."""
     from sandbox.kernel import netns
 
     with netns.Links() as links:
-        return [one for one in links.addresses(BRIDGE) if one != HOST_ADDRESS and one not in used]
+        found = links.addresses(BRIDGE)
+    # Addresses first, claims second: what appears in between has been claimed before.
+    used = store.used_addresses()
+    return [one for one in found if one != HOST_ADDRESS and one not in used]
 
 
 def allocate(store: Store, ident: str, *, own_stack: bool) -> str:
@@ -217,8 +220,8 @@ def allocate(store: Store, ident: str, *, own_stack: bool) -> str:
     raise SandboxError("every address of the lab network is in use", "sandbox prune")
 
 
-def attach(ident: str, mac: str, netns_pid: int) -> None:
-    """Put a namespace on the bridge: a veth, whose end inside is `eth0`, down and without an address.
+def attach(ident: str, mac: str, netns_pid: int, address: str) -> None:
+    """Put a namespace on the bridge: a veth, whose end inside is `eth0`, up and with its address.
 
     Raises:
         EngineError
@@ -226,23 +229,32 @@ def attach(ident: str, mac: str, netns_pid: int) -> None:
     try:
         bridge = socket.if_nametoindex(BRIDGE)
         rtnetlink.add_veth(interface_name(ident), bridge, peer="eth0", mac=mac, netns_pid=netns_pid)
-        isolate_ports()
+        isolate_ports(ident)
+        # From here, and not by the process inside: it puts up its other walls meanwhile.
+        with nsfile.inside(f"/proc/{netns_pid}/ns/net"):
+            ifconfig.up("lo")
+            ifconfig.up("eth0", address, NETMASK)
     except OSError as error:
         raise EngineError(f"no link could be made: {error.strerror or error}") from error
 
 
-def isolate_ports() -> None:
-    """Mark every port of the bridge as isolated but the generator's: isolated ports do not reach each other.
+def isolate_ports(ident: str | None = None) -> None:
+    """Mark ports of the bridge as isolated: isolated ports do not reach each other. See bridge(8), `isolated`.
 
-    See bridge(8), `isolated`. Engines that plug their own port in (Docker) have it marked right after the start.
+    Args:
+        ident: of a sandbox whose link bears its name, where it has one: that port alone. Without, or where an engine
+            has plugged in a port of its own naming (Docker), every port but the generator's.
 
     Raises:
         EngineError
     """
-    try:
-        ports = os.listdir(f"/sys/class/net/{BRIDGE}/brif")
-    except FileNotFoundError:
-        return
+    if ident is not None and _is_link(interface_name(ident)):
+        ports = [interface_name(ident)]
+    else:
+        try:
+            ports = os.listdir(f"/sys/class/net/{BRIDGE}/brif")
+        except FileNotFoundError:
+            return
     for port in ports:
         if port == GENERATOR_LINK:
             continue

@@ -29,6 +29,11 @@ def addresses_dir() -> Path:
     return state_dir() / "addresses"
 
 
+def ports_dir() -> Path:
+    """One file per published port of the host, named by its number; its content is the id."""
+    return state_dir() / "ports"
+
+
 def images_dir() -> Path:
     """The root filesystem in its forms, content-addressed."""
     return state_dir() / "images"

@@ -30,6 +30,22 @@ class ProcessId:
         """Whether that very process still runs (a zombie does not)."""
         return self.boot_id == boot_id() and start_time(self.pid) == self.start_time
 
+    def within(self, group: str) -> bool:
+        """Whether that very process still runs, and in a control group of that name, or below one.
+
+        A record on disk may name any process of the host; which control group that one is in is the kernel's word.
+
+        Args:
+            group: the last parts of the group's path, such as "sandbox/0123456789ab"; see cgroups(7), /proc/pid/cgroup.
+        """
+        try:
+            text = Path(f"/proc/{self.pid}/cgroup").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return False
+        paths = (line.split(":", 2)[2] for line in text.splitlines() if line.count(":") >= 2)
+        # Asked last: had the pid changed hands before the look at its groups, it shows now.
+        return any(f"/{group}/" in f"{path}/" for path in paths) and self.alive()
+
 
 def boot_id() -> str:
     """The id of this boot of this kernel."""

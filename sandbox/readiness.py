@@ -16,7 +16,7 @@ from sandbox.errors import EngineError, NotReadyError
 CONNECT_TIMEOUT = 0.1
 """Seconds for one attempt to connect; a guest that is up answers in well under a millisecond."""
 REPLY_TIMEOUT = 5.0
-_PAUSE = 0.001
+_PAUSE = 0.0005
 """Seconds between attempts: the error that polling adds to a figure is at most this."""
 _PATIENT_AFTER, _PATIENT_PAUSE = 2.0, 0.02
 """What takes longer than this many seconds is not measured to the millisecond, and the CPU is wanted elsewhere."""

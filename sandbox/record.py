@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Mapping
@@ -9,14 +10,34 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sandbox import paths
+from sandbox import codec, paths
+from sandbox.errors import NewerRecordError
 from sandbox.phases import Status, Timeline
 from sandbox.processid import ProcessId, boot_id
-from sandbox.spec import SandboxSpec
+from sandbox.spec import NAME_PATTERN, SandboxSpec
 
-VERSION = 1
+VERSION = 2
+"""1 had no mounts, published ports, disk limit nor application; its records are still read."""
 LOG_FILE = "log"
+APP_FOLDER = "app"
 ID_PATTERN = re.compile(r"[0-9a-f]{12}")
+MAX_PID = 4_194_304
+"""PID_MAX_LIMIT of 64-bit kernels, proc(5)."""
+_ADDRESS = re.compile(r"198\.18\.(\d|[1-9]\d|1\d\d|2[0-4]\d|25[0-5])\.(\d|[1-9]\d|1\d\d|2[0-4]\d|25[0-5])")
+_FIRST_ADDRESS_BYTE = 2
+"""Sandboxes' addresses begin at 198.18.2.0; below are the host's, the generator's and Docker's own."""
+_PORTS = range(1, 65536)
+_DATA = {
+    "accelerator": str,
+    "docker": dict,
+    "domain": str,
+    "exit_code": int,
+    "host_key": str,
+    "nonce": str,
+}
+"""Types of what drivers and manager put into `data` under these keys; other keys are their driver's affair."""
+_DOCKER = {"endpoint": dict, "container": str}
+_ENDPOINT = {"host": str, "context": str}
 
 
 @dataclass(slots=True)
@@ -64,6 +85,11 @@ class Record:
         return self.directory / LOG_FILE
 
     @property
+    def app_path(self) -> Path:
+        """The application's files, where `spec.app` says that there are any."""
+        return self.directory / APP_FOLDER
+
+    @property
     def mac(self) -> str:
         """Its hardware address: locally administered, made of the address, so that it can be known in advance."""
         return "02:5b:" + ":".join(f"{int(part):02x}" for part in self.address.split("."))
@@ -86,27 +112,64 @@ class Record:
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Record:
-        """Inverse of `to_json`.
+        """Inverse of `to_json`. Trusts nothing: what a record says is acted upon by root.
 
         Raises:
-            KeyError, TypeError, ValueError: it is not one of ours.
+            NewerRecordError: a newer version of sandbox wrote it.
+            AttributeError, KeyError, TypeError, ValueError: it is not one of ours.
         """
-        if raw["version"] != VERSION:
-            raise ValueError(f"record version {raw['version']!r}, this sandbox knows {VERSION}")
+        version = codec.decode(int, raw["version"], "version")
+        if version > VERSION:
+            raise NewerRecordError(f"its version is {version}, and this sandbox reads up to {VERSION}")
+        if version < 1:
+            raise ValueError(f"version {version}")
         if not ID_PATTERN.fullmatch(raw["id"]):
             raise ValueError(f"id {raw['id']!r}")
-        return cls(
+        codec.decode(list[str], raw["spec"]["argv"], "spec.argv")
+        record = cls(
             id=raw["id"],
             spec=SandboxSpec.from_json(raw["spec"]),
-            address=str(raw["address"]),
+            address=codec.decode(str, raw["address"], "address"),
             status=Status(raw["status"]),
-            created=float(raw["created"]),
-            boot_id=str(raw["boot_id"]),
-            owner=_process_from(raw["owner"]),
-            process=_process_from(raw["process"]),
+            created=codec.decode(float, raw["created"], "created"),
+            boot_id=codec.decode(str, raw["boot_id"], "boot_id"),
+            owner=_process_from(raw["owner"], "owner"),
+            process=_process_from(raw["process"], "process"),
             timeline=Timeline.from_json(raw["timeline"]),
-            data=dict(raw["data"]),
+            data=codec.decode(dict, raw["data"], "data"),
         )
+        _check_spec(record.spec)
+        address = _ADDRESS.fullmatch(record.address)
+        if address is None or int(address[1]) < _FIRST_ADDRESS_BYTE:
+            raise ValueError(f"address {record.address!r}")
+        if not 0 <= record.created < _YEAR_10000:
+            raise ValueError(f"created {record.created}")
+        _check_data(record.data, _DATA, "data")
+        docker = record.data.get("docker") or {}
+        _check_data(docker, _DOCKER, "data.docker")
+        _check_data(docker.get("endpoint") or {}, _ENDPOINT, "data.docker.endpoint")
+        return record
+
+
+_YEAR_10000 = 253_402_300_800.0
+"""Seconds since the epoch; what is later has no date that datetime could print."""
+
+
+def _check_spec(spec: SandboxSpec) -> None:
+    codec.conform(SandboxSpec, spec, "spec")
+    if not NAME_PATTERN.fullmatch(spec.name):
+        raise ValueError(f"name {spec.name!r}")
+    if not (spec.cpus > 0 and math.isfinite(spec.cpus) and spec.memory > 0 and spec.pids_limit > 0):
+        raise ValueError("a limit is not positive")
+    ports = [spec.port] if spec.port is not None else []
+    for port in ports + [number for one in spec.publish for number in (one.host, one.inside)]:
+        if port not in _PORTS:
+            raise ValueError(f"port {port}")
+
+
+def _check_data(data: Mapping[str, Any], kinds: Mapping[str, type], where: str) -> None:
+    for key, kind in kinds.items():
+        codec.decode(kind | None, data.get(key), f"{where}.{key}")
 
 
 def _process_json(process: ProcessId | None) -> dict[str, Any] | None:
@@ -115,7 +178,10 @@ def _process_json(process: ProcessId | None) -> dict[str, Any] | None:
     return {"pid": process.pid, "start_time": process.start_time, "boot_id": process.boot_id}
 
 
-def _process_from(raw: Mapping[str, Any] | None) -> ProcessId | None:
+def _process_from(raw: Mapping[str, Any] | None, where: str) -> ProcessId | None:
     if raw is None:
         return None
-    return ProcessId(int(raw["pid"]), int(raw["start_time"]), str(raw["boot_id"]))
+    process: ProcessId = codec.decode(ProcessId, raw, where)
+    if not (1 < process.pid <= MAX_PID and process.start_time >= 0):
+        raise ValueError(f"{where} {process.pid}")
+    return process

@@ -1,7 +1,8 @@
 """The state on disk: one directory per sandbox, one small file per name and address in use.
 
-Intent comes before act: a record names every resource before it is made. Uniqueness rests on O_EXCL, exclusion on
-flock(2), so nothing needs repair after a crash: the kernel drops the locks of the dead.
+Intent comes before act: a record names every resource before it is made. Uniqueness rests on link(2) and mkdir(2),
+exclusion on flock(2), so nothing needs repair after a crash: the kernel drops the locks of the dead. What is on disk is
+not trusted: a record is read as a stranger's, and no link is followed.
 """
 
 from __future__ import annotations
@@ -10,20 +11,27 @@ import fcntl
 import json
 import os
 import secrets
-import shutil
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
-from sandbox import paths
-from sandbox.errors import BusyError, NameTakenError, NotFoundError, StoreError
+from sandbox import codec, files, paths
+from sandbox.checkpoints import Checkpoint, reached
+from sandbox.errors import BusyError, NameTakenError, NewerRecordError, NotFoundError, StoreError
+from sandbox.processid import ProcessId
 from sandbox.record import ID_PATTERN, Record
-from sandbox.spec import SandboxSpec
+from sandbox.spec import NAME_PATTERN, SandboxSpec
 
 RECORD_FILE = "record.json"
-LOCK_FILE = "lock"
+GONE_PREFIX = ".gone-"
+"""A sandbox's directory on its way out has this before its id, so that it vanishes at once for every other command."""
 MAX_RECORD = 1024 * 1024
 """Bytes. A record is a few hundred; anything near this is not one of ours."""
+_MAX_CLAIM = 64
+_PAUSE = 0.01
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class KnownIds(Collection[str]):
@@ -42,7 +50,7 @@ class KnownIds(Collection[str]):
             isinstance(ident, str)
             and ident != self._but
             and bool(ID_PATTERN.fullmatch(ident))
-            and (paths.sandboxes_dir() / ident).is_dir()
+            and files.is_directory(paths.sandboxes_dir() / ident)
         )
 
     def __iter__(self) -> Iterator[str]:
@@ -69,26 +77,25 @@ class Store:
                 (paths.sandboxes_dir(), 0o711),
                 (paths.names_dir(), 0o700),
                 (paths.addresses_dir(), 0o700),
+                (paths.ports_dir(), 0o700),
                 (paths.locks_dir(), 0o700),
                 (paths.host_dir(), 0o700),
             ):
                 directory.mkdir(exist_ok=True, mode=mode)
 
-    def new(self, spec: SandboxSpec, address: str, ident: str) -> Record:
+    def new(self, spec: SandboxSpec, address: str, ident: str, owner: ProcessId | None = None) -> Record:
         """Claim the name and write the first record. The caller holds the id's lock (see `claim_id`).
 
         Raises:
             NameTakenError: the name is in use, even by a sandbox that has exited.
             StoreError: the disk refuses.
         """
-        record = Record(id=ident, spec=spec, address=address)
+        record = Record(id=ident, spec=spec, address=address, owner=owner)
         with _explained(f"no record of {spec.name!r} could be written"):
-            if not self._claim(paths.names_dir() / spec.name, ident):
-                raise NameTakenError(
-                    f"the name {spec.name!r} is taken",
-                    f"choose another --name, or: sandbox rm -f {spec.name}",
-                )
+            self._claim_name(spec.name, ident)
+            reached(Checkpoint.NAME_CLAIMED)
             self.save(record)
+            reached(Checkpoint.RECORD_WRITTEN)
         return record
 
     def claim_id(self) -> tuple[str, int]:
@@ -105,14 +112,19 @@ class Store:
                     directory.mkdir(mode=0o711)
                 except FileExistsError:
                     continue
-                descriptor = os.open(directory / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-                return ident, descriptor
+                reached(Checkpoint.DIRECTORY_MADE)
+                with suppress(NotFoundError):  # `prune` took it for debris, in the instant before it had a holder
+                    descriptor = _hold(ident, wait=True)
+                    reached(Checkpoint.ID_CLAIMED)
+                    return ident, descriptor
 
     def claim_address(self, address: str, ident: str) -> bool:
         """Mark an address as used; False when it is taken already."""
         with _explained("no address could be claimed"):
-            return self._claim(paths.addresses_dir() / address, ident)
+            claimed = self._claim(paths.addresses_dir() / address, ident)
+        if claimed:
+            reached(Checkpoint.ADDRESS_CLAIMED)
+        return claimed
 
     def used_addresses(self) -> set[str]:
         """Addresses in use."""
@@ -121,17 +133,27 @@ class Store:
         except FileNotFoundError:
             return set()
 
+    def claim_port(self, number: int, ident: str) -> bool:
+        """Mark a port of the host as published; False when it is taken already."""
+        with _explained("no port could be claimed"):
+            return self._claim(paths.ports_dir() / str(number), ident)
+
+    def port_owner(self, number: int) -> str:
+        """The id of the sandbox that has claimed a port of the host; "" where none has."""
+        return _owner(paths.ports_dir() / str(number))
+
     @staticmethod
     def _claim(path: Path, ident: str) -> bool:
         # Written in full before it appears under its name, so that no reader sees an empty claim.
         temporary = path.with_name(f".{path.name}.{ident}")
-        temporary.write_text(ident, encoding="ascii")
         try:
+            files.write_new(temporary, ident.encode("ascii"))
+            reached(Checkpoint.CLAIM_WRITTEN)
             os.link(temporary, path)
         except FileExistsError:
             return False
         finally:
-            temporary.unlink()
+            temporary.unlink(missing_ok=True)
         return True
 
     def save(self, record: Record) -> None:
@@ -143,24 +165,53 @@ class Store:
         path = record.directory / RECORD_FILE
         temporary = path.with_suffix(".new")
         with _explained(f"the record of {record.name!r} could not be written"):
-            temporary.write_text(json.dumps(record.to_json()), encoding="utf-8")
+            temporary.unlink(missing_ok=True)  # of a command that died before the next line but one
+            try:
+                files.write_new(temporary, json.dumps(record.to_json()).encode())
+            except OSError:
+                temporary.unlink(missing_ok=True)  # on a full disk, half a file is in the way of what removes files
+                raise
+            reached(Checkpoint.RECORD_PENDING)
             temporary.replace(path)
+
+    def _claim_name(self, name: str, ident: str) -> None:
+        if not self._claim(paths.names_dir() / name, ident):
+            raise NameTakenError(f"the name {name!r} is taken", f"choose another --name, or: sandbox rm -f {name}")
+
+    def rename(self, record: Record, name: str) -> None:
+        """Give a sandbox another name. The caller holds its lock.
+
+        Raises:
+            NameTakenError: the name is in use.
+            StoreError: the disk refuses; the old name stands.
+        """
+        old = record.name
+        with _explained(f"{old!r} could not be renamed"):
+            self._claim_name(name, record.id)
+            record.spec = replace(record.spec, name=name)
+            self.save(record)
+            (paths.names_dir() / old).unlink(missing_ok=True)
 
     def load(self, ident: str) -> Record:
         """Read one record.
 
         Raises:
             NotFoundError: there is none.
+            NewerRecordError: a newer version of sandbox wrote it.
             StoreError: it is not one of ours.
         """
         path = paths.sandboxes_dir() / ident / RECORD_FILE
         try:
-            if path.stat().st_size > MAX_RECORD:
-                raise StoreError(f"the record {path} is too large to be one of ours", "sandbox prune removes it")
-            record = Record.from_json(json.loads(path.read_text(encoding="utf-8")))
+            text = files.read(path, MAX_RECORD)
+            record = Record.from_json(codec.parse(text))
         except FileNotFoundError:
             raise NotFoundError(f"there is no sandbox with the id {ident}") from None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except NewerRecordError as error:
+            raise NewerRecordError(
+                f"sandbox {ident} was made by a newer sandbox: {error.message}",
+                "use that one; this one leaves it alone",
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise StoreError(f"the record {path} is unreadable: {error}", "sandbox prune removes it") from error
         if record.id != ident:
             raise StoreError(f"the record {path} claims to be {record.id}", "sandbox prune removes it")
@@ -176,7 +227,9 @@ class Store:
             try:
                 with os.scandir(paths.sandboxes_dir()) as entries:
                     found = [
-                        (entry.stat().st_ctime, entry.name) for entry in entries if ID_PATTERN.fullmatch(entry.name)
+                        (entry.stat(follow_symlinks=False).st_ctime, entry.name)
+                        for entry in entries
+                        if ID_PATTERN.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
                     ]
             except FileNotFoundError:
                 return []
@@ -218,11 +271,8 @@ class Store:
             NotFoundError: none, or more than one.
             StoreError: its record is broken.
         """
-        try:
-            ident = (paths.names_dir() / Path(reference).name).read_text(encoding="ascii").strip()
-        except (OSError, ValueError):
-            ident = ""
-        if ID_PATTERN.fullmatch(ident):
+        ident = _owner(paths.names_dir() / reference) if NAME_PATTERN.fullmatch(reference) else ""
+        if ident:
             return self.load(ident)
         matches = [known for known in self.ids() if known.startswith(reference)] if reference else []
         if len(matches) == 1:
@@ -232,51 +282,143 @@ class Store:
         raise NotFoundError(f"there is no sandbox {reference!r}", "sandbox ps lists them")
 
     def forget(self, ident: str) -> None:
-        """Drop the name, the address and the directory of an id, the record with it.
+        """Drop the claims and the directory of an id, the record with it.
 
         Raises:
             StoreError: something could not be removed, or something is still mounted there.
         """
-        directory = paths.sandboxes_dir() / ident
-        if _mounted_below(directory):
-            # Deleting would reach through the mount, into the root filesystem that all sandboxes share.
-            raise StoreError(f"something is still mounted below {directory}", "sandbox prune unmounts it")
-        with _explained(f"the state of {ident} could not be removed"):
-            for claims in (paths.addresses_dir(), paths.names_dir()):
-                for claim in _claims_of(claims, ident):
-                    claim.unlink(missing_ok=True)
-            with suppress(FileNotFoundError):
-                shutil.rmtree(directory)
+        self.forget_all([ident])
 
-    def stray_claims(self) -> list[Path]:
-        """Names and addresses whose sandbox has no directory any more."""
-        known = set(self.ids())
-        return [
-            claim
-            for directory in (paths.addresses_dir(), paths.names_dir())
-            for claim in _claims_of(directory, None)
-            if _owner(claim) not in known
-        ]
-
-    @contextmanager
-    def lock(self, ident: str, *, wait: bool = True) -> Iterator[None]:
-        """Hold the lock of one sandbox; only one command works on a sandbox at a time.
+    def forget_all(self, idents: Iterable[str]) -> None:
+        """Drop the claims and the directories of several ids, looking at mounts and claims once for all of them.
 
         Raises:
-            BusyError: another command holds it and `wait` is false.
-            NotFoundError: the sandbox is gone.
+            StoreError: something could not be removed, or something is still mounted there; the ids before it are gone.
+        """
+        wanted = list(idents)
+        mounted = files.mounts_below(paths.sandboxes_dir())
+        claims = {ident: self._claims_by_record(ident) for ident in wanted}
+        everyone = self._claims() if None in claims.values() else {}
+        for ident in wanted:
+            directory = paths.sandboxes_dir() / ident
+            inside = [path for path in mounted if f"/{ident}/" in path]
+            if inside:
+                # Deleting would reach through the mount, into the root filesystem that all sandboxes share, say.
+                raise StoreError(
+                    f"something is still mounted below {directory}", f"sandbox prune, or: umount -R {inside[0]}"
+                )
+            with _explained(f"the state of {ident} could not be removed"):
+                known = claims[ident]
+                for claim in known if known is not None else everyone.get(ident, []):
+                    claim.unlink(missing_ok=True)
+                    reached(Checkpoint.CLAIM_DROPPED)
+                gone = directory.with_name(GONE_PREFIX + ident)
+                with suppress(FileNotFoundError):
+                    directory.rename(gone)
+                    reached(Checkpoint.DIRECTORY_MOVED)
+                files.remove(gone)
+                reached(Checkpoint.FORGOTTEN)
+
+    def sweep(self, *, dry_run: bool = False) -> list[str]:
+        """Remove what belongs to no sandbox: claims without a directory, directories half removed, stray files.
+
+        Returns:
+            One line per thing removed, or that would be.
+
+        Raises:
+            StoreError: something could not be removed.
+        """
+        found: list[tuple[str, Path]] = []
+        # One at a time: only a sweep removes the claims of the dead, so what it found dead is not another's by now.
+        with named_lock("sweep"), _explained("the state directory cannot be swept"):
+            # Claims first, directories second: whoever claims has had a directory before, so what has none is dead.
+            for ident, claims in self._claims().items():
+                if not ident or not files.is_directory(paths.sandboxes_dir() / ident):
+                    found += [(f"claim {one.parent.name}/{one.name}", one) for one in claims]
+            for path in files.entries(paths.sandboxes_dir()):
+                half = path.name.removeprefix(GONE_PREFIX)
+                if half != path.name and ID_PATTERN.fullmatch(half) and not files.mounts_below(path):
+                    found.append((f"half-removed directory {path}", path))
+                elif ID_PATTERN.fullmatch(path.name) and not files.is_directory(path):
+                    found.append((f"stray file {path}", path))
+            for _, path in found if not dry_run else ():
+                files.remove(path)
+        return [line for line, _ in found]
+
+    def _claims_by_record(self, ident: str) -> list[Path] | None:
+        """The claims of a sandbox, found by what its record says; None where it has no sound one.
+
+        Reading every claim there is, to find those of one sandbox, would make each removal as long as there are others.
         """
         try:
-            descriptor = os.open(
-                paths.sandboxes_dir() / ident / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-            )
-        except FileNotFoundError:
-            raise NotFoundError(f"there is no sandbox with the id {ident}") from None
-        try:
-            _flock(descriptor, wait=wait, what=f"sandbox {ident}")
+            record = self.load(ident)
+        except (NotFoundError, StoreError):
+            return None
+        places = [paths.names_dir() / record.name, paths.addresses_dir() / record.address]
+        places += [paths.ports_dir() / str(one.host) for one in record.spec.publish]
+        return [place for place in places if _owner(place) == ident]
+
+    @staticmethod
+    def _claims() -> dict[str, list[Path]]:
+        """Every claim by the id that it belongs to; "" for those that no id can be read of."""
+        found: dict[str, list[Path]] = {}
+        for directory in (paths.addresses_dir(), paths.ports_dir(), paths.names_dir()):
+            for claim in files.entries(directory):
+                owner = _owner(claim)
+                if owner or os.path.lexists(claim):  # it may have gone since
+                    found.setdefault(owner, []).append(claim)
+        return found
+
+    @contextmanager
+    def lock(self, ident: str, *, wait: bool = True, patience: float | None = None) -> Iterator[None]:
+        """Hold the lock of one sandbox; only one command works on a sandbox at a time.
+
+        Args:
+            ident: the sandbox's.
+            wait: for as long as it takes.
+            patience: seconds to wait at most.
+
+        Raises:
+            BusyError: another command holds it, and `wait` is false or it does so for longer than `patience`.
+            NotFoundError: the sandbox is gone.
+        """
+        deadline = time.monotonic() + (patience or 0.0)
+        with ExitStack() as stack:
+            while True:
+                try:
+                    descriptor = _hold(ident, wait=wait and patience is None)
+                    break
+                except BusyError:
+                    if time.monotonic() >= deadline:
+                        raise
+                time.sleep(_PAUSE)  # flock(2) has no timeout
+            stack.callback(os.close, descriptor)
             yield
-        finally:
-            os.close(descriptor)
+
+
+def _hold(ident: str, *, wait: bool) -> int:
+    """A descriptor that holds the lock of one sandbox, which is on its directory itself, until it is closed.
+
+    Raises:
+        BusyError, NotFoundError, StoreError: as `Store.lock`.
+    """
+    directory = paths.sandboxes_dir() / ident
+    try:
+        descriptor = os.open(directory, _DIRECTORY)
+    except FileNotFoundError:
+        raise NotFoundError(f"there is no sandbox with the id {ident}") from None
+    except OSError as error:
+        raise StoreError(f"{directory} cannot be locked: {error.strerror}", "sandbox prune removes it") from error
+    try:
+        _flock(descriptor, wait=wait, what=f"sandbox {ident}")
+        # Removed while we waited: what we hold is the lock of a directory that is no more.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), directory.lstat()):
+                return descriptor
+        raise NotFoundError(f"there is no sandbox with the id {ident} any more")
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
 @contextmanager
@@ -304,28 +446,16 @@ def _flock(descriptor: int, *, wait: bool, what: str) -> None:
         raise BusyError(f"another command is working on {what}") from None
 
 
-def _mounted_below(directory: Path) -> bool:
-    """Whether the mount table names anything in the directory; os.path.ismount overlooks binds within one system."""
-    prefix = f"{directory}/"
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as stream:
-        return any(line.split(" ", 5)[4].startswith(prefix) for line in stream)
-
-
-def _claims_of(directory: Path, ident: str | None) -> list[Path]:
-    try:
-        claims = sorted(directory.iterdir())
-    except FileNotFoundError:
-        return []
-    return [claim for claim in claims if ident is None or _owner(claim) == ident]
-
-
 def _owner(claim: Path) -> str:
+    """The id that a claim belongs to; "" where it says none."""
     if claim.name.startswith("."):  # a claim that was being written: .NAME.ID
-        return claim.name.rpartition(".")[2]
-    try:
-        return claim.read_text(encoding="ascii").strip()
-    except (OSError, ValueError):
-        return ""
+        text = claim.name.rpartition(".")[2]
+    else:
+        try:
+            text = files.read(claim, _MAX_CLAIM).decode("ascii").strip()
+        except (OSError, ValueError):
+            return ""
+    return text if ID_PATTERN.fullmatch(text) else ""
 
 
 @contextmanager

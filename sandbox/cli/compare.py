@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sandbox.cli import completing
 from sandbox.cli.report import FORMATS, show
 from sandbox.cli.watch import Watch
 from sandbox.errors import EngineError, SandboxError, UnavailableError
@@ -22,8 +23,14 @@ DEFAULT_DIR = "sandbox-results"
 
 
 @click.command()
-@click.argument("workload")
-@click.option("--isolation", "levels", metavar="LIST", help="Levels, such as process,container.  [default: all]")
+@click.argument("workload", shell_complete=completing.workload)
+@click.option(
+    "--isolation",
+    "levels",
+    metavar="LIST",
+    shell_complete=completing.level,
+    help="Levels, such as process,container.  [default: all]",
+)
 @click.option(
     "--samples", type=click.IntRange(1, 500), default=10, show_default=True, help="Fresh sandboxes per level."
 )

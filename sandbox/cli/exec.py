@@ -2,26 +2,99 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import click
 
+from sandbox.cli.completing import running
 
-@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Seconds; without it, wait for ever.")
+
+@click.command(context_settings={"allow_interspersed_args": False})
+@click.option("-i", "--interactive", is_flag=True, help="Pass on what is typed or piped in; else its input is empty.")
+@click.option("-t", "--tty", "terminal", is_flag=True, help="Give it a terminal, as for a shell: -it.")
+@click.option("-e", "--env", multiple=True, metavar="NAME[=VALUE]", help="Environment entry; repeat for more.")
+@click.option("-w", "--workdir", metavar="DIR", help="Absolute path inside to start in.  [default: the sandbox's]")
 @click.option("--root", is_flag=True, help="As the sandbox's root user, which has no capability either.")
-@click.argument("sandbox")
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Seconds; without it, wait for ever.")
+@click.argument("sandbox", shell_complete=running)
 @click.argument("argv", nargs=-1, required=True, metavar="COMMAND [ARG]...")
-def command(sandbox: str, argv: tuple[str, ...], timeout: float | None, root: bool) -> int:
-    """Run COMMAND inside SANDBOX, behind the same walls and limits. Exits with the command's own code."""
+def command(
+    interactive: bool,
+    terminal: bool,
+    env: tuple[str, ...],
+    workdir: str | None,
+    root: bool,
+    timeout: float | None,
+    sandbox: str,
+    argv: tuple[str, ...],
+) -> int:
+    """Run COMMAND inside SANDBOX, behind the same walls and within the same limits.
+
+    Its output comes as it is written. It runs as the sandbox's unprivileged user. Options go before SANDBOX; what
+    follows it is the command's own. Ctrl-C ends the command; with -it the key goes to the command instead.
+
+    \b
+    Examples:
+      sandbox exec web ps aux
+      sandbox exec -it web bash
+      sandbox exec -e LANG=C -w /tmp web sh -c 'ls > list'
+      tar c src | sandbox exec -i web tar x -C /tmp
+
+    \b
+    Exit codes: the command's own; 125 an error of sandbox, a --timeout among them; 126 it cannot be executed;
+    127 it does not exist; 130 Ctrl-C.
+    """
+    from sandbox import parse
+    from sandbox.cli import terminal as lent
     from sandbox.errors import EngineError
     from sandbox.manager import Manager
 
+    variables = parse.env(env, os.environ)
+    if workdir is not None:
+        workdir = parse.inside_path(workdir, "-w")
+    parse.command(argv, variables)
+    if terminal:
+        lent.require()
+    found = Manager().get(sandbox).sandbox
+    with ExitStack() as stack:
+        if timeout is not None:
+            stack.enter_context(_alarm(timeout))
+        if terminal and interactive:
+            stack.enter_context(lent.raw())
+        try:
+            attached = found.attach(
+                argv,
+                stdin=sys.stdin.fileno() if interactive else None,
+                stdout=sys.stdout.fileno(),
+                stderr=sys.stderr.fileno(),
+                terminal=lent.size() if terminal else None,
+                root=root,
+                env=variables,
+                workdir=workdir,
+            )
+            stack.callback(attached.close)
+            if terminal:
+                stack.enter_context(lent.resizes(attached.resize))
+            return attached.wait()
+        except TimeoutError:
+            raise EngineError(f"{argv[0]!r} took longer than {timeout:g} s", "a longer --timeout") from None
+
+
+@contextmanager
+def _alarm(seconds: float) -> Iterator[None]:
+    """TimeoutError in the block once the time is over (setitimer(2))."""
+
+    def expired(_number: int, _frame: object) -> None:
+        raise TimeoutError
+
+    previous = signal.signal(signal.SIGALRM, expired)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
-        result = Manager().get(sandbox).sandbox.exec(argv, timeout=timeout, root=root)
-    except TimeoutError as error:
-        raise EngineError(str(error), "a longer --timeout") from None
-    sys.stdout.buffer.write(result.stdout)
-    sys.stdout.flush()
-    sys.stderr.buffer.write(result.stderr)
-    return result.exit_code
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)

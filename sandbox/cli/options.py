@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import click
 
+from sandbox.cli import completing
+
 isolation_option = click.option(
     "--isolation",
     default="namespace",
     show_default=True,
     metavar="LEVEL",
     help="process, namespace, container, gvisor or vm.",
+    shell_complete=completing.level,
 )
 
 format_option = click.option(

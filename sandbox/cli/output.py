@@ -18,12 +18,27 @@ def plain(text: str) -> str:
     return "".join(char if char.isprintable() else "?" for char in text)
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print columns as wide as their widest cell, as docker does."""
+def one_line(text: str) -> str:
+    """The text on one line, without control characters: an engine's message may carry a sandbox's bytes."""
+    return plain(" ".join(text.split()))
+
+
+def live(stream: Any) -> bool:
+    """Whether the stream is a terminal that understands cursor movements."""
+    return bool(stream.isatty()) and os.environ.get("TERM") not in (None, "", "dumb")
+
+
+def table_lines(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Columns as wide as their widest cell, as docker prints them."""
     cells = [list(header), *[[plain(cell) for cell in row] for row in rows]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-    for row in cells:
-        click.echo("   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return ["   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print columns as wide as their widest cell, as docker does."""
+    for line in table_lines(header, rows):
+        click.echo(line)
 
 
 def as_json(document: Any) -> None:
@@ -31,11 +46,30 @@ def as_json(document: Any) -> None:
     click.echo(json.dumps(document, indent=2))
 
 
+def binary_size(count: int | None) -> str:
+    """Bytes in powers of 1024, as memory is sold: "12.5MiB"; "-" for what is not known."""
+    return _scaled(count, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
+
+
+def decimal_size(count: int | None) -> str:
+    """Bytes in powers of 1000, as networks and disks count: "1.2MB"; "-" for what is not known."""
+    return _scaled(count, 1000, ("B", "kB", "MB", "GB", "TB"))
+
+
+def _scaled(count: int | None, base: int, units: Sequence[str]) -> str:
+    if count is None:
+        return "-"
+    value, unit = float(count), 0
+    while value >= base and unit < len(units) - 1:
+        value, unit = value / base, unit + 1
+    return f"{value:.4g}{units[unit]}"
+
+
 class Progress:
     """One live line on a terminal; nothing in a pipe."""
 
     def __init__(self) -> None:
-        self._live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._live = live(sys.stderr)
         self._width = 0
 
     def __call__(self, message: str) -> None:
@@ -43,7 +77,7 @@ class Progress:
         if not self._live:
             return
         columns = shutil.get_terminal_size().columns
-        text = message[: max(columns - 1, 10)]
+        text = plain(message)[: max(columns - 1, 10)]
         sys.stderr.write("\r" + text.ljust(self._width))
         sys.stderr.flush()
         self._width = len(text)

@@ -16,7 +16,7 @@ def command(dry_run: bool) -> None:
     """
     from sandbox.manager import Manager
 
-    removed = Manager().prune(dry_run=dry_run)
+    removed = Manager().prune(dry_run=dry_run, note=lambda line: click.echo(f"kept: {line}", err=True))
     for line in removed:
         click.echo(f"would remove {line}" if dry_run else f"removed {line}")
     if not removed:

@@ -1,17 +1,19 @@
-"""`sandbox ps`: what there is. Imports no engine: liveness comes from /proc."""
+"""`sandbox ps`: what there is. Imports no engine where liveness can be told from /proc."""
 
 from __future__ import annotations
 
-import time
+import sys
 
 import click
 
 from sandbox.cli.options import format_option
 from sandbox.cli.output import as_json, table
-from sandbox.phases import Status
+from sandbox.cli.state import Shown, is_running, shown
 from sandbox.record import Record
 from sandbox.spec import MIB
 from sandbox.store import Store
+
+HEADER = ("ID", "NAME", "WORKLOAD", "ISOLATION", "STATUS", "ADDRESS", "PORTS", "CPUS", "MEMORY", "PIDS")
 
 
 @click.command()
@@ -19,48 +21,43 @@ from sandbox.store import Store
 @click.option("-q", "--quiet", is_flag=True, help="Ids only.")
 @format_option
 def command(everything: bool, quiet: bool, form: str) -> None:
-    """List sandboxes."""
+    """List sandboxes: those that run, or all with -a.
+
+    STATUS says how long ago it was made, and of one that has ended its exit code. ADDRESS is where it serves on the
+    lab network; PORTS are those published on 127.0.0.1.
+
+    \b
+    Examples:
+      sandbox ps
+      sandbox ps -a --format json
+      sandbox rm $(sandbox ps -aq)
+    """
     records = [record for record in Store().records() if everything or is_running(record) is not False]
-    if quiet:
+    if quiet and form == "json":
+        as_json([record.id for record in records])
+    elif quiet:
         for record in records:
             click.echo(record.id)
     elif form == "json":
-        as_json([_document(record) for record in records])
+        as_json([_document(record, shown(record)) for record in records])
     else:
-        table(
-            ("ID", "NAME", "WORKLOAD", "ISOLATION", "STATUS", "ADDRESS", "CPUS", "MEMORY", "PIDS"), map(_row, records)
-        )
+        table(HEADER, (_row(record, shown(record)) for record in records))
+        if not records and sys.stdout.isatty():
+            more = "sandbox run reactor makes one" if everything else "sandbox ps -a lists those that have ended"
+            click.echo(f"nothing is running; {more}", err=True)
 
 
-def is_running(record: Record) -> bool | None:
-    """Whether its process lives; None where that process is not on this host, or not yet known."""
-    if record.status in (Status.EXITED, Status.REMOVING):
-        return False
-    return record.process.alive() if record.process is not None else None
+def address(record: Record) -> str:
+    """Where it serves: address and port, or the address alone."""
+    return record.address if record.spec.port is None else f"{record.address}:{record.spec.port}"
 
 
-def _status(record: Record) -> str:
-    running = is_running(record)
-    age = _age(time.time() - record.created)
-    if record.status is Status.CREATING:
-        return "creating" if running is not False else "dead (creation did not finish)"
-    if running is None:
-        return f"unknown, made {age} ago"
-    if running:
-        return f"up {age}"
-    code = record.data.get("exit_code")
-    return f"exited ({code})" if code is not None else "exited"
+def ports(record: Record) -> str:
+    """The published ports, as docker shows them."""
+    return ", ".join(f"127.0.0.1:{port.host}->{port.inside}" for port in record.spec.publish) or "-"
 
 
-def _age(seconds: float) -> str:
-    for size, unit in ((86400, "day"), (3600, "hour"), (60, "minute")):
-        if seconds >= size:
-            count = int(seconds // size)
-            return f"{count} {unit}{'s' if count > 1 else ''}"
-    return f"{int(max(seconds, 0))} s"
-
-
-def _row(record: Record) -> tuple[str, ...]:
+def _row(record: Record, now: Shown) -> tuple[str, ...]:
     spec = record.spec
     level = spec.isolation
     if record.data.get("accelerator") == "tcg":
@@ -70,15 +67,16 @@ def _row(record: Record) -> tuple[str, ...]:
         record.name,
         spec.workload,
         level,
-        _status(record),
-        f"{record.address}:{spec.port}",
+        now.text,
+        address(record),
+        ports(record),
         f"{spec.cpus:g}",
         f"{spec.memory // MIB}m",
         str(spec.pids_limit),
     )
 
 
-def _document(record: Record) -> dict[str, object]:
+def _document(record: Record, now: Shown) -> dict[str, object]:
     spec = record.spec
     return {
         "id": record.id,
@@ -86,11 +84,14 @@ def _document(record: Record) -> dict[str, object]:
         "workload": spec.workload,
         "isolation": spec.isolation,
         "accelerator": record.data.get("accelerator"),
-        "running": is_running(record),
-        "status": _status(record),
+        "running": now.running,
+        "paused": now.paused,
+        "exit_code": now.exit_code,
+        "status": now.text,
         "address": record.address,
         "port": spec.port,
-        "url": f"http://{record.address}:{spec.port}/",
+        "url": f"http://{record.address}:{spec.port}/" if spec.port is not None else None,
+        "published": [{"host": port.host, "inside": port.inside} for port in spec.publish],
         "cpus": spec.cpus,
         "memory": spec.memory,
         "pids_limit": spec.pids_limit,

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import click
 
+from sandbox.cli.completing import existing
+
 
 @click.command()
-@click.argument("sandboxes", nargs=-1, required=True, metavar="SANDBOX...")
+@click.argument("sandboxes", nargs=-1, required=True, metavar="SANDBOX...", shell_complete=existing)
 @click.option("-f", "--force", is_flag=True, help="Also running ones; no error for one that is gone.")
 def command(sandboxes: tuple[str, ...], force: bool) -> None:
-    """Remove each SANDBOX and everything it has."""
+    """Remove each SANDBOX and everything it has: its log, its files, its address.
+
+    One that runs is refused without -f, which ends it by SIGKILL. One that another command is working on is refused.
+
+    \b
+    Examples:
+      sandbox rm web
+      sandbox rm -f $(sandbox ps -aq)
+    """
     from sandbox.cli.each import for_each
-    from sandbox.errors import NotFoundError
     from sandbox.manager import Manager
+    from sandbox.removal import remove_all
 
-    manager = Manager()
+    results = {result.reference: result for result in remove_all(Manager(), sandboxes, force=force)}
 
-    def remove(reference: str) -> None:
-        try:
-            manager.remove(reference, force=force)
-        except NotFoundError:
-            if not force:
-                raise
+    def tell(reference: str) -> None:
+        error = results[reference].error
+        if error is not None:
+            raise error
 
-    for_each(sandboxes, remove)
+    for_each(sandboxes, tell)

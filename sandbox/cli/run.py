@@ -1,4 +1,4 @@
-"""`sandbox run`: a workload behind a wall."""
+"""`sandbox run`: a workload, a command or an application behind a wall."""
 
 from __future__ import annotations
 
@@ -6,86 +6,150 @@ import os
 import signal
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from sandbox.cli import completing
+from sandbox.cli import detach as detaching
+from sandbox.cli.dockerflags import refuse_docker_flags
 from sandbox.cli.options import isolation_option
 from sandbox.cli.output import Progress
 from sandbox.errors import SandboxError
 
 if TYPE_CHECKING:
     from sandbox.manager import Manager, Running
+    from sandbox.request import Request, Target
 
 GRACE = 10.0
 """Seconds between SIGTERM and SIGKILL, docker-stop(1)'s default."""
+_COMMAND = "sandbox.run.command"
 
 
-@click.command()
-@click.argument("workload")
+class RunCommand(click.Command):
+    """Takes what stands behind `--` for itself: click would mix it with the arguments before."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Split at the first `--`."""
+        if "--" in args:
+            at = args.index("--")
+            ctx.meta[_COMMAND] = tuple(args[at + 1 :])
+            args = args[:at]
+        return super().parse_args(ctx, args)
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        """The line behind "Usage: sandbox run"."""
+        return ["[OPTIONS]", "WORKLOAD | ./DIRECTORY | -- COMMAND [ARG]..."]
+
+
+@click.command(cls=RunCommand)
+@click.argument("workload", required=False, shell_complete=completing.workload)
 @isolation_option
 @click.option("-d", "--detach", is_flag=True, help="Return once it serves; print its id.")
+@click.option("--rm", "remove", is_flag=True, help="Remove the sandbox when the workload ends by itself.")
+@click.option("--warm", is_flag=True, help="Start from what `sandbox warm` has prepared.")
 @click.option("--name", help="Name of the sandbox; made up where none is given.")
 @click.option("--cpus", metavar="N", help="CPU time per second, such as 0.5.  [default: 1]")
 @click.option("--memory", "-m", metavar="SIZE", help="Memory, swap included, such as 256m.  [default: 256m]")
 @click.option("--pids-limit", type=int, metavar="N", help="Processes and threads together.  [default: 128]")
-@click.option("--cpuset-cpus", metavar="LIST", help="CPUs that it may use, such as 0 or 0-1.")
+@click.option("--cpuset-cpus", "cpuset", metavar="LIST", help="CPUs that it may use, such as 0 or 0-1.")
+@click.option(
+    "--disk",
+    metavar="SIZE",
+    help="What it may write below /tmp, kept in memory.  [default: 64m, half of --memory at most]",
+)
 @click.option("-e", "--env", multiple=True, metavar="NAME[=VALUE]", help="Environment entry; repeat for more.")
-@click.option("--rm", "remove", is_flag=True, help="Remove the sandbox when the workload ends by itself.")
-def command(
-    workload: str,
-    isolation: str,
-    detach: bool,
-    name: str | None,
-    cpus: str | None,
-    memory: str | None,
-    pids_limit: int | None,
-    cpuset_cpus: str | None,
-    env: tuple[str, ...],
-    remove: bool,
-) -> int:
-    """Run WORKLOAD behind a wall.
+@click.option("--env-file", multiple=True, metavar="FILE", help="File of NAME=VALUE lines; repeat for more.")
+@click.option("-w", "--workdir", metavar="DIR", help="Directory inside that the command starts in.")
+@click.option("--port", type=int, metavar="N", help="Port that a command listens on; without it no reply is awaited.")
+@click.option("--ready-path", metavar="PATH", help="HTTP path that answers 200 once it serves.")
+@click.option(
+    "-p", "--publish", multiple=True, metavar="HOST:CTR", help="Let a port of 127.0.0.1 lead inside; repeat for more."
+)
+@click.option(
+    "-v",
+    "--volume",
+    "volumes",
+    multiple=True,
+    metavar="HOST:CTR[:ro]",
+    help="Show a directory or file of the host inside.",
+)
+@refuse_docker_flags
+def command(workload: str | None, isolation: str, detach: bool, remove: bool, warm: bool, **options: Any) -> int:
+    """Run a workload, a directory with a sandbox.toml, or a command behind a wall.
 
-    Prints the address once a correct reply was served, then follows the log. Ctrl-C stops and removes the sandbox.
+    Prints the address once a correct reply was served, then follows the log. A command without --port serves nothing
+    that is known of: its output is printed as it comes. Ctrl-C stops and removes the sandbox.
+
+    \b
+    A WORKLOAD is one of `sandbox workloads`. A DIRECTORY is told from it by a slash, or is ".";
+    its sandbox.toml says what to run, and flags stand above what it says. A COMMAND is one of the
+    root filesystem; @listen@ among its arguments stands for the address to listen on.
 
     \b
     Examples:
       sandbox run reactor
       sandbox run reactor --isolation container -d --name web --memory 128m
-      sandbox run reactor --isolation vm --cpus 2 -e DEBUG=1
+      sandbox run reactor --isolation vm --cpus 2 -e DEBUG=1 -p 8000:8080
+      sandbox run ./my-app --isolation namespace
+      sandbox run --rm -v ./data:/data:ro -- sh -c 'wc -l /data/*'
+      sandbox run --port 8000 -- python3 -m http.server --bind @listen@ 8000
     """
+    from sandbox import request
     from sandbox.manager import Manager
 
+    wanted = request.make(_target(click.get_current_context(), workload), isolation, request.Options(**options))
     manager = Manager()
-    spec = manager.make_spec(
-        workload,
-        isolation,
-        name=name,
-        cpus=cpus,
-        memory=memory,
-        pids_limit=pids_limit,
-        env=env,
-        cpuset=cpuset_cpus,
-    )
-    with Progress() as progress:
-        running = manager.run(spec, progress=progress, owner=not detach)
+
+    def start() -> Running:
+        with Progress() as progress:
+            return _start(manager, wanted, progress, warm=warm, owner=not detach)
+
+    if detach and isolation in detaching.LEVELS:
+        return detaching.run(manager, start, _where, remove=remove)
+    running = start()
     if detach:
         if remove:
             _remove_when_over(manager, running)
         click.echo(running.record.id)
-        click.echo(f"{running.record.name} serves at {running.url}", err=True)
+        click.echo(f"{running.record.name} {_where(running)}", err=True)
         return 0
     return _follow(manager, running, remove=remove)
 
 
+def _start(manager: Manager, wanted: Request, progress: Progress, *, warm: bool, owner: bool) -> Running:
+    if warm:
+        from sandbox import pool
+
+        return pool.run(manager, wanted.spec, progress=progress, owner=owner)
+    return manager.run(wanted.spec, application=wanted.application, progress=progress, owner=owner)
+
+
+def _target(ctx: click.Context, workload: str | None) -> Target:
+    command: tuple[str, ...] | None = ctx.meta.get(_COMMAND)
+    if command is not None and workload is not None:
+        raise click.UsageError(f"both {workload!r} and a command behind -- are given; one of them is to run", ctx)
+    if command is not None:
+        return command
+    if workload is None:
+        raise click.UsageError("nothing to run: a WORKLOAD, a ./DIRECTORY, or -- COMMAND", ctx)
+    return workload
+
+
+def _where(running: Running) -> str:
+    """How it can be reached, for people."""
+    said = "runs" if running.url is None else f"serves at {running.url}"
+    for port in running.record.spec.publish:
+        said += f", 127.0.0.1:{port.host} leads to its port {port.inside}"
+    return said
+
+
 def _follow(manager: Manager, running: Running, *, remove: bool) -> int:
     try:
-        click.echo(running.url)
-        sys.stdout.flush()
-        click.echo(f"{running.record.name} ({running.record.spec.isolation}) is ready. Ctrl-C stops it.", err=True)
+        output = _announce(running)
         for chunk in running.sandbox.logs(follow=True):
-            sys.stderr.buffer.write(chunk)
-            sys.stderr.flush()
+            output.write(chunk)
+            output.flush()
         code = running.sandbox.wait()
     except BaseException:
         # Ctrl-C, SIGTERM or a reader that went away: all mean that nobody wants it any more. A second Ctrl-C kills
@@ -95,11 +159,26 @@ def _follow(manager: Manager, running: Running, *, remove: bool) -> int:
     if remove:
         manager.destroy(running)
     else:
+        manager.note_end(running.record.id, code)
         click.echo(f"{running.record.name} ended; sandbox logs {running.record.name}, sandbox prune", err=True)
     return code if code is not None else 0
 
 
+def _announce(running: Running) -> Any:
+    """Say where it serves. Returns the stream for its output: a server's is a log, a command's is the data."""
+    if running.url is None:
+        return sys.stdout.buffer
+    click.echo(running.url)
+    sys.stdout.flush()
+    spec = running.record.spec
+    click.echo(f"{spec.name} ({spec.isolation}) {_where(running)}. Ctrl-C stops it.", err=True)
+    return sys.stderr.buffer
+
+
 def _end(manager: Manager, running: Running) -> None:
+    from sandbox.cli import arm
+
+    arm()  # a second Ctrl-C cuts the time of grace short
     try:
         running.sandbox.stop(GRACE)
     finally:

@@ -4,14 +4,32 @@ from __future__ import annotations
 
 import click
 
+from sandbox.cli.completing import running
+
 
 @click.command()
-@click.argument("sandboxes", nargs=-1, required=True, metavar="SANDBOX...")
+@click.argument("sandboxes", nargs=-1, required=True, metavar="SANDBOX...", shell_complete=running)
 @click.option(
-    "-t", "--time", "grace", type=click.FloatRange(0, 3600), default=10.0, show_default=True, help="Seconds of grace."
+    "-t",
+    "--time",
+    "--timeout",
+    "grace",
+    type=click.FloatRange(0, 3600),
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Time between SIGTERM and SIGKILL.",
 )
 def command(sandboxes: tuple[str, ...], grace: float) -> None:
-    """End the workload of each SANDBOX: SIGTERM, then SIGKILL after the grace time."""
+    """End the workload of each SANDBOX: SIGTERM, then SIGKILL after the grace time.
+
+    Its log and its record stay until `sandbox rm` or `sandbox prune`. Prints the name of each that has ended.
+
+    \b
+    Examples:
+      sandbox stop web
+      sandbox stop -t 1 $(sandbox ps -q)
+    """
     from sandbox.cli.each import for_each
     from sandbox.manager import Manager
 

@@ -7,6 +7,8 @@ from dataclasses import asdict
 
 import click
 
+from sandbox.cli import completing
+
 
 @click.group(name="workloads")
 def command() -> None:
@@ -30,7 +32,7 @@ def list_workloads(form: str) -> None:
 
 
 @command.command(name="show")
-@click.argument("name")
+@click.argument("name", shell_complete=completing.workload)
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def show(name: str, form: str) -> None:
     """Show one workload: its summary, its section, and a picture of its model."""

@@ -19,7 +19,7 @@ from typing import Protocol
 
 import sandbox
 from sandbox import capability, catalogue, isolation
-from sandbox.errors import EngineError, SandboxError, UnavailableError
+from sandbox.errors import EngineError, SandboxError, SpecError, UnavailableError
 from sandbox.manager import Manager, Running
 from sandbox.measure import host, load, stats, summary
 from sandbox.results import Document, LevelInfo, Load, Plan, Sample, Status, save
@@ -230,7 +230,7 @@ class Comparison:
         if self.options.duration:
             seconds = WARM_UP_SECONDS if warm_up else self.options.duration
             self.observer.detail(f"load for {seconds} s")
-            address, port = running.record.address, running.record.spec.port
+            address, port = running.record.address, _port(running)
             observed.load = load.saturate(
                 f"http://{address}:{port}{PAGE}",
                 duration=seconds,
@@ -241,7 +241,7 @@ class Comparison:
 
     def _check_page(self, running: Running) -> None:
         """The same work everywhere: every level must answer with the same bytes."""
-        status, body = load.fetch(running.record.address, running.record.spec.port, PAGE)
+        status, body = load.fetch(running.record.address, _port(running), PAGE)
         if status != 200:
             raise EngineError(f"{PAGE} was answered with status {status}, not 200")
         if self._page is None:
@@ -364,3 +364,15 @@ def _round_name(number: int) -> str:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def _port(running: Running) -> int:
+    """Where it serves.
+
+    Raises:
+        SpecError: nothing is known of a port, so that there is nothing to measure.
+    """
+    port = running.record.spec.port
+    if port is None:
+        raise SpecError(f"{running.record.name} serves on no port that is known", "compare measures servers alone")
+    return port

@@ -1,0 +1,187 @@
+"""`sandbox inspect`: all that is known of a sandbox."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sandbox.cli.completing import existing
+from sandbox.spec import MIB
+
+if TYPE_CHECKING:
+    from sandbox.manager import Manager
+    from sandbox.record import Record
+
+UNKNOWN = "-"
+"""In place of what cannot be observed."""
+
+
+@click.command()
+@click.option(
+    "--format", "form", type=click.Choice(["json", "table"]), default="json", show_default=True, help="How to print."
+)
+@click.argument("sandboxes", nargs=-1, required=True, metavar="SANDBOX...", shell_complete=existing)
+def command(form: str, sandboxes: tuple[str, ...]) -> None:
+    """Show all of each SANDBOX: its state, what was asked for, and what is in force.
+
+    `requested` is what the user asked for. `effective` is read now from what enforces it: the kernel, dockerd, the
+    live domain; null there, and - in the table, is what cannot be observed. `settings` has both side by side, and
+    `differs` says whether one is in force otherwise than asked. `startup` has the seconds of each phase of the start,
+    `resources` what the sandbox has on this host.
+
+    \b
+    Examples:
+      sandbox inspect web
+      sandbox inspect --format table web
+      sandbox inspect web | jq '.[0].effective.limits'
+
+    \b
+    Exit codes: 0; 125 there is no such sandbox, and the others were still shown.
+    """
+    from sandbox.cli.each import for_each
+    from sandbox.cli.output import as_json
+    from sandbox.manager import Manager
+
+    manager = Manager()
+    documents: list[dict[str, Any]] = []
+    try:
+        for_each(sandboxes, lambda reference: documents.append(document(manager, reference)), echo=False)
+    finally:
+        if form == "json":
+            as_json(documents)
+        else:
+            click.echo("\n\n".join("\n".join(page(one)) for one in documents))
+
+
+def document(manager: Manager, reference: str) -> dict[str, Any]:
+    """All of one sandbox, in JSON types.
+
+    Raises:
+        NotFoundError, StoreError
+    """
+    from sandbox.cli import facts
+    from sandbox.cli.state import shown
+    from sandbox.errors import SandboxError
+
+    running = manager.get(reference)
+    record = running.record
+    effective: dict[str, Any] | None = None
+    failure = None
+    try:
+        effective = running.sandbox.effective()
+    except SandboxError as error:
+        failure = str(error)
+    now = shown(record)
+    return {
+        "id": record.id,
+        "name": record.name,
+        "workload": record.spec.workload,
+        "isolation": record.spec.isolation,
+        "accelerator": record.data.get("accelerator"),
+        "created": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+        "state": {
+            "status": now.text,
+            "running": now.running,
+            "paused": now.paused,
+            "exit_code": now.exit_code,
+            "pid": record.process.pid if record.process is not None and now.running else None,
+            "owner": record.owner.pid if record.owner is not None else None,
+        },
+        "settings": [asdict(fact) for fact in facts.compare(record, effective)],
+        "requested": record.spec.to_json(),
+        "effective": effective,
+        "effective_error": failure,
+        "startup": {**record.timeline.durations(), "total": record.timeline.total()},
+        "resources": resources(record),
+    }
+
+
+def resources(record: Record) -> dict[str, Any]:
+    """What a sandbox has on this host, by name."""
+    from sandbox.isolation import driver
+
+    spec = record.spec
+    found: dict[str, Any] = {
+        "address": record.address,
+        "mac": record.mac,
+        "url": f"http://{record.address}:{spec.port}/" if spec.port is not None else None,
+        "published": [f"127.0.0.1:{port.host}->{port.inside}" for port in spec.publish],
+        "directory": str(record.directory),
+        "boot_id": record.boot_id,
+    }
+    # What the level made and noted, under the driver's own keys: the container, the domain.
+    driver_notes = {key: value for key, value in record.data.items() if key not in ("exit_code", "paused", "nonce")}
+    found.update({key: value for key, value in driver_notes.items() if key not in found})
+    if spec.isolation in ("process", "namespace"):
+        from sandbox.kernel.cgroup import Group
+
+        found["control_groups"] = [str(path) for path in Group(record.id).directories()]
+    elif driver(spec.isolation).name in ("container", "gvisor"):
+        found.setdefault("container", f"sbx-{record.id}")
+    else:
+        found.setdefault("domain", f"sbx-{record.id}")
+    return found
+
+
+def page(one: Mapping[str, Any]) -> list[str]:
+    """One sandbox as lines for people, without control characters."""
+    from sandbox.cli.output import plain, table_lines
+
+    state = one["state"]
+    lines = [plain(f"{one['name']}   {one['id']}   {one['workload']}   {one['isolation']}   {state['status']}"), ""]
+    lines += table_lines(("SETTING", "REQUESTED", "IN FORCE", ""), map(_setting, one["settings"]))
+    lines += ["", *table_lines(("RESOURCE", ""), _flat(one["resources"]))]
+    startup = [(phase, f"{seconds:.4f} s") for phase, seconds in one["startup"].items()]
+    lines += ["", *table_lines(("STARTUP", ""), startup)]
+    asked = {key: value for key, value in one["requested"].items() if key in ("argv", "env", "workdir", "ready_path")}
+    lines += ["", *table_lines(("REQUESTED", ""), _flat(asked))]
+    if one["effective"] is None:
+        return [*lines, "", plain(f"IN FORCE   not known: {one['effective_error']}")]
+    return [*lines, "", *table_lines(("IN FORCE", ""), _flat(one["effective"]))]
+
+
+def _setting(fact: Mapping[str, Any]) -> tuple[str, ...]:
+    shown = _bytes if fact["setting"] in ("memory", "disk") else _text
+    requested, effective = shown(fact["requested"]), shown(fact["effective"])
+    return (fact["setting"], requested, effective, "DIFFERS" if fact["differs"] else "")
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Nested values as rows, named by their path."""
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _flat(inner, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list) and any(isinstance(item, Mapping | list) for item in value):
+        for index, inner in enumerate(value):
+            if isinstance(inner, Mapping):
+                yield f"{name}[{index}]", ", ".join(f"{key} {_text(item)}" for key, item in inner.items())
+            else:
+                yield f"{name}[{index}]", _text(inner)
+    else:
+        yield name, _text(value)
+
+
+def _bytes(value: Any) -> str:
+    """A size for people where it is a round one, else to the byte: a difference must not vanish in rounding."""
+    from sandbox.cli.output import binary_size
+
+    return binary_size(value) if isinstance(value, int) and value % MIB == 0 else _text(value)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return UNKNOWN
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping) and not value:
+        return "none"
+    if isinstance(value, list):
+        return " ".join(map(_text, value)) or "none"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,40 @@
+"""`sandbox kill`: a signal to the workload."""
+
+from __future__ import annotations
+
+import click
+
+from sandbox.cli.completing import running, signal_name
+
+
+@click.command()
+@click.option(
+    "-s",
+    "--signal",
+    "name",
+    default="KILL",
+    show_default=True,
+    metavar="SIGNAL",
+    shell_complete=signal_name,
+    help="A name with or without SIG, or a number.",
+)
+@click.argument("sandboxes", nargs=-1, required=True, metavar="SANDBOX...", shell_complete=running)
+def command(name: str, sandboxes: tuple[str, ...]) -> None:
+    """Send a signal to the workload of each SANDBOX.
+
+    It goes to the sandbox's init, which passes it on; KILL ends the whole sandbox at once, also a paused one. It is
+    sent even while another command, such as a long `sandbox stop`, works on the sandbox.
+
+    \b
+    Examples:
+      sandbox kill web
+      sandbox kill -s HUP web
+      sandbox kill -s SIGUSR1 web-1 web-2
+    """
+    from sandbox.cli import signals
+    from sandbox.cli.each import for_each
+    from sandbox.manager import Manager
+
+    number = signals.parse(name)
+    manager = Manager()
+    for_each(sandboxes, lambda reference: manager.get(reference).sandbox.kill(number))

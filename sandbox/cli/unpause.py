@@ -1,0 +1,31 @@
+"""`sandbox unpause`: let a paused sandbox go on."""
+
+from __future__ import annotations
+
+import click
+
+from sandbox.cli.completing import running
+
+
+@click.command()
+@click.argument("sandboxes", nargs=-1, required=True, metavar="SANDBOX...", shell_complete=running)
+def command(sandboxes: tuple[str, ...]) -> None:
+    """Let each paused SANDBOX go on. Does nothing to one that is not paused.
+
+    \b
+    Example:
+      sandbox unpause web
+    """
+    from sandbox.cli.each import for_each, held
+    from sandbox.cli.state import PAUSED
+    from sandbox.manager import Manager
+
+    manager = Manager()
+
+    def unpause(reference: str) -> None:
+        with held(manager, reference) as found:
+            found.sandbox.unpause()
+            if found.record.data.pop(PAUSED, None):
+                manager.store.save(found.record)
+
+    for_each(sandboxes, unpause)

@@ -1,0 +1,154 @@
+"""A command inside a sandbox with a pipe to it or from it, that never blocks for ever on one that has ended."""
+
+from __future__ import annotations
+
+import math
+import os
+import select
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from sandbox.errors import EngineError, SandboxError
+
+if TYPE_CHECKING:
+    from sandbox.isolation.base import Sandbox
+
+_PAUSE = 0.05
+"""Seconds between looks whether the command has ended, while nothing comes from it."""
+_KEPT = 4096
+"""Bytes kept of what it wrote to its standard error."""
+_SETTLE = 30.0
+"""Seconds to wait for its end once its stream is complete."""
+_AFTER = 1024 * 1024
+"""Bytes that may follow a stream's end; tar pads to a record of 10 KiB."""
+
+
+class Piped:
+    """A command inside, and our end of the pipe that is its input or its output.
+
+    The other end belongs to the driver until the command has ended: some hand it to the process itself, some pass the
+    bytes on from a thread. So our copy of it is closed when the driver says that the command has ended, and reading
+    does not rest on an end of file that a process left over inside could keep away.
+    """
+
+    def __init__(self, sandbox: Sandbox, argv: Sequence[str], *, into: bool) -> None:
+        """Start it.
+
+        Args:
+            sandbox: where.
+            argv: the command.
+            into: whether we write to its input; else we read its output.
+
+        Raises:
+            SandboxError: of `Sandbox.attach`.
+        """
+        self._into = into
+        self.taken = 0
+        """Bytes of its output that were read."""
+        readable, writable = os.pipe()
+        self.ours, self._theirs = (writable, readable) if into else (readable, writable)
+        self._errors, self._their_errors = os.pipe()
+        self._null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        self._ended = threading.Event()
+        self._closing = threading.Lock()
+        self._failure: SandboxError | None = None
+        self._code: int | None = None
+        self._said = bytearray()
+        try:
+            self._attached = sandbox.attach(
+                argv,
+                stdin=self._theirs if into else None,
+                stdout=self._null if into else self._theirs,
+                stderr=self._their_errors,
+            )
+        except BaseException:
+            for descriptor in (self.ours, self._theirs, self._errors, self._their_errors, self._null):
+                os.close(descriptor)
+            raise
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._waiter = threading.Thread(target=self._wait, daemon=True)
+        self._listener.start()
+        self._waiter.start()
+
+    def _wait(self) -> None:
+        try:
+            self._code = self._attached.wait()
+        except SandboxError as error:
+            self._failure = error
+        except OSError as error:
+            self._failure = EngineError(f"the command inside was lost: {error.strerror}")
+        finally:
+            # The driver's own threads let go of the descriptors first: a closed one's number is soon somebody else's.
+            self._release()
+            self._ended.set()
+            # A writer of ours now gets EPIPE, a reader an end of file.
+            for descriptor in (self._theirs, self._their_errors, self._null):
+                os.close(descriptor)
+
+    def _release(self) -> None:
+        with self._closing, suppress(SandboxError):  # what matters has been raised, or is kept in `_failure`
+            self._attached.close()
+
+    def _listen(self) -> None:
+        while piece := self._take(self._errors, _KEPT):
+            self._said += piece[: _KEPT - len(self._said)]
+
+    def read(self, count: int) -> bytes:
+        """At most so many bytes of its output; none when it has ended and all was read."""
+        piece = self._take(self.ours, count)
+        self.taken += len(piece)
+        return piece
+
+    def _take(self, descriptor: int, count: int, deadline: float = math.inf) -> bytes:
+        poller = select.poll()
+        poller.register(descriptor, select.POLLIN)
+        while True:
+            ended = self._ended.is_set()  # asked before the look: what it wrote last is then still read
+            if poller.poll(0 if ended else _PAUSE * 1000):
+                return os.read(descriptor, count)
+            if ended or time.monotonic() > deadline:
+                return b""
+
+    def finish(self) -> tuple[int, str]:
+        """Wait for its end; returns its exit code and the beginning of its errors.
+
+        Raises:
+            EngineError: it does not end although its stream is complete.
+            SandboxError: the sandbox ended first, or the engine failed.
+        """
+        deadline = time.monotonic() + _SETTLE
+        if self._into:
+            self._close_ours()  # it works on what it was sent, for as long as it takes
+            self._ended.wait()
+        else:
+            # Its last record is read too: a pipe closed early would end it by SIGPIPE.
+            after = 0
+            while after < _AFTER and (piece := self._take(self.ours, _AFTER, deadline)):
+                after += len(piece)
+            if not self._ended.wait(max(deadline - time.monotonic(), 0) if after < _AFTER else 0):
+                raise EngineError("the command inside goes on although its stream is complete")
+        self._listener.join()
+        if self._failure is not None:
+            raise self._failure
+        return self._code or 0, self._said.decode("utf-8", "replace")
+
+    def _close_ours(self) -> None:
+        if self.ours >= 0:
+            os.close(self.ours)
+            self.ours = -1
+
+    def __enter__(self) -> Piped:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close_ours()
+        self._release()
+        if self._ended.wait(_SETTLE):
+            self._listener.join()
+            os.close(self._errors)

@@ -1,0 +1,84 @@
+"""Files of the state directory, read and removed as a stranger's: no link is followed, nothing is waited for."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+"""Never through a link, and never waiting for the other end of a FIFO."""
+
+
+def mounts_below(directory: Path) -> list[str]:
+    """Where something is mounted below a directory, by the kernel's table (proc_pid_mountinfo(5)), resolved paths.
+
+    os.path.ismount would not do: it does not see a bind mount within one file system.
+
+    Raises:
+        OSError
+    """
+    prefix = f"{os.path.realpath(directory)}/"
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as stream:
+        points = [line.split(" ", 5)[4] for line in stream]
+    # Blanks and the like are written as three octal digits.
+    whole = [re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), point) for point in points]
+    return [point for point in whole if point.startswith(prefix)]
+
+
+def is_directory(path: Path) -> bool:
+    """Whether it is a directory itself, and not a link to one."""
+    try:
+        return stat.S_ISDIR(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def remove(path: Path) -> None:
+    """Remove a directory and what is in it, or a file; links are removed, not followed. One that is gone is fine."""
+    while os.path.lexists(path):
+        # Another command may be removing it too: where that one was quicker, look again at what is left.
+        with suppress(FileNotFoundError):
+            if is_directory(path):
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def read(path: Path, limit: int) -> bytes:
+    """The content of a regular file.
+
+    Raises:
+        OSError: it cannot be opened, or is a symbolic link.
+        ValueError: it is no regular file, or larger than `limit` bytes.
+    """
+    descriptor = os.open(path, _READ)
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError("it is no regular file")
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError("it is too large to be one of ours")
+    return content
+
+
+def write_new(path: Path, content: bytes) -> None:
+    """Write a file that is not there yet, for root alone.
+
+    Raises:
+        OSError
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(content)
+
+
+def entries(directory: Path) -> list[Path]:
+    """What is in a directory, by name; nothing where there is none."""
+    try:
+        return sorted(directory.iterdir())
+    except FileNotFoundError:
+        return []
