@@ -15,8 +15,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from sandbox import network, paths
+from sandbox import network, paths, publishing
 from sandbox.kernel import nftables
+from sandbox.record import APP_FOLDER
+
+_MONITOR = "sandbox/monitor.py"
+"""In the command line of each monitor, see sandbox.monitor."""
 
 Snapshot = dict[str, frozenset[str]]
 
@@ -39,8 +43,18 @@ def processes() -> frozenset[str]:
         ours = re.search(r"/sandbox/[0-9a-f]{12}", groups) or re.search(r"sbx-[0-9a-f]{12}", command)
         inside = command.startswith(("/usr/bin/tini", "/opt/sandbox")) or "/opt/sandbox/" in command
         if state != "Z" and (ours or inside):
-            found.add(f"{entry.name} {command[:80]}")
+            found.add(f"{entry.name} {command[:160]}")
     return frozenset(found)
+
+
+def monitors() -> frozenset[str]:
+    """Processes that wait for the end of a detached sandbox."""
+    return frozenset(one for one in processes() if _MONITOR in one)
+
+
+def terminals() -> frozenset[str]:
+    """Terminals of the host (pts(4)). Those of a sandbox are its own; one here was opened on the way to it."""
+    return frozenset(entry.name for entry in Path("/dev/pts").iterdir() if entry.name.isdigit())
 
 
 def mounts() -> frozenset[str]:
@@ -72,14 +86,26 @@ def addresses() -> frozenset[str]:
         return frozenset(handle.addresses(network.BRIDGE))
 
 
+def _table(name: str) -> set[str]:
+    """A table of nftables and what is in it, a line each."""
+    if not nftables.table_exists("inet", name):
+        return set()
+    text = subprocess.run(["nft", "list", "table", "inet", name], capture_output=True, text=True, check=False).stdout
+    return {line.strip() for line in text.splitlines() if line.strip()}
+
+
+def published() -> frozenset[str]:
+    """Ports of the host that lead into sandboxes: the rules, and the switch of the bridge that they need."""
+    found = _table(publishing.TABLE)
+    switch = Path(f"/proc/sys/net/ipv4/conf/{network.BRIDGE}/route_localnet")
+    if switch.exists() and switch.read_text(encoding="ascii").strip() != "0":
+        found.add("route_localnet")
+    return frozenset(found)
+
+
 def rules() -> frozenset[str]:
-    """Our nftables table and what is in it, and our rule in iptables."""
-    found: set[str] = set()
-    if nftables.table_exists("inet", network.TABLE):
-        text = subprocess.run(
-            ["nft", "list", "table", "inet", network.TABLE], capture_output=True, text=True, check=False
-        ).stdout
-        found.update(line.strip() for line in text.splitlines() if line.strip())
+    """The lab's nftables table and what is in it, and our rule in iptables."""
+    found = _table(network.TABLE)
     if shutil.which("iptables"):
         text = subprocess.run(["iptables", "-w", "-S"], capture_output=True, text=True, check=False).stdout
         found.update(line for line in text.splitlines() if network.BRIDGE in line)
@@ -87,10 +113,10 @@ def rules() -> frozenset[str]:
 
 
 def cgroups() -> frozenset[str]:
-    """Control groups below `sandbox/`, in every hierarchy."""
+    """Control groups below `sandbox/`, in every hierarchy; the freezer's, of a sandbox that is paused, among them."""
     found: set[str] = set()
     for root in {*Path("/sys/fs/cgroup").glob("*/sandbox"), *Path("/sys/fs/cgroup").glob("sandbox")}:
-        found.update(str(entry) for entry in root.iterdir() if entry.is_dir())
+        found.update(str(entry) for entry in root.rglob("*") if entry.is_dir())
     return frozenset(found)
 
 
@@ -142,6 +168,17 @@ def state_files() -> frozenset[str]:
     return frozenset(found)
 
 
+def claimed_ports() -> frozenset[str]:
+    """Ports of the host that are some sandbox's, published or not."""
+    directory = paths.ports_dir()
+    return frozenset(entry.name for entry in directory.iterdir()) if directory.is_dir() else frozenset()
+
+
+def staged_files() -> frozenset[str]:
+    """Directories with an application's files, whole or half copied."""
+    return frozenset(str(entry) for entry in paths.sandboxes_dir().glob(f"*/{APP_FOLDER}*"))
+
+
 def half_images() -> frozenset[str]:
     """Temporary files of image builds."""
     directory = paths.images_dir()
@@ -185,6 +222,11 @@ KINDS: dict[str, Callable[[], frozenset[str]]] = {
     "docker volumes": docker_volumes,
     "domains": domains,
     "state files": state_files,
+    "staged files": staged_files,
+    "claimed ports": claimed_ports,
+    "published": published,
+    "monitors": monitors,
+    "terminals": terminals,
     "half images": half_images,
     "ports": ports,
 }

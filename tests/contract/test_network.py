@@ -14,6 +14,7 @@ from sandbox import network
 from sandbox.isolation.base import Sandbox
 from sandbox.kernel import syscalls
 from sandbox.manager import Manager, Running
+from sandbox.spec import DEFAULT_PORT
 
 CONNECT = (
     "import socket,sys\ns=socket.socket();s.settimeout(1.5)\n"
@@ -117,12 +118,12 @@ def test_there_is_no_way_beyond_the_host(running: Running, level: str) -> None:
 
 def test_siblings_do_not_see_each_other(running: Running, level: str, manager: Manager) -> None:
     with manager.running(manager.make_spec("reactor", "namespace")) as sibling:
-        answer = attempt(running.sandbox, sibling.record.address, sibling.record.spec.port, "GET / HTTP/1.0\r\n\r\n")
+        answer = attempt(running.sandbox, sibling.record.address, DEFAULT_PORT, "GET / HTTP/1.0\r\n\r\n")
     assert answer == (b"connected" if level == "process" else b"refused")
 
 
 def test_the_generator_reaches_it_and_nothing_else(running: Running) -> None:
     with network.generator_socket(2.0) as sock:
-        sock.connect((running.record.address, running.record.spec.port))
+        sock.connect((running.record.address, DEFAULT_PORT))
     with network.generator_socket(1.0) as sock, pytest.raises(OSError, match="unreachable"):
         sock.connect(("192.0.2.77", 9))

@@ -1,39 +1,72 @@
-"""Runs a sandbox in the foreground way and sends itself a signal at one point: python -m tests.integration.dying.
+"""Runs a command of `sandbox` and dies at one checkpoint of it: python -m tests.integration.dying PLAN COMMAND...
 
-Arguments: level, phase, "before" or "after", signal name. Not a test; `test_crash.py` starts it.
+PLAN is JSON: {"log": path} to write down every checkpoint that is passed, a number a line; or {"at": [checkpoint,
+which], "signals": [name, ...]} to send the first signal when that checkpoint is passed for the which-th time (from 0),
+and the others one by one at the checkpoints after it. A detached start has two processes, the one that was called and
+the one that works. SIGTERM goes to the first, as kill(1) would send it; the others go to both, as a terminal and the
+kernel send them; with "front": true all go to the first. It leads a process group of its own.
+
+Not a test; `test_crash.py` starts it.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-from sandbox import manager
+from sandbox import checkpoints
+from sandbox.checkpoints import Checkpoint
 from sandbox.cli import main
-from sandbox.phases import Phase
 
 
-def arm(phase: str, when: str, number: int) -> None:
-    """Let the manager's clock, which every phase passes, send the signal."""
-    timed = manager._Clock.phase
+def recording(path: Path) -> Callable[[Checkpoint], None]:
+    """Write down what is passed, at once: the processes that a command forks write to the same file."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    os.set_inheritable(descriptor, False)
 
-    @contextmanager
-    def dying(self: manager._Clock, current: Phase) -> Iterator[None]:
-        with timed(self, current):
-            if (current.value, when) == (phase, "before"):
-                os.kill(os.getpid(), number)
-            yield
-            if (current.value, when) == (phase, "after"):
-                os.kill(os.getpid(), number)
+    def listen(checkpoint: Checkpoint) -> None:
+        os.write(descriptor, f"{checkpoint.value}\n".encode())
 
-    manager._Clock.phase = dying  # type: ignore[method-assign,assignment]
+    return listen
+
+
+def dying(at: tuple[int, int], names: list[str], *, front: bool) -> Callable[[Checkpoint], None]:
+    """Send signals, the first one at the point, the others at what comes after it."""
+    passed: Counter[int] = Counter()
+    pending = [getattr(signal, name) for name in names]
+    first = os.getpid()
+    begun = False
+
+    def listen(checkpoint: Checkpoint) -> None:
+        nonlocal begun
+        begun = begun or (checkpoint.value, passed[checkpoint.value]) == at
+        passed[checkpoint.value] += 1
+        if begun and pending:
+            number = pending.pop(0)
+            if front or number == signal.SIGTERM:
+                os.kill(first, number)
+            else:
+                os.killpg(first, number)
+
+    return listen
+
+
+def listener(plan: dict[str, Any]) -> Callable[[Checkpoint], None]:
+    """What a plan says."""
+    if "log" in plan:
+        return recording(Path(plan["log"]))
+    number, which = plan["at"]
+    return dying((number, which), plan["signals"], front=plan.get("front", False))
 
 
 if __name__ == "__main__":
-    level, phase, when, name = sys.argv[1:]
-    arm(phase, when, getattr(signal, name))
-    sys.argv = ["sandbox", "run", "reactor", "--isolation", level, "--name", "dying"]
+    os.setpgid(0, 0)
+    checkpoints.listener = listener(json.loads(sys.argv[1]))
+    sys.argv = ["sandbox", *sys.argv[2:]]
     main()

@@ -69,9 +69,9 @@ def test_no_root_is_said() -> None:
     # Imported, and the workload looked up, as root; run as nobody: a checkout below /root cannot be read by others.
     script = (
         "import os, sys, sandbox.cli, sandbox.cli.run, sandbox.isolation.namespace\n"
-        "from sandbox.manager import Manager\n"
-        "spec = Manager().make_spec('reactor', 'namespace')\n"
-        "Manager.make_spec = lambda *_args, **_kwargs: spec\n"
+        "from sandbox import request\n"
+        "made = request.make('reactor', 'namespace')\n"
+        "request.make = lambda *_args, **_kwargs: made\n"
         "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
         "sys.argv = ['sandbox', 'run', 'reactor']; sandbox.cli.main()"
     )
@@ -96,10 +96,13 @@ def test_detached_life() -> None:
             "isolation": "str",
             "accelerator": "NoneType",
             "running": "bool",
+            "paused": "bool",
+            "exit_code": "NoneType",
             "status": "str",
             "address": "str",
             "port": "int",
             "url": "str",
+            "published": "list",
             "cpus": "float",
             "memory": "int",
             "pids_limit": "int",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import secrets
 import subprocess
 import threading
@@ -10,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,14 +22,17 @@ from sandbox.errors import (
     CommandNotFoundError,
     EngineError,
     ImageError,
+    SandboxError,
     UnavailableError,
 )
-from sandbox.isolation.base import State, Stats, environment
+from sandbox.isolation import docker_effective, docker_sandbox, docker_seccomp, docker_usage
+from sandbox.isolation.base import State, Stats, WindowSize, environment
 from sandbox.isolation.container import ContainerIsolation, GVisorIsolation
+from sandbox.isolation.docker_client import Endpoint
 from sandbox.isolation.docker_network import Lab
 from sandbox.isolation.docker_sandbox import ContainerSandbox
 from sandbox.record import Record
-from sandbox.spec import MIB, SandboxSpec
+from sandbox.spec import MIB, SANDBOX_UID, Mount, SandboxSpec
 
 LAB = Lab(
     name="sandbox-test",
@@ -103,7 +109,8 @@ def test_a_whole_life(make: Make, level: ContainerIsolation) -> None:
     assert state.running
     assert sandbox.record.process is not None
     assert state.pid == sandbox.record.process.pid
-    found = level.adopt(Record.from_json(sandbox.record.to_json()))
+    kept = sandbox.record.to_json() | {"address": "198.18.2.1"}  # a record has an address of the lab's
+    found = level.adopt(Record.from_json(json.loads(json.dumps(kept))))
     assert found.state() == state
 
     with pytest.raises(TimeoutError, match="still runs"):
@@ -211,16 +218,286 @@ def test_a_command_that_takes_too_long_is_killed_with_its_children(make: Make) -
     assert found.count("sleep") == 1, found  # the workload itself
 
 
+class Pipes:
+    """Three pipes for an attached command, with our ends."""
+
+    def __init__(self) -> None:
+        self.stdin, self.typing = os.pipe()
+        self.reading, self.stdout = os.pipe()
+        self._open = {self.stdin, self.typing, self.reading, self.stdout}
+
+    def close(self, *ends: int) -> None:
+        """Close these ends, or all; a number that is closed may be another's by now."""
+        for end in ends or tuple(self._open):
+            if end in self._open:
+                self._open.discard(end)
+                os.close(end)
+
+    def rest(self) -> bytes:
+        """What was written, once nobody writes any more."""
+        self.close(self.stdout)
+        found = b""
+        while piece := os.read(self.reading, 65536):
+            found += piece
+        return found
+
+
+@pytest.fixture
+def pipes() -> Iterator[Pipes]:
+    made = Pipes()
+    yield made
+    made.close()
+
+
+def test_no_byte_of_an_attached_commands_is_lost(make: Make, level: ContainerIsolation) -> None:
+    sandbox = make()
+    for terminal in (None, WindowSize(24, 80)):
+        for _ in range(20 if level.name == "container" else 4):
+            pipes = Pipes()
+            handle = sandbox.attach(
+                shell("printf 'first '; cat"), stdin=pipes.stdin, stdout=pipes.stdout, stderr=2, terminal=terminal
+            )
+            os.write(pipes.typing, b"second\n" if terminal is None else b"second\n\x04")
+            pipes.close(pipes.typing)
+            assert handle.wait() == 0
+            handle.close()
+            said = pipes.rest().replace(b"\r\n", b"\n")
+            pipes.close()
+            assert said == b"first second\n" or (terminal and sorted(said.split()) == [b"first", b"second", b"second"])
+
+
+def test_keys_of_the_engines_own_reach_the_command(make: Make, pipes: Pipes) -> None:
+    """dockerd takes Ctrl-P Ctrl-Q for itself, by its default, and leaves the command."""
+    sandbox = make()
+    handle = sandbox.attach(
+        shell("stty raw -echo; echo ready; head -c 3 | od -An -tx1"),
+        stdin=pipes.stdin,
+        stdout=pipes.stdout,
+        stderr=2,
+        terminal=WindowSize(24, 80),
+    )
+    assert os.read(pipes.reading, 100).startswith(b"ready")
+    os.write(pipes.typing, b"\x10\x11\x10")
+    assert handle.wait() == 0
+    handle.close()
+    assert b"10 11 10" in pipes.rest()
+
+
+def test_a_reader_that_goes_ends_the_command(make: Make, pipes: Pipes) -> None:
+    handle = make().attach(["/usr/bin/yes"], stdin=None, stdout=pipes.stdout, stderr=2)
+    assert os.read(pipes.reading, 2) == b"y\n"
+    pipes.close(pipes.reading)
+    assert handle.wait() == 141
+    handle.close()
+
+
+def test_a_command_is_ended_with_what_it_started(make: Make, pipes: Pipes) -> None:
+    sandbox = make(pids_limit=16)
+    script = "sleep 301 & sleep 302 & echo begun; trap '' TERM HUP INT; sleep 303; sleep 304"
+    handle = sandbox.attach(shell(script), stdin=None, stdout=pipes.stdout, stderr=2)
+    assert os.read(pipes.reading, 100) == b"begun\n"
+    handle.close()
+    handle.close()
+    found = sandbox.exec(shell("cat /proc/[0-9]*/comm")).stdout.decode().split()
+    assert found.count("sleep") == 1, found  # the workload itself
+
+
+@pytest.mark.level("container")
+def test_a_command_is_ended_where_nothing_can_be_started(pipes: Pipes) -> None:
+    """No process is left for a command that would kill it from inside; see pids(7), EAGAIN."""
+    script = "import os,time\nos.write(1,b'begun')\ntry:\n while os.fork(): pass\nexcept OSError: pass\ntime.sleep(600)"
+    level = ContainerIsolation(OTHER)
+    level.prepare(spec_of("container"), quiet)
+    with ExitStack() as undo:
+        record = Record(secrets.token_hex(6), spec_of("container", pids_limit=16), "10.198.2.9")
+        sandbox = level.create(record.spec, record, undo)
+        sandbox.start()
+        fork = ["/usr/bin/python3", "-I", "-S", "-c", script]
+        handle = sandbox.attach(fork, stdin=None, stdout=pipes.stdout, stderr=2)
+        assert os.read(pipes.reading, 100).startswith(b"begun")
+        time.sleep(0.5)
+        handle.close()
+        assert sandbox.exec(shell("cat /proc/[0-9]*/comm"), timeout=20.0).stdout.split().count(b"python3") == 0
+    level.release()
+
+
+def test_an_attached_command_whose_sandbox_dies(make: Make, pipes: Pipes) -> None:
+    sandbox = make()
+    handle = sandbox.attach(["/bin/cat"], stdin=pipes.stdin, stdout=pipes.stdout, stderr=2)
+    sandbox.kill(9)
+    with pytest.raises(EngineError, match="sandbox ended"):
+        handle.wait()
+    handle.close()
+
+
+def test_a_directory_to_run_in_that_is_not_there(make: Make, pipes: Pipes) -> None:
+    with pytest.raises(CannotInvokeError, match="working directory"):
+        make().attach(["/bin/true"], stdin=None, stdout=pipes.stdout, stderr=2, workdir="/nope")
+
+
+def test_a_paused_one_takes_what_comes(make: Make, level: ContainerIsolation) -> None:
+    script = "trap 'echo noted' USR1; echo ready; while :; do sleep 0.05; done"
+    sandbox = make(shell(script))
+    assert next(sandbox.logs(follow=True)) == b"ready\n"
+    sandbox.pause()
+    with pytest.raises(EngineError, match="paused"):
+        sandbox.exec(["/bin/true"])
+    if level.name == "container":
+        sandbox.kill(10)  # waits for the end of the pause, where dockerd would end it
+        assert sandbox.state().paused
+        sandbox.unpause()
+        deadline = time.monotonic() + 10
+        while "noted" not in output(sandbox) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert "noted" in output(sandbox)
+    else:
+        with pytest.raises(EngineError, match="is paused"):
+            sandbox.kill(10)
+    sandbox.pause()
+    begin = time.monotonic()
+    sandbox.destroy()
+    assert time.monotonic() - begin < 5
+    with pytest.raises(EngineError, match="not running"):
+        sandbox.pause()
+
+
+def test_mounts_are_what_was_asked_for(make: Make, tmp_path: Path) -> None:
+    for name in ("shown", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "word").write_text(name)
+    mount = Mount(str(tmp_path / "shown"), "/data/shown")
+    sandbox = make(mounts=(mount,))
+    assert sandbox.exec(["/bin/cat", "/data/shown/word"]).stdout == b"shown"
+    engine = sandbox.effective()["engine"]
+    assert [(one["source"], one["target"], one["propagation"]) for one in engine["mounts"]] == [
+        (mount.source, mount.target, "private")
+    ]
+    swapped = make(start=False, mounts=(mount,))
+    # What somebody could do between the look at the path and the engine's: put another directory in its place.
+    (tmp_path / "shown").rename(tmp_path / "away")
+    (tmp_path / "shown").symlink_to(tmp_path / "other")
+    with pytest.raises(SandboxError, match=r"symbolic|something else"):
+        swapped.start()
+
+
+def test_a_mount_below_a_source_is_not_shown(make: Make, tmp_path: Path) -> None:
+    below = tmp_path / "below"
+    below.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(below)], check=True)
+    try:
+        (below / "word").write_text("x")
+        below.chmod(0o777)
+        sandbox = make(mounts=(Mount(str(tmp_path), "/data", read_only=True),))
+        found = sandbox.exec(shell("cat /data/below/word; touch /data/below/new; echo done"))
+        assert found.stdout == b"done\n"
+    finally:
+        subprocess.run(["umount", str(below)], check=True)
+
+
+def test_there_is_no_default_route(make: Make) -> None:
+    sandbox = make()
+    assert sandbox.effective()["network"]["routes"] == ["198.19.0.0/16 dev eth0"]
+
+
+def test_what_is_in_force(make: Make, level: ContainerIsolation) -> None:
+    found = make().effective()
+    assert found["user"]["uid"] == SANDBOX_UID
+    assert found["capabilities"]["effective"] == "0" * 16
+    engine = found["engine"]
+    assert engine["seccomp_profile"] == "sandbox"
+    assert engine["restart_policy"] == "no"
+    assert engine["published_ports"] is None
+    assert engine["swap"] == 0
+    assert engine["log"]["Type"] == "json-file"
+    assert engine["root_read_only"] is True
+    own = {"cgroup", "ipc", "mnt", "net", "pid", "uts"}
+    if level.name == "container":
+        assert found["user"]["no_new_privileges"] is True
+        assert found["seccomp"]["mode"] == "filter"
+        # A hybrid host has its cgroup namespace too.
+        assert {name for name, whose in found["namespaces"].items() if whose == "own"} == own
+        root = next(one for one in found["mounts"] if one["target"] == "/")
+        assert "ro" in root["options"]
+    else:
+        assert found["seccomp"]["kernel"] == "gVisor"
+        assert engine["process"]["seccomp"]["mode"] == "filter"
+
+
+@pytest.mark.level("container")
+def test_a_profile_of_anothers_has_a_digest() -> None:
+    assert docker_effective._profile(docker_seccomp.profile()) == "sandbox"
+    assert docker_effective._profile("{}").startswith("sha256:")
+
+
+def test_usage_as_the_engine_says_it(make: Make) -> None:
+    """What an engine on another host would be asked for, compared with the kernel's own."""
+    sandbox = make()
+    said = docker_usage.engines_usage(sandbox.engine, sandbox.name)
+    read = sandbox.stats()
+    assert read.received is not None
+    assert said.received is not None
+    assert abs(read.received - said.received) < 4096
+    assert said.memory is not None
+    assert None not in (said.cpu_seconds, said.sent, said.read, said.written, read.read, read.written)
+
+
+def test_the_engine_is_found_again_by_its_address(
+    make: Make, level: ContainerIsolation, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Made through one address; found by later commands whatever DOCKER_HOST says then."""
+    other = tmp_path / "other.sock"
+    other.symlink_to("/var/run/docker.sock")
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{other}")
+    sandbox = make()
+    assert sandbox.engine.endpoint == Endpoint(host=f"unix://{other}")
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nonexistent/docker.sock")
+    found = type(level)(LAB).adopt(replace(sandbox.record))
+    assert found.state().running
+    assert found.exec(["/bin/echo", "x"]).stdout == b"x\n"
+    assert found.limits().memory == sandbox.record.spec.memory
+    found.destroy()
+    assert found.inspect() is None
+
+
+@pytest.mark.level("container")
+def test_what_another_engine_has_is_removed_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its network goes too, though DOCKER_HOST says another engine by then."""
+    other = tmp_path / "other.sock"
+    other.symlink_to("/var/run/docker.sock")
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{other}")
+    ContainerIsolation(OTHER).prepare(spec_of("container"), quiet)
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nonexistent/docker.sock")
+    assert ContainerIsolation(OTHER).release() == [f"docker network {OTHER.name}"]
+    assert ContainerIsolation(OTHER).release() == []
+
+
+@pytest.mark.level("container")
+def test_ended_from_inside_where_the_engine_is_elsewhere(pipes: Pipes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine far away has no processes here: its commands are killed by a command of our own inside."""
+    monkeypatch.setattr(docker_sandbox.ContainerSandbox, "kernel_shared", False)
+    level = ContainerIsolation(OTHER)
+    level.prepare(spec_of("container"), quiet)
+    with ExitStack() as undo:
+        record = Record(secrets.token_hex(6), spec_of("container"), "10.198.2.8")
+        sandbox = level.create(record.spec, record, undo)
+        sandbox.start()
+        handle = sandbox.attach(shell("sleep 301 & echo begun; sleep 302"), stdin=None, stdout=pipes.stdout, stderr=2)
+        assert os.read(pipes.reading, 100) == b"begun\n"
+        handle.close()
+        assert sandbox.exec(shell("cat /proc/[0-9]*/comm")).stdout.split().count(b"sleep") == 1
+    level.release()
+
+
 def test_logs_are_followed_to_the_end(make: Make) -> None:
     sandbox = make(shell("echo one; echo two >&2; sleep 0.7; echo three"))
     begin = time.monotonic()
     chunks = [(chunk, time.monotonic() - begin) for chunk in sandbox.logs(follow=True)]
     words = b"".join(chunk for chunk, _ in chunks).split()
-    assert words[-1] == b"three"
     assert sorted(words) == [b"one", b"three", b"two"]  # two outputs are two pipes: their order is not kept
+    assert words.index(b"one") < words.index(b"three")
     assert chunks[0][1] < chunks[-1][1]
     assert not sandbox.state().running
-    assert output(sandbox).split()[-1] == "three"
+    assert sorted(output(sandbox).split()) == ["one", "three", "two"]
 
 
 def test_following_a_log_can_be_given_up(make: Make) -> None:

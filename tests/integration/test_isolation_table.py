@@ -40,8 +40,22 @@ EXPECTED: dict[str, dict[str, Verdict]] = {
         "capabilities": ISOLATED,
         "seccomp": ISOLATED,
     },
-    "container": WALLED | {"kernel": SHARED, "root user": SHARED, "capabilities": ISOLATED},
-    "gvisor": WALLED | {"kernel": ISOLATED, "namespaces": ISOLATED, "seccomp": ISOLATED, "memory seen": ISOLATED},
+    "container": WALLED
+    | {
+        "kernel": SHARED,
+        "route out": ISOLATED,
+        "root user": SHARED,
+        "capabilities": ISOLATED,
+        "seccomp": ISOLATED,
+    },
+    "gvisor": WALLED
+    | {
+        "kernel": ISOLATED,
+        "route out": ISOLATED,
+        "namespaces": ISOLATED,
+        "seccomp": ISOLATED,
+        "memory seen": ISOLATED,
+    },
     "vm": WALLED
     | {
         "kernel": ISOLATED,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import socket
 import subprocess
@@ -12,9 +13,12 @@ from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 
-from sandbox import images, network, paths
+from sandbox import images, monitor, network, paths, publishing
 from sandbox.kernel import cgroup, syscalls
 from sandbox.manager import Manager
+from sandbox.record import APP_FOLDER
+from sandbox.spec import Publish
+from sandbox.store import Store, named_lock
 from tests import leaks
 
 IDENT = "00000000feed"
@@ -131,6 +135,72 @@ def a_state_file() -> Iterator[None]:
 
 
 @contextmanager
+def a_staged_file() -> Iterator[None]:
+    directory = paths.sandboxes_dir() / IDENT / APP_FOLDER
+    directory.mkdir(parents=True)
+    yield
+    directory.rmdir()
+    directory.parent.rmdir()
+
+
+@contextmanager
+def a_claimed_port() -> Iterator[None]:
+    store = Store()
+    store.ensure()
+    assert store.claim_port(18098, IDENT)
+    yield
+    store.sweep()
+
+
+@contextmanager
+def a_published_port() -> Iterator[None]:
+    """Left by a command that was killed: `prune` takes it away."""
+    with Manager().lab():
+        with named_lock("network"):
+            publishing.publish(IDENT, "198.18.2.99", [Publish(18098, 8080)])
+        yield
+        with named_lock("network"):
+            publishing.unpublish(IDENT)
+
+
+@contextmanager
+def a_monitor() -> Iterator[None]:
+    with subprocess.Popen(["sleep", "60"]) as init:
+        argv = monitor.command(IDENT, init.pid, "/nonexistent/exit", monitor.KEEP)
+        with subprocess.Popen(argv) as waiting:
+            yield
+            waiting.kill()
+        init.kill()
+
+
+@contextmanager
+def a_terminal() -> Iterator[None]:
+    master, slave = os.openpty()
+    yield
+    os.close(slave)
+    os.close(master)
+
+
+@contextmanager
+def a_frozen_cgroup() -> Iterator[None]:
+    """A sandbox that was paused, and is not let go: its processes cannot even die, so they are shown with it."""
+    group = cgroup.Group(IDENT)
+    group.create()
+
+    def join() -> None:
+        for path in group.join_files():
+            path.write_text("0")
+
+    with subprocess.Popen(["sleep", "60"], preexec_fn=join) as sleeper:  # noqa: PLW1509
+        group.freeze()
+        assert group.frozen()
+        yield
+        group.remove()
+        sleeper.wait()
+    cgroup.remove_parent()
+
+
+@contextmanager
 def a_port() -> Iterator[None]:
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))):
         yield
@@ -156,7 +226,15 @@ CASES: list[tuple[str, Callable[[], AbstractContextManager[None]], tuple[str, ..
     ("docker networks", a_docker_network, ("container",)),
     ("docker volumes", a_docker_volume, ("container",)),
     ("domains", a_domain, ("vm",)),
+    ("cgroups", a_frozen_cgroup, ()),
+    ("processes", a_frozen_cgroup, ()),
     ("state files", a_state_file, ()),
+    ("staged files", a_staged_file, ()),
+    ("claimed ports", a_claimed_port, ()),
+    ("published", a_published_port, ()),
+    ("monitors", a_monitor, ()),
+    ("processes", a_monitor, ()),
+    ("terminals", a_terminal, ()),
     ("half images", a_half_image, ()),
     ("ports", a_port, ()),
 ]
@@ -169,7 +247,12 @@ def test_every_kind_has_a_case() -> None:
 @pytest.mark.parametrize(
     ("kind", "leak"),
     [
-        pytest.param(kind, leak, id=kind, marks=[pytest.mark.level(level) for level in levels or ("process",)])
+        pytest.param(
+            kind,
+            leak,
+            id=f"{kind}-{leak.__name__}",
+            marks=[pytest.mark.level(level) for level in levels or ("process",)],
+        )
         for kind, leak, levels in CASES
     ],
 )

@@ -6,64 +6,19 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import pytest
 
 from sandbox import network
-from sandbox.errors import EngineError
-from sandbox.isolation import driver, vm, vm_domain
-from sandbox.isolation.vm import VmIsolation
-from sandbox.isolation.vm_guest import Guest, make_keys
-from sandbox.isolation.vm_sandbox import CLIENT_KEY, CONSOLE_LOG, VmSandbox
-from sandbox.manager import NETWORK_LOCK, Manager
-from sandbox.spec import MIB, SandboxSpec
-from sandbox.store import Store, named_lock
+from sandbox.errors import EngineError, SpecError
+from sandbox.isolation import vm, vm_domain
+from sandbox.isolation.vm_sandbox import VmSandbox
+from sandbox.spec import MIB
+from tests.integration.machines import BOOT_TIMEOUT, SPEC, created, level, pid_of, shell, started
 
 pytestmark = pytest.mark.level("vm")
-
-BOOT_TIMEOUT = 90.0
-SPEC = SandboxSpec(name="vm-test", workload="none", isolation="vm", argv=("/bin/sleep", "1000"), memory=128 * MIB)
-
-
-def level() -> VmIsolation:
-    return cast(VmIsolation, driver("vm"))
-
-
-@contextmanager
-def created(spec: SandboxSpec) -> Iterator[VmSandbox]:
-    """A machine that stands, with the lab network and a place in the store, all gone at the end."""
-    store, manager = Store(), Manager()
-    store.ensure()
-    with ExitStack() as undo:
-        ident, lock = store.claim_id()
-        undo.callback(os.close, lock)
-        undo.callback(manager.release_lab)
-        undo.callback(store.forget, ident)
-        with named_lock(NETWORK_LOCK):
-            network.ensure()
-            store.mark_used("vm")
-            address = network.allocate(store, ident, own_stack=True)
-        record = store.new(replace(spec, name=f"vm-test-{ident[:6]}"), address, ident)
-        level().prepare(spec, lambda _: None)
-        yield level().create(record.spec, record, undo)
-
-
-@contextmanager
-def started(spec: SandboxSpec = SPEC) -> Iterator[VmSandbox]:
-    """A machine whose workload runs."""
-    with created(spec) as sandbox:
-        sandbox.boot(time.monotonic() + BOOT_TIMEOUT)
-        sandbox.start()
-        yield sandbox
-
-
-def shell(script: str, **fields: int) -> SandboxSpec:
-    return replace(SPEC, argv=("/bin/sh", "-c", script), **fields)  # type: ignore[arg-type]
 
 
 def wait_until_forgotten(ident: str) -> None:
@@ -74,61 +29,94 @@ def wait_until_forgotten(ident: str) -> None:
         time.sleep(0.02)
 
 
-def pid_of(sandbox: VmSandbox) -> int:
-    assert sandbox.record.process is not None
-    return sandbox.record.process.pid
+def wait_for_words(sandbox: VmSandbox, words: bytes) -> None:
+    """A script has set its trap, say, once it has said so."""
+    deadline = time.monotonic() + 30
+    while words not in b"".join(sandbox.logs()):
+        assert time.monotonic() < deadline, "the workload did not come up"
+        time.sleep(0.02)
 
 
-def test_what_the_machine_is_and_what_its_workload_may(capfd: pytest.CaptureFixture[str]) -> None:
-    with started() as sandbox:
-        status = Path(f"/proc/{pid_of(sandbox)}/status").read_text()
-        command = Path(f"/proc/{pid_of(sandbox)}/cmdline").read_bytes().decode().split("\0")
-        uids = next(line.split()[1:] for line in status.splitlines() if line.startswith("Uid:"))
-        assert "0" not in uids
-        assert "Seccomp:\t2" in status
-        assert command[command.index("-sandbox") + 1].startswith("on,")
-        assert "-vnc" not in command
-        assert "-spice" not in command
-        assert not any("usb" in part and "usb=off" not in part for part in command)
-        assert sandbox.record.data["accelerator"] == ("kvm" if "kvm" in command[command.index("-accel") + 1] else "tcg")
-
-        # Of the machine's secrets, the workload's user sees none.
-        for path in ("settings", "host_key", "authorized_keys"):
-            assert sandbox.exec(["cat", f"/usr/lib/sandbox-vm/etc/{path}"]).exit_code != 0
-        assert sandbox.exec(["sh", "-c", "echo forged > /dev/ttyS0"]).exit_code != 0
-        assert sandbox.exec(["sh", "-c", "echo forged > /dev/kmsg"]).exit_code != 0
-        assert sandbox.exec(["dd", "if=/dev/vda", "count=1"]).exit_code != 0
-        files = [sandbox.record.directory / name for name in (CLIENT_KEY, "initrd", CONSOLE_LOG, "log")]
-        assert [oct(path.stat().st_mode & 0o777) for path in files] == ["0o600"] * 4
-
-        status = sandbox.exec(["cat", "/proc/self/status"]).stdout.decode()
-        assert "CapBnd:\t0000000000000000" in status
-        assert "NoNewPrivs:\t1" in status
-        assert sandbox.exec(["cat", "/proc/self/cgroup"]).stdout.startswith(b"0::/sandbox/exec-")
-    assert capfd.readouterr().err == ""  # libvirt prints nothing of its own
-
-
-def test_the_limit_on_processes_holds() -> None:
-    script = (
-        "import os, time\nn = 0\ntry:\n while n < 200:\n  if os.fork() == 0: time.sleep(20); os._exit(0)\n  n += 1\n"
-        "except BlockingIOError: pass\nprint(n)"
+def write_application(home: Path) -> None:
+    (home / "data").mkdir()
+    (home / "data" / "words").write_text("from the application\n")
+    (home / "run").write_text(
+        "#!/bin/sh\npwd; cat data/words; ls -ln /app/data/words; echo x >>data/words; exec sleep 1000\n"
     )
-    with started(replace(SPEC, pids_limit=24)) as sandbox:
-        assert sandbox.limits().pids == 24
-        made = int(sandbox.exec(["python3", "-I", "-S", "-c", script], timeout=60).stdout)
-        assert 15 < made < 24
-        # SSH is outside the limit: the host can still ask, although nothing more starts inside.
-        assert (sandbox.stats().pids or 0) >= made
-        assert sandbox.state().running
+    (home / "run").chmod(0o755)
+    (home / "link").symlink_to("data/words")
 
 
-def test_a_guest_with_another_key_is_not_talked_to() -> None:
-    with started() as sandbox:
-        record = sandbox.record
-        impostor = Guest(record.address, make_keys().host_public, record.directory / CLIENT_KEY)
-        with pytest.raises(EngineError, match="does not answer over SSH"):
-            impostor.run("true", 30)
-        assert sandbox.exec(["true"]).exit_code == 0
+def test_an_application_comes_along_read_only() -> None:
+    """With a size of its own for /tmp, and the log's tail; one machine for all of it."""
+    spec = replace(SPEC, argv=("./run",), app=True, workdir="/app", disk=4 * MIB)
+    with started(spec, write_application) as sandbox:
+        wait_for_words(sandbox, b"Permission denied")
+        lines = b"".join(sandbox.logs()).splitlines()
+        assert lines[:2] == [b"/app", b"from the application"]
+        assert lines[2].split()[:4] == [b"-rw-r--r--", b"1", b"0", b"0"]
+        assert sandbox.exec(["cat", "/app/link"]).stdout == b"from the application\n"
+        assert sandbox.exec(["pwd"]).stdout == b"/app\n"
+        # A root without capabilities is still the files' owner: what holds is the mount.
+        assert b"Read-only" in sandbox.exec(["sh", "-c", "echo x >/app/new"], root=True).stderr
+        assert b"".join(sandbox.logs(tail=1)) == lines[-1] + b"\n"
+        assert sandbox.limits().disk == 4 * MIB
+        with pytest.raises(SpecError, match="since"):
+            sandbox.logs(since=0.0)
+        # Who reads a command's output goes away, and so does the command.
+        unread, output = os.pipe()
+        os.close(unread)
+        assert sandbox.attach(["yes"], stdin=None, stdout=output, stderr=output).wait() == 128 + signal.SIGPIPE
+        os.close(output)
+        assert sandbox.exec(["sh", "-c", "ls -d /sys/fs/cgroup/sandbox/exec-* | wc -l"]).stdout == b"1\n"
+        # libvirtd is not there, for a restart say: what does not need it goes on.
+        hypervisor = level().hypervisor
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(hypervisor, "uri", "qemu+unix:///system?socket=/nonexistent")
+            hypervisor._connection.close()
+            assert sandbox.state().running
+            assert sandbox.exec(["true"]).exit_code == 0
+            with pytest.raises(EngineError, match="the virtual machine cannot be inspected: "):
+                sandbox.limits()
+        assert sandbox.limits().memory == SPEC.memory
+        # Longer than what the SSH server takes at once, and an argument that is not UTF-8.
+        many = ["x" * 50_000, os.fsdecode(b"\xff")]
+        assert sandbox.exec(["printf", "%s\\0", *many]).stdout == b"".join(os.fsencode(one) + b"\0" for one in many)
+
+
+def test_an_application_that_does_not_fit_is_refused() -> None:
+    def write(home: Path) -> None:
+        (home / "large").write_bytes(bytes(20 * MIB))
+
+    with pytest.raises(SpecError, match="too little") as caught, created(replace(SPEC, app=True), write):
+        pass
+    assert caught.value.hint == "at least 137m"
+
+
+def test_a_machine_that_dies_ends_what_is_attached() -> None:
+    """Also a paused one; libvirt has forgotten it, and `destroy` clears the rest away."""
+    null = os.open(os.devnull, os.O_RDWR)
+    try:
+        with started() as sandbox:
+            attached = sandbox.attach(["sleep", "1000"], stdin=None, stdout=null, stderr=null)
+            sandbox.pause()
+            assert sandbox.state().paused
+            with pytest.raises(EngineError, match="is paused"):
+                sandbox.kill(signal.SIGTERM)
+            os.kill(pid_of(sandbox), signal.SIGKILL)
+            with pytest.raises(EngineError, match="ended before the command did"):
+                attached.wait()
+            attached.close()
+            assert sandbox.wait(10) is None
+            state = sandbox.state()
+            assert (state.running, state.paused) == (False, False)
+            with pytest.raises(EngineError, match="not running"):
+                sandbox.kill(signal.SIGTERM)
+            sandbox.destroy()
+            assert not Path(f"/sys/class/net/{network.interface_name(sandbox.record.id)}").exists()
+            assert vm_domain.log_files(sandbox.record.id) == []
+    finally:
+        os.close(null)
 
 
 @pytest.mark.parametrize(("script", "code"), [("echo out; echo err >&2; exit 7", 7), ("kill -USR1 $$", 138)])
@@ -150,35 +138,17 @@ def test_a_log_is_followed_to_its_end() -> None:
         assert b"".join(sandbox.logs(follow=True)) == b"1\n2\n3\n4\n5\n"
 
 
-def wait_until_ready(sandbox: VmSandbox) -> None:
-    """The script has set its trap once it has said so."""
-    deadline = time.monotonic() + 30
-    while b"ready" not in b"".join(sandbox.logs()):
-        assert time.monotonic() < deadline, "the workload did not come up"
-        time.sleep(0.02)
-
-
 def test_stop_asks_first_and_then_switches_off() -> None:
     with started(shell("trap 'echo bye; exit 3' TERM; echo ready; while :; do sleep 0.1; done")) as sandbox:
-        wait_until_ready(sandbox)
+        wait_for_words(sandbox, b"ready")
         assert sandbox.stop(20) == 3
         assert b"".join(sandbox.logs()) == b"ready\nbye\n"
     with started(shell("trap '' TERM; echo ready; while :; do sleep 0.1; done")) as sandbox:
-        wait_until_ready(sandbox)
+        wait_for_words(sandbox, b"ready")
         begin = time.monotonic()
         assert sandbox.stop(0.5) == 137
         assert time.monotonic() - begin < 10
         assert not sandbox.state().running
-
-
-def test_a_killed_qemu_leaves_nothing_but_the_record() -> None:
-    with started() as sandbox:
-        os.kill(pid_of(sandbox), signal.SIGKILL)
-        assert sandbox.wait(10) is None
-        assert not sandbox.state().running
-        sandbox.destroy()
-        assert not Path(f"/sys/class/net/{network.interface_name(sandbox.record.id)}").exists()
-        assert vm_domain.log_files(sandbox.record.id) == []
 
 
 def test_a_guest_that_cannot_boot_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
