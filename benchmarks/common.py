@@ -184,3 +184,31 @@ def end(pid: int) -> None:
 def repository() -> Path:
     """The checkout that the benchmarks belong to."""
     return Path(__file__).resolve().parents[1]
+
+
+def report_ratios(title: str, series: Sequence[Series], targets: Sequence[tuple[str, str, float]]) -> None:
+    """Print ratios paired by round, each with the most that it is to be.
+
+    Args:
+        title: of the table.
+        series: what was measured; a pair of which one is missing is left out.
+        targets: (who, against whom, at most).
+    """
+    by_name = {one.name: one for one in series}
+    print(f"\n{title}\n")
+    for name, against, most in targets:
+        if name not in by_name or against not in by_name:
+            continue
+        ratio = stats.paired_ratio(by_name[name].values, by_name[against].values)
+        if ratio is None:
+            continue
+        verdict = "no interval"
+        if ratio.low is not None and ratio.high is not None:
+            verdict = "met" if ratio.high <= most else "missed" if ratio.low > most else "inconclusive"
+        print(f"{name + ' / ' + against:<64}{_interval(ratio):>22}   <= {most:<5g} {verdict}")
+
+
+def _interval(figure: Estimate) -> str:
+    if figure.low is None or figure.high is None:
+        return f"{figure.median:.2f}"
+    return f"{figure.median:.2f} [{figure.low:.2f}, {figure.high:.2f}]"

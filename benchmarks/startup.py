@@ -10,24 +10,37 @@ host's network, docker is on the lab's network with the same limits.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import common
-from sandbox import images, isolation, network
+from sandbox import images, isolation, network, pool, request
 from sandbox.errors import SandboxError
 from sandbox.manager import Manager
 from sandbox.spec import DEFAULT_PORT
 
 BARE = "bare fork + exec"
+SHELL = "shell: sandbox run -d, namespace"
+DOCKER = "peer: docker run -d"
+TARGETS = (
+    ("namespace", BARE, 1.25),
+    ("namespace", "peer: bwrap, host network", 1.1),
+    ("namespace", "peer: runc, host network", 0.45),
+    ("container", DOCKER, 0.95),
+    (SHELL, DOCKER, 0.5),
+    ("namespace, warm", "namespace", 0.4),
+)
+"""Who is to take at most so many times as long as whom."""
 
 
 def main() -> None:
@@ -35,19 +48,52 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--levels", default=",".join(isolation.LEVELS))
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--warm", default="", metavar="LIST", help="levels to start warm as well")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     manager = Manager()
     root = common.root()
     contenders: dict[str, Callable[[], float]] = {BARE: lambda: bare(root)}
-    for level in options.levels.split(","):
+    levels = options.levels.split(",") if options.levels else []
+    for level in levels:
         contenders[level] = lambda level=level: sandboxed(manager, level)  # type: ignore[misc]
     contenders |= peers(root)
-    needs_lab = manager.lab() if options.levels else nullcontext()
-    with needs_lab:
+    if "namespace" in levels:
+        contenders[SHELL] = from_the_shell
+    with ExitStack() as stack:
+        if levels:
+            stack.enter_context(lab())
+        for level in options.warm.split(",") if options.warm else []:
+            contenders[f"{level}, warm"] = lambda level=level: warm(manager, level)  # type: ignore[misc]
+            stack.callback(pool.drain, manager, (level,))
         series = common.interleave(contenders, options.rounds, options.seed)
-    baselines = dict.fromkeys(contenders, BARE)
-    common.report("startup to the first reply", "ms", series, baselines, as_json=options.json, scale=1000)
+    common.report("startup to the first reply", "ms", series, _baselines(contenders), as_json=options.json, scale=1000)
+    if not options.json:
+        common.report_ratios("what the targets are about", series, TARGETS)
+
+
+def _baselines(contenders: Iterable[str]) -> dict[str, str]:
+    return dict.fromkeys(contenders, BARE)
+
+
+@contextmanager
+def lab() -> Iterator[None]:
+    """Keep the lab network up from another process: this one stays as small as a command of the shell's is.
+
+    Making the bridge imports 30 MB, whose page tables every clone of this process would copy.
+    """
+    program = "import sys; from sandbox.manager import Manager\nwith Manager().lab(): print(); sys.stdin.read()"
+    holder = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert holder.stdin is not None
+    assert holder.stdout is not None
+    try:
+        if not holder.stdout.readline():
+            raise SandboxError("the lab network could not be made")
+        yield
+    finally:
+        holder.stdin.close()
+        holder.wait()
+        holder.stdout.close()
 
 
 def bare(root: str) -> float:
@@ -68,6 +114,38 @@ def sandboxed(manager: Manager, level: str) -> float:
         return running.timeline.total()
 
 
+def warm(manager: Manager, level: str) -> float:
+    """As `sandboxed`, by a warm start; what it takes is prepared before the clock starts."""
+    spec = request.make(common.WORKLOAD, level, request.Options()).spec
+    pool.fill(manager, spec, 1, lambda _line: None)
+    running = pool.run(manager, spec, progress=lambda _line: None, owner=True)
+    try:
+        return running.timeline.total()
+    finally:
+        manager.destroy(running)
+
+
+def from_the_shell() -> float:
+    """Seconds that `sandbox run -d` takes, the interpreter's own start included; it returns after the first reply."""
+    name = f"bench-{os.getpid()}"
+    script = Path(sys.executable).with_name("sandbox")
+    begin = time.monotonic()
+    try:
+        started = subprocess.run(
+            [str(script), "run", "-d", "--name", name, common.WORKLOAD],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        took = time.monotonic() - begin
+        if started.returncode:
+            raise SandboxError(f"sandbox run: {started.stderr.strip()}")
+        return took
+    finally:
+        subprocess.run([str(script), "rm", "-f", name], capture_output=True, check=False, timeout=60)
+
+
 def peers(root: str) -> dict[str, Callable[[], float]]:
     """Other tools on this host that put a wall around a command."""
     found: dict[str, Callable[[], float]] = {}
@@ -79,10 +157,13 @@ def peers(root: str) -> dict[str, Callable[[], float]]:
         walls_of_bwrap += ["--unshare-cgroup-try", "--ro-bind", root, "/", "--proc", "/proc", "--dev", "/dev"]
         walls_of_bwrap += ["--tmpfs", "/tmp", "--die-with-parent", "--"]  # noqa: S108 - inside
         found["peer: bwrap, host network"] = lambda: command(walls_of_bwrap)
+    for tool in ("runc", "crun"):
+        if shutil.which(tool):
+            found[f"peer: {tool}, host network"] = lambda tool=tool: oci(tool, root)  # type: ignore[misc]
     image = images.find(images.Form.DOCKER)
     if shutil.which("docker") and image is not None and image.reference:
         reference = image.reference
-        found["peer: docker run -d"] = lambda: docker(reference)
+        found[DOCKER] = lambda: docker(reference)
     return found
 
 
@@ -105,6 +186,34 @@ def command(walls: list[str]) -> float:
             os.kill(child, 9)
         process.kill()
         process.wait()
+
+
+def oci(tool: str, root: str) -> float:
+    """A runtime of the Open Container Initiative by hand: its own default configuration, our root and server."""
+    port = common.free_port()
+    with tempfile.TemporaryDirectory() as bundle:
+        subprocess.run([tool, "spec", "--bundle", bundle], check=True, capture_output=True, timeout=30)
+        path = Path(bundle, "config.json")
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["root"] = {"path": root, "readonly": True}
+        config["process"] |= {"terminal": False, "args": common.server_argv(port)}
+        config["linux"]["namespaces"] = [one for one in config["linux"]["namespaces"] if one["type"] != "network"]
+        path.write_text(json.dumps(config), encoding="utf-8")
+        name = f"bench-{os.getpid()}"
+        begin = time.monotonic()
+        process = subprocess.Popen(
+            [tool, "run", "--bundle", bundle, name],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            common.wait_for_reply(port)
+            return time.monotonic() - begin
+        finally:
+            subprocess.run([tool, "delete", "--force", name], capture_output=True, check=False, timeout=60)
+            process.kill()
+            process.wait()
 
 
 def docker(reference: str) -> float:

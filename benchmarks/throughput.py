@@ -19,6 +19,7 @@ from sandbox import network
 from sandbox.catalogue import PYTHON
 from sandbox.manager import Manager
 from sandbox.measure import host, load
+from sandbox.spec import DEFAULT_PORT
 
 TOY = "toy epoll loop, bare"
 REACTOR = "reactor, bare"
@@ -49,7 +50,7 @@ def main() -> None:
     def sandboxed(level: str) -> float:
         spec = manager.make_spec(common.WORKLOAD, level, cpuset=str(cpus.server))
         with manager.running(spec) as running:
-            return rate(running.url, network.generator_command)
+            return rate(f"http://{running.record.address}:{DEFAULT_PORT}/", network.generator_command)
 
     def rate(url: str, where: Callable[..., list[str]]) -> float:
         result = load.saturate(
