@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from sandbox import daemons, paths
 from sandbox.capability.docker import RUNTIME, RUNTIME_ARGS, DockerError, Engine
 from sandbox.capability.programs import which
 from sandbox.errors import EngineError
+from sandbox.processid import start_time
 
 NAME = "dockerd"
 SYSTEM_CONFIG = Path("/etc/docker/daemon.json")
 SYSTEM_PID = Path("/var/run/docker.pid")
+CONTAINERD_PID = Path("/var/run/docker/containerd/containerd.pid")
 _RELOAD_TIMEOUT = 10.0
 
 
@@ -52,6 +55,7 @@ def start() -> str:
         EngineError: the host's configuration is not JSON, or dockerd does not come up.
     """
     _write(own_config(), merged(_theirs()))
+    _sweep()
     engine = Engine()
 
     def ready() -> bool:
@@ -98,6 +102,24 @@ def register() -> tuple[str | None, str | None]:
             raise EngineError(f"dockerd does not answer after its reload: {error}") from error
         time.sleep(0.1)
     return None, f"{where} is written, but dockerd does not heed it: restart dockerd"
+
+
+def _sweep() -> None:
+    """Remove pid files that outlived their daemons.
+
+    dockerd takes any process of that number for its predecessor and refuses to start, or for its containerd and waits
+    for it in vain: after a SIGKILL (a zombie that init has not reaped counts too) and in a copy of a machine.
+    """
+    for path, name in ((SYSTEM_PID, NAME), (CONTAINERD_PID, "containerd")):
+        try:
+            pid = int(path.read_text(encoding="ascii"))
+            comm = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip()
+            lives = comm == name and start_time(pid) is not None
+        except (OSError, ValueError):
+            lives = False
+        if not lives:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 def _theirs() -> dict[str, Any]:

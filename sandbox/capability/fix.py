@@ -24,6 +24,7 @@ from sandbox.capability.checks import OPTIONAL, REQUIRED, Survey
 from sandbox.capability.distribution import OPTIONAL_PACKAGES, PACKAGES, distribution, systemd
 from sandbox.capability.finding import Finding
 from sandbox.capability.programs import which
+from sandbox.capability.sockets import listens
 from sandbox.errors import EngineError, SandboxError, UnavailableError
 from sandbox.store import named_lock
 
@@ -209,10 +210,14 @@ def _libvirt(outcome: Outcome, progress: Progress) -> None:
     progress(f"starting {name}")
     if systemd():
         outcome.done.append(_systemctl(name if name == "libvirtd" else f"{name}.socket"))
+        if which("virtlogd") is not None and not listens(libvirt.VIRTLOGD_SOCKET):
+            outcome.done.append(_systemctl("virtlogd.socket"))
         return
-    if which("virtlogd") is not None and not Path("/run/libvirt/virtlogd-sock").is_socket():
-        process = daemons.start("virtlogd", ["virtlogd"], ready=Path("/run/libvirt/virtlogd-sock").is_socket)
+    if which("virtlogd") is not None and not listens(libvirt.VIRTLOGD_SOCKET):
+        process = daemons.start("virtlogd", ["virtlogd"], ready=lambda: listens(libvirt.VIRTLOGD_SOCKET))
         outcome.done.append(f"started virtlogd (pid {process.pid}, log {daemons.log_path('virtlogd')})")
+    if libvirt.daemon().ok:  # it ran, and missed virtlogd only
+        return
     process = daemons.start(name, [name], ready=lambda: libvirt.daemon().ok)
     outcome.done.append(f"started {name} (pid {process.pid}, log {daemons.log_path(name)})")
 

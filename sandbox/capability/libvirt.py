@@ -10,8 +10,10 @@ from pathlib import Path
 from sandbox.capability.distribution import remedy
 from sandbox.capability.finding import Finding
 from sandbox.capability.programs import which
+from sandbox.capability.sockets import listens
 
 URI = "qemu:///system"
+VIRTLOGD_SOCKET = Path("/run/libvirt/virtlogd-sock")
 KVM_DEVICE = Path("/dev/kvm")
 _TIMEOUT = 10.0
 
@@ -37,6 +39,8 @@ def daemon() -> Finding:
         lines = [line for line in done.stderr.strip().splitlines() if line]
         words = lines[-1].removeprefix("error: ") if lines else f"virsh exited with {done.returncode}"
         return Finding(name, False, f"libvirt does not answer: {words}", remedy(name))
+    if which("virtlogd") is not None and not listens(VIRTLOGD_SOCKET):
+        return Finding(name, False, f"virtlogd does not answer on {VIRTLOGD_SOCKET}: no machine starts", remedy(name))
     return Finding(name, True, read_version(done.stdout))
 
 

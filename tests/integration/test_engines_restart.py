@@ -26,6 +26,7 @@ from sandbox.errors import SandboxError, UnavailableError
 from sandbox.isolation.docker_client import Endpoint
 from sandbox.kernel import syscalls
 from sandbox.manager import Manager, Running
+from sandbox.processid import ProcessId
 from sandbox.store import Store
 from tests import leaks
 
@@ -90,6 +91,21 @@ class OwnDockerd:
             self._process.send_signal(number)
             self._process.wait(60)
             self._process = None
+            self._forget_containerd()
+
+    def _forget_containerd(self) -> None:
+        """dockerd's containerd dies with it, but its pid file stays, and its zombie does where init reaps slowly.
+
+        The next dockerd would take that zombie for its containerd, and give up after 15 s.
+        """
+        record = self.root / "exec" / "containerd" / "containerd.pid"
+        with suppress(OSError, ValueError):
+            process = ProcessId.of(int(record.read_text()))
+            deadline = time.monotonic() + 20
+            while process is not None and process.alive():
+                assert time.monotonic() < deadline, "containerd outlives its dockerd"
+                time.sleep(0.05)
+            record.unlink()
 
     def clear(self) -> None:
         """End it and whatever it has started, and remove its directory."""

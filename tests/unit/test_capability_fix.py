@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import stat
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from sandbox.capability import apt, dockerd, fix
+from sandbox import daemons
+from sandbox.capability import apt, dockerd, fix, libvirt
 from sandbox.capability.distribution import Distribution
 from sandbox.capability.finding import Finding
+from sandbox.capability.sockets import listens
 from sandbox.errors import EngineError, UnavailableError
+from sandbox.processid import ProcessId
 
 needs_root = pytest.mark.needs("root")
 
@@ -152,6 +157,76 @@ def test_configurations_are_written_whole(tmp_path: Path) -> None:
     dockerd._write(path, {"a": 1})
     assert json.loads(path.read_text(encoding="utf-8")) == {"a": 1}
     assert [entry.name for entry in path.parent.iterdir()] == ["daemon.json"]
+
+
+def test_a_socket_that_outlived_its_daemon_is_not_one(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    assert not listens(path)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        assert not listens(path)
+        server.listen()
+        assert listens(path)
+    assert path.is_socket()
+    assert not listens(path)
+
+
+def test_libvirt_without_its_log_daemon_is_not_well(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    virsh = tmp_path / "virsh"
+    virsh.write_text("#!/bin/sh\necho 'Running hypervisor: QEMU 7.2.0'\n", encoding="ascii")
+    virsh.chmod(0o755)
+    monkeypatch.setattr(libvirt, "which", lambda _: str(virsh))
+    monkeypatch.setattr(libvirt, "VIRTLOGD_SOCKET", tmp_path / "virtlogd-sock")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(libvirt.VIRTLOGD_SOCKET))
+        found = libvirt.daemon()
+        assert not found.ok
+        assert "virtlogd does not answer" in found.detail
+        server.listen()
+        assert libvirt.daemon().ok
+
+
+def test_it_is_started_beside_a_libvirtd_that_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    started: list[str] = []
+    monkeypatch.setattr(fix, "which", lambda name: f"/usr/sbin/{name}")
+    monkeypatch.setattr(fix, "systemd", lambda: False)
+    monkeypatch.setattr(libvirt, "VIRTLOGD_SOCKET", tmp_path / "virtlogd-sock")
+    monkeypatch.setattr(libvirt, "daemon", lambda: Finding("libvirt.daemon", bool(started), ""))
+
+    def start(name: str, *_: object, **__: object) -> ProcessId:
+        started.append(name)
+        return ProcessId(4242, 1, "boot")
+
+    monkeypatch.setattr(daemons, "start", start)
+    outcome = fix.Outcome()
+    fix._libvirt(outcome, lambda _: None)
+    assert started == ["virtlogd"]
+    assert len(outcome.done) == 1
+
+
+@pytest.mark.parametrize("content", ["4194399\n", "1\n", "zombie", "rubbish"])
+def test_pid_files_of_others_are_swept_before_a_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str
+) -> None:
+    """No such process, one of another name, one that has ended and not been reaped, no number at all."""
+    ended = subprocess.Popen(["/bin/true"])
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+    stale, living = tmp_path / "stale", tmp_path / "living"
+    stale.write_text(content.replace("zombie", str(ended.pid)), encoding="ascii")
+    living.write_text(str(os.getpid()), encoding="ascii")
+    monkeypatch.setattr(dockerd, "SYSTEM_PID", stale)
+    monkeypatch.setattr(dockerd, "NAME", "true")
+    monkeypatch.setattr(dockerd, "CONTAINERD_PID", living)
+    dockerd._sweep()
+    assert not stale.exists()
+    assert not living.exists(), "it is not containerd's"
+    living.write_text(str(os.getpid()), encoding="ascii")
+    monkeypatch.setattr(dockerd, "SYSTEM_PID", living)
+    monkeypatch.setattr(dockerd, "NAME", Path("/proc/self/comm").read_text(encoding="utf-8").strip())
+    monkeypatch.setattr(dockerd, "CONTAINERD_PID", tmp_path / "none")
+    dockerd._sweep()
+    assert living.exists()
+    ended.wait()
 
 
 @pytest.fixture
