@@ -102,6 +102,7 @@ class Manager:
         application: Application | None = None,
         progress: Progress = _silent,
         owner: bool = False,
+        then: Callable[[Running], object] | None = None,
     ) -> Running:
         """Bring a sandbox up to its first correct reply, where a port is known. On any failure everything is undone.
 
@@ -110,6 +111,8 @@ class Manager:
             application: whose files it sees; of the same request.
             progress: told what is being done.
             owner: tie the sandbox to this process: when it dies, the sandbox is debris that `prune` removes.
+            then: called with it once it is up, while what goes wrong, a signal among it, still undoes everything. For
+                callers who take it over: a signal between our return and their first line would find nobody.
 
         Raises:
             SandboxError: of the kind that fits; nothing is left.
@@ -129,6 +132,8 @@ class Manager:
                     undo.callback(self._withdraw, ident)
                     publishing.claim(self.store, ident, spec.publish)
                 running = self._bring_up(spec, application, level, ident, undo, progress, owner=owner)
+                if then is not None:
+                    then(running)
             except BaseException:
                 with deferred():
                     undo.close()

@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 from sandbox import images, readiness
@@ -78,7 +79,14 @@ def key(spec: SandboxSpec) -> str:
     return json.dumps(replace(spec, name="", argv=argv, warm=False).to_json(), sort_keys=True)
 
 
-def run(manager: Manager, spec: SandboxSpec, *, progress: Progress, owner: bool = False) -> Running:
+def run(
+    manager: Manager,
+    spec: SandboxSpec,
+    *,
+    progress: Progress,
+    owner: bool = False,
+    then: Callable[[Running], object] | None = None,
+) -> Running:
     """A sandbox by a warm start.
 
     Raises:
@@ -89,7 +97,7 @@ def run(manager: Manager, spec: SandboxSpec, *, progress: Progress, owner: bool 
     if spec.isolation == ZYGOTE:
         if local_warm.running(images.digest(images.Form.ROOTFS)) is None:
             raise _nothing(spec)
-        return manager.run(replace(spec, warm=True), progress=progress, owner=owner)
+        return manager.run(replace(spec, warm=True), progress=progress, owner=owner, then=then)
     wanted = key(spec)
     begun = time.monotonic_ns()
     for record in manager.store.records():
@@ -99,13 +107,21 @@ def run(manager: Manager, spec: SandboxSpec, *, progress: Progress, owner: bool 
             with manager.store.lock(record.id, wait=False):
                 current = manager.store.load(record.id)
                 if current.data.get(KEY) == wanted:
-                    return _take(manager, spec, current, begun, owner=owner)
+                    return _take(manager, spec, current, begun, owner=owner, then=then)
         except (BusyError, NotFoundError):
             continue  # somebody else has just taken it
     raise _nothing(spec)
 
 
-def _take(manager: Manager, spec: SandboxSpec, record: Record, begun: int, *, owner: bool) -> Running:
+def _take(
+    manager: Manager,
+    spec: SandboxSpec,
+    record: Record,
+    begun: int,
+    *,
+    owner: bool,
+    then: Callable[[Running], object] | None,
+) -> Running:
     sandbox = driver(spec.isolation).adopt(record)
     with deferred():
         manager.store.rename(record, spec.name)
@@ -134,6 +150,8 @@ def _take(manager: Manager, spec: SandboxSpec, record: Record, begun: int, *, ow
         record.timeline.record(Phase.START, prepared, started)
         record.timeline.record(Phase.FIRST_REPLY, started, time.monotonic_ns())
         manager.store.save(record)
+        if then is not None:
+            then(running)
     except BaseException:
         with deferred():
             manager.destroy(running)

@@ -7,7 +7,6 @@ not trusted: a record is read as a stranger's, and no link is followed.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import secrets
@@ -20,6 +19,8 @@ from pathlib import Path
 from sandbox import codec, files, paths
 from sandbox.checkpoints import Checkpoint, reached
 from sandbox.errors import BusyError, NameTakenError, NewerRecordError, NotFoundError, StoreError
+from sandbox.locks import dropping_claims, explained, hold
+from sandbox.locks import named_lock as named_lock  # the locks of the host, for those who use the store
 from sandbox.processid import ProcessId
 from sandbox.record import ID_PATTERN, Record
 from sandbox.spec import NAME_PATTERN, SandboxSpec
@@ -31,7 +32,6 @@ MAX_RECORD = 1024 * 1024
 """Bytes. A record is a few hundred; anything near this is not one of ours."""
 _MAX_CLAIM = 64
 _PAUSE = 0.01
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class KnownIds(Collection[str]):
@@ -69,7 +69,7 @@ class Store:
         Raises:
             StoreError: they cannot be made.
         """
-        with _explained("the state directory cannot be written"):
+        with explained("the state directory cannot be written"):
             root = paths.state_dir()
             # Others may enter the root (image forms are read by engines' own users), not list it.
             root.mkdir(parents=True, exist_ok=True, mode=0o711)
@@ -91,7 +91,7 @@ class Store:
             StoreError: the disk refuses.
         """
         record = Record(id=ident, spec=spec, address=address, owner=owner)
-        with _explained(f"no record of {spec.name!r} could be written"):
+        with explained(f"no record of {spec.name!r} could be written"):
             self._claim_name(spec.name, ident)
             reached(Checkpoint.NAME_CLAIMED)
             self.save(record)
@@ -104,7 +104,7 @@ class Store:
         Raises:
             StoreError: the disk refuses.
         """
-        with _explained("no sandbox directory could be made"):
+        with explained("no sandbox directory could be made"):
             while True:
                 ident = secrets.token_hex(6)
                 directory = paths.sandboxes_dir() / ident
@@ -114,13 +114,13 @@ class Store:
                     continue
                 reached(Checkpoint.DIRECTORY_MADE)
                 with suppress(NotFoundError):  # `prune` took it for debris, in the instant before it had a holder
-                    descriptor = _hold(ident, wait=True)
+                    descriptor = hold(ident, wait=True)
                     reached(Checkpoint.ID_CLAIMED)
                     return ident, descriptor
 
     def claim_address(self, address: str, ident: str) -> bool:
         """Mark an address as used; False when it is taken already."""
-        with _explained("no address could be claimed"):
+        with explained("no address could be claimed"):
             claimed = self._claim(paths.addresses_dir() / address, ident)
         if claimed:
             reached(Checkpoint.ADDRESS_CLAIMED)
@@ -135,7 +135,7 @@ class Store:
 
     def claim_port(self, number: int, ident: str) -> bool:
         """Mark a port of the host as published; False when it is taken already."""
-        with _explained("no port could be claimed"):
+        with explained("no port could be claimed"):
             return self._claim(paths.ports_dir() / str(number), ident)
 
     def port_owner(self, number: int) -> str:
@@ -164,7 +164,7 @@ class Store:
         """
         path = record.directory / RECORD_FILE
         temporary = path.with_suffix(".new")
-        with _explained(f"the record of {record.name!r} could not be written"):
+        with explained(f"the record of {record.name!r} could not be written"):
             temporary.unlink(missing_ok=True)  # of a command that died before the next line but one
             try:
                 files.write_new(temporary, json.dumps(record.to_json()).encode())
@@ -176,7 +176,9 @@ class Store:
 
     def _claim_name(self, name: str, ident: str) -> None:
         if not self._claim(paths.names_dir() / name, ident):
-            raise NameTakenError(f"the name {name!r} is taken", f"choose another --name, or: sandbox rm -f {name}")
+            alive = _owner(paths.names_dir() / name) in self.known()
+            remedy = f"sandbox rm -f {name}" if alive else "sandbox prune, for a removal did not finish"
+            raise NameTakenError(f"the name {name!r} is taken", f"choose another --name, or: {remedy}")
 
     def rename(self, record: Record, name: str) -> None:
         """Give a sandbox another name. The caller holds its lock.
@@ -186,7 +188,7 @@ class Store:
             StoreError: the disk refuses; the old name stands.
         """
         old = record.name
-        with _explained(f"{old!r} could not be renamed"):
+        with explained(f"{old!r} could not be renamed"):
             self._claim_name(name, record.id)
             record.spec = replace(record.spec, name=name)
             self.save(record)
@@ -223,7 +225,7 @@ class Store:
         Raises:
             StoreError: the directory may not be read.
         """
-        with _explained("the state directory cannot be read"):
+        with explained("the state directory cannot be read"):
             try:
                 with os.scandir(paths.sandboxes_dir()) as entries:
                     found = [
@@ -245,7 +247,7 @@ class Store:
         Raises:
             StoreError: the disk refuses.
         """
-        with _explained("the use of a level could not be noted"):
+        with explained("the use of a level could not be noted"):
             (paths.host_dir() / f"used-{level}").touch()
 
     def was_used(self, level: str) -> bool:
@@ -307,15 +309,18 @@ class Store:
                 raise StoreError(
                     f"something is still mounted below {directory}", f"sandbox prune, or: umount -R {inside[0]}"
                 )
-            with _explained(f"the state of {ident} could not be removed"):
-                known = claims[ident]
-                for claim in known if known is not None else everyone.get(ident, []):
-                    claim.unlink(missing_ok=True)
-                    reached(Checkpoint.CLAIM_DROPPED)
+            with explained(f"the state of {ident} could not be removed"):
                 gone = directory.with_name(GONE_PREFIX + ident)
                 with suppress(FileNotFoundError):
                     directory.rename(gone)
                     reached(Checkpoint.DIRECTORY_MOVED)
+                known = claims[ident]
+                with dropping_claims():
+                    for claim in known if known is not None else everyone.get(ident, []):
+                        # Asked again: `prune` may have dropped it since, and somebody else may have claimed it.
+                        if _owner(claim) == ident:
+                            claim.unlink()
+                            reached(Checkpoint.CLAIM_DROPPED)
                 files.remove(gone)
                 reached(Checkpoint.FORGOTTEN)
 
@@ -329,8 +334,7 @@ class Store:
             StoreError: something could not be removed.
         """
         found: list[tuple[str, Path]] = []
-        # One at a time: only a sweep removes the claims of the dead, so what it found dead is not another's by now.
-        with named_lock("sweep"), _explained("the state directory cannot be swept"):
+        with explained("the state directory cannot be swept"), dropping_claims():
             # Claims first, directories second: whoever claims has had a directory before, so what has none is dead.
             for ident, claims in self._claims().items():
                 if not ident or not files.is_directory(paths.sandboxes_dir() / ident):
@@ -386,7 +390,7 @@ class Store:
         with ExitStack() as stack:
             while True:
                 try:
-                    descriptor = _hold(ident, wait=wait and patience is None)
+                    descriptor = hold(ident, wait=wait and patience is None)
                     break
                 except BusyError:
                     if time.monotonic() >= deadline:
@@ -394,56 +398,6 @@ class Store:
                 time.sleep(_PAUSE)  # flock(2) has no timeout
             stack.callback(os.close, descriptor)
             yield
-
-
-def _hold(ident: str, *, wait: bool) -> int:
-    """A descriptor that holds the lock of one sandbox, which is on its directory itself, until it is closed.
-
-    Raises:
-        BusyError, NotFoundError, StoreError: as `Store.lock`.
-    """
-    directory = paths.sandboxes_dir() / ident
-    try:
-        descriptor = os.open(directory, _DIRECTORY)
-    except FileNotFoundError:
-        raise NotFoundError(f"there is no sandbox with the id {ident}") from None
-    except OSError as error:
-        raise StoreError(f"{directory} cannot be locked: {error.strerror}", "sandbox prune removes it") from error
-    try:
-        _flock(descriptor, wait=wait, what=f"sandbox {ident}")
-        # Removed while we waited: what we hold is the lock of a directory that is no more.
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), directory.lstat()):
-                return descriptor
-        raise NotFoundError(f"there is no sandbox with the id {ident} any more")
-    except BaseException:
-        os.close(descriptor)
-        raise
-
-
-@contextmanager
-def named_lock(name: str, *, wait: bool = True) -> Iterator[None]:
-    """Hold a lock of the whole host, such as `network` or `images`.
-
-    Raises:
-        BusyError: another command holds it and `wait` is false.
-        StoreError: the lock file cannot be made.
-    """
-    with _explained("no lock could be taken"):
-        paths.locks_dir().mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(paths.locks_dir() / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        _flock(descriptor, wait=wait, what=name)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _flock(descriptor: int, *, wait: bool, what: str) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        raise BusyError(f"another command is working on {what}") from None
 
 
 def _owner(claim: Path) -> str:
@@ -456,14 +410,3 @@ def _owner(claim: Path) -> str:
         except (OSError, ValueError):
             return ""
     return text if ID_PATTERN.fullmatch(text) else ""
-
-
-@contextmanager
-def _explained(what: str) -> Iterator[None]:
-    """Turn an OSError into one line that says what was being done."""
-    try:
-        yield
-    except PermissionError as error:
-        raise StoreError(f"{what}: {error.strerror}: {error.filename}", "run it as root") from error
-    except OSError as error:
-        raise StoreError(f"{what}: {error.strerror}: {error.filename or paths.state_dir()}") from error

@@ -8,6 +8,7 @@ that is meant to do everything cannot pass by skipping.
 from __future__ import annotations
 
 import os
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
@@ -20,6 +21,12 @@ from sandbox.capability import Missing
 MUST_WORK = "SANDBOX_MUST_WORK"
 _PROPERTY = "isolation level"
 _NO_LEVEL = "no level"
+
+# Started in the background of a shell, or by nohup(1), a run inherits signals that are ignored, and so would every
+# command that it starts: those that are sent one would never hear it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for _number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):
+    signal.signal(_number, signal.SIG_DFL)
 
 
 @cache

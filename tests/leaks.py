@@ -53,8 +53,8 @@ def monitors() -> frozenset[str]:
 
 
 def terminals() -> frozenset[str]:
-    """Terminals of the host (pts(4)). Those of a sandbox are its own; one here was opened on the way to it."""
-    return frozenset(entry.name for entry in Path("/dev/pts").iterdir() if entry.name.isdigit())
+    """Terminals that this very process holds (pty(7)): others on the host come and go with whoever works there."""
+    return frozenset(one for one in descriptors() if re.search(r" -> /dev/(pts/|ptmx)", one))
 
 
 def mounts() -> frozenset[str]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable
@@ -25,18 +26,21 @@ from sandbox.errors import EngineError, SandboxError
 if TYPE_CHECKING:
     from sandbox.manager import Manager, Running
 
+Start = Callable[[Callable[["Running"], object]], "Running"]
+
 LEVELS = ("process", "namespace")
 """Whose inits are children of the command that makes them; elsewhere an engine is the parent, and tells."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _KEPT = ("PATH", "HOME", "LANG")
 
 
-def run(manager: Manager, start: Callable[[], Running], say: Callable[[Running], str], *, remove: bool) -> int:
+def run(manager: Manager, start: Start, say: Callable[[Running], str], *, remove: bool) -> int:
     """Start a sandbox in the background and print its id; returns once it serves.
 
     Args:
         manager: removes it where it came too late.
-        start: makes it, in the child; what it raises is shown by the child, and its exit code is the command's.
+        start: makes it, in the child, and calls what it is given as of `Manager.run`'s `then`; what it raises is shown
+            by the child, and its exit code is the command's.
         say: how it can be reached, for people.
         remove: whether the monitor removes it when the workload ends by itself.
 
@@ -51,12 +55,13 @@ def run(manager: Manager, start: Callable[[], Running], say: Callable[[Running],
     if child == 0:
         os.close(reading)
         _die_with(front)
-        _become_monitor(manager, start(), say, writing, remove=remove)
+        _become_monitor(start, say, writing, remove=remove)
     os.close(writing)
+    said = bytearray()
     try:
-        said = _all_of(reading)
+        _read_all(reading, said)
     except BaseException:
-        _take_back(manager, child, reading)
+        _take_back(manager, child, reading, said)
         raise
     if not said:
         _, status = os.waitpid(child, 0)
@@ -70,18 +75,26 @@ def run(manager: Manager, start: Callable[[], Running], say: Callable[[Running],
     return 0
 
 
-def _all_of(descriptor: int) -> bytes:
-    said = b""
-    while chunk := os.read(descriptor, 4096):
-        said += chunk
-    return said
+def _read_all(descriptor: int, said: bytearray) -> None:
+    """Append what comes to `said`, until the other end is closed. A signal ends the waiting, and loses no byte."""
+    from sandbox.interrupts import deferred
+
+    poller = select.poll()
+    poller.register(descriptor, select.POLLIN)
+    while True:
+        poller.poll()
+        with deferred():
+            chunk = os.read(descriptor, 4096)
+            said += chunk
+        if not chunk:
+            return
 
 
-def _take_back(manager: Manager, child: int, reading: int) -> None:
+def _take_back(manager: Manager, child: int, reading: int, said: bytearray) -> None:
     """The front was told to stop: end the child, or remove what it has just finished."""
     with suppress(ProcessLookupError):
         os.kill(child, signal.SIGTERM)
-    said = _all_of(reading)
+    _read_all(reading, said)
     if said:
         with suppress(SandboxError):  # the command ends by the signal anyway; `sandbox prune` finds what is left
             manager.remove(json.loads(said)["id"], force=True)
@@ -97,35 +110,32 @@ def _die_with(front: int) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _become_monitor(
-    manager: Manager, running: Running, say: Callable[[Running], str], writing: int, *, remove: bool
-) -> NoReturn:
+def _become_monitor(start: Start, say: Callable[[Running], str], writing: int, *, remove: bool) -> NoReturn:
     from sandbox import monitor
-    from sandbox.interrupts import deferred
     from sandbox.isolation import local_exit
     from sandbox.kernel import syscalls
 
-    record = running.record
-    try:
+    argv: list[str] = []
+
+    def hand_over(running: Running) -> None:
+        record = running.record
         local_exit.announce(record)
         then = monitor.REMOVE if remove else monitor.TELL if record.spec.publish else monitor.KEEP
         code_file = str(record.directory / local_exit.EXIT_FILE)
-        argv = monitor.command(record.id, record.process.pid if record.process else 0, code_file, then)
+        argv[:] = monitor.command(record.id, record.process.pid if record.process else 0, code_file, then)
         answer = {"id": record.id, "said": f"{record.name} {say(running)}"}
         os.setsid()
         os.chdir("/")
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        for descriptor in (0, 1, 2):
-            os.dup2(null, descriptor)
-        # What came until here has undone it. From here on the sandbox is there, and nobody but its end ends this.
+        # What comes until here undoes it. From here on the sandbox is there, and nobody but its end ends this.
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 0)
         os.write(writing, json.dumps(answer).encode())
-    except BaseException:
-        with deferred():
-            manager.destroy(running)
-        raise
+
+    start(hand_over)
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
     kept = {name: text for name, text in os.environ.items() if name in _KEPT or name.startswith("SANDBOX_")}
     syscalls.close_from_at_exec(3)
     os.execve(argv[0], argv, kept)  # noqa: S606 - no shell is the point

@@ -51,6 +51,7 @@ def command(
     from sandbox import parse
     from sandbox.cli import terminal as lent
     from sandbox.errors import EngineError
+    from sandbox.interrupts import deferred
     from sandbox.manager import Manager
 
     variables = parse.env(env, os.environ)
@@ -66,17 +67,18 @@ def command(
         if terminal and interactive:
             stack.enter_context(lent.raw())
         try:
-            attached = found.attach(
-                argv,
-                stdin=sys.stdin.fileno() if interactive else None,
-                stdout=sys.stdout.fileno(),
-                stderr=sys.stderr.fileno(),
-                terminal=lent.size() if terminal else None,
-                root=root,
-                env=variables,
-                workdir=workdir,
-            )
-            stack.callback(attached.close)
+            with deferred():  # between its start and the next line a signal would leave it running
+                attached = found.attach(
+                    argv,
+                    stdin=sys.stdin.fileno() if interactive else None,
+                    stdout=sys.stdout.fileno(),
+                    stderr=sys.stderr.fileno(),
+                    terminal=lent.size() if terminal else None,
+                    root=root,
+                    env=variables,
+                    workdir=workdir,
+                )
+                stack.callback(attached.close)
             if terminal:
                 stack.enter_context(lent.resizes(attached.resize))
             return attached.wait()

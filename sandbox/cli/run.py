@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -101,28 +102,44 @@ def command(workload: str | None, isolation: str, detach: bool, remove: bool, wa
     wanted = request.make(_target(click.get_current_context(), workload), isolation, request.Options(**options))
     manager = Manager()
 
-    def start() -> Running:
+    def start(then: Callable[[Running], object]) -> Running:
         with Progress() as progress:
-            return _start(manager, wanted, progress, warm=warm, owner=not detach)
+            return _start(manager, wanted, progress, warm=warm, owner=not detach, then=then)
 
     if detach and isolation in detaching.LEVELS:
         return detaching.run(manager, start, _where, remove=remove)
-    running = start()
-    if detach:
-        if remove:
-            _remove_when_over(manager, running)
-        click.echo(running.record.id)
-        click.echo(f"{running.record.name} {_where(running)}", err=True)
-        return 0
-    return _follow(manager, running, remove=remove)
+    made: list[Running] = []
+    try:
+        running = start(made.append)
+        if not detach:
+            return _follow(running, manager, remove=remove)
+    except BaseException:
+        # Ctrl-C, SIGTERM or a reader that went away: all mean that nobody wants it any more. A second Ctrl-C kills
+        # at once, by way of `destroy`.
+        if made:
+            _end(manager, made[0])
+        raise
+    if remove:
+        _remove_when_over(manager, running)
+    click.echo(running.record.id)
+    click.echo(f"{running.record.name} {_where(running)}", err=True)
+    return 0
 
 
-def _start(manager: Manager, wanted: Request, progress: Progress, *, warm: bool, owner: bool) -> Running:
+def _start(
+    manager: Manager,
+    wanted: Request,
+    progress: Progress,
+    *,
+    warm: bool,
+    owner: bool,
+    then: Callable[[Running], object],
+) -> Running:
     if warm:
         from sandbox import pool
 
-        return pool.run(manager, wanted.spec, progress=progress, owner=owner)
-    return manager.run(wanted.spec, application=wanted.application, progress=progress, owner=owner)
+        return pool.run(manager, wanted.spec, progress=progress, owner=owner, then=then)
+    return manager.run(wanted.spec, application=wanted.application, progress=progress, owner=owner, then=then)
 
 
 def _target(ctx: click.Context, workload: str | None) -> Target:
@@ -144,18 +161,12 @@ def _where(running: Running) -> str:
     return said
 
 
-def _follow(manager: Manager, running: Running, *, remove: bool) -> int:
-    try:
-        output = _announce(running)
-        for chunk in running.sandbox.logs(follow=True):
-            output.write(chunk)
-            output.flush()
-        code = running.sandbox.wait()
-    except BaseException:
-        # Ctrl-C, SIGTERM or a reader that went away: all mean that nobody wants it any more. A second Ctrl-C kills
-        # at once, by way of `destroy`.
-        _end(manager, running)
-        raise
+def _follow(running: Running, manager: Manager, *, remove: bool) -> int:
+    output = _announce(running)
+    for chunk in running.sandbox.logs(follow=True):
+        output.write(chunk)
+        output.flush()
+    code = running.sandbox.wait()
     if remove:
         manager.destroy(running)
     else:

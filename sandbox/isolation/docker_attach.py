@@ -192,6 +192,8 @@ class _Connection:
             socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
         with suppress(OSError):
             self._response.close()
+        with suppress(OSError):  # the SDK's pool has let go of a connection that was upgraded
+            self._socket.close()
 
 
 class _Command(Attached):

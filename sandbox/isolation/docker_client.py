@@ -9,6 +9,7 @@ import importlib
 import json
 import os
 import sys
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -126,6 +127,8 @@ class Engine:
         try:
             if self._api is None:
                 self._api = self._connect()
+                # Its idle connections end with us, and not when a collector comes by.
+                weakref.finalize(self, self._api.close)
             yield self._api
         except SandboxError:
             raise

@@ -248,11 +248,16 @@ def clone_bare(more: int = 0) -> int:
     The child keeps the caller's right to files until it becomes somebody inside (credentials(7), the file system user).
     """
     groups, users, bits = os.getgroups(), os.getresuid(), caps.securebits()
+    parent, farewell = os.getppid(), syscalls.parent_death_signal()
 
     def restore() -> None:
         os.setresuid(*users)
         caps.set_securebits(bits)
         os.setgroups(groups)
+        if farewell:  # a change of user takes it away (prctl(2), PR_SET_PDEATHSIG)
+            syscalls.prctl(syscalls.PR_SET_PDEATHSIG, farewell)
+            if os.getppid() != parent:
+                os.kill(os.getpid(), farewell)
 
     os.setgroups([])
     caps.set_securebits(bits | caps.NO_SETUID_FIXUP)  # the capabilities stay over the change of user

@@ -51,6 +51,7 @@ MNT_DETACH = 2
 
 SIGCHLD = 17
 PR_SET_PDEATHSIG = 1
+_PR_GET_PDEATHSIG = 2
 _PR_SET_NAME = 15
 PR_SET_NO_NEW_PRIVS = 38
 KEYCTL_JOIN_SESSION_KEYRING = 1
@@ -143,6 +144,14 @@ def prctl(option: int, value: int = 0, third: int = 0) -> int:
         ),
         f"prctl {option}",
     )
+
+
+def parent_death_signal() -> int:
+    """The signal that the calling process gets when its parent dies, 0 for none; see PR_GET_PDEATHSIG, prctl(2)."""
+    found = ctypes.c_int()
+    none = ctypes.c_ulong(0)
+    _check(_libc.prctl(ctypes.c_int(_PR_GET_PDEATHSIG), ctypes.byref(found), none, none, none), "prctl get pdeathsig")
+    return found.value
 
 
 def set_name(name: str) -> None:

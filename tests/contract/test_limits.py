@@ -271,6 +271,7 @@ class Doomed:
 def doomed(level: str, manager: Manager, nothing_left_of_the_shared_one: None) -> Iterator[Doomed]:
     """For what may well be the end of it."""
     found = Doomed(manager, level)
+    found.get()  # here, before the count of the test that is the first to use it
     yield found
     found.close()
 

@@ -187,7 +187,12 @@ def test_attach_ends_though_a_child_keeps_the_output(shared: Running) -> None:
         assert session.wait() == 3
         session.until(b"said\n")
     assert time.monotonic() - began < 50
-    shared.sandbox.exec(["/bin/sh", "-c", "kill $(grep -l 8642 /proc/[0-9]*/cmdline | cut -d/ -f3) 2>&-"], timeout=60)
+    script = (
+        "import glob,os\nfor p in glob.glob('/proc/[0-9]*/cmdline'):\n"
+        " try:\n  if open(p,'rb').read()==b'sleep\\x008642\\x00': os.kill(int(p.split('/')[2]),9)\n"
+        " except OSError: print('gone')"
+    )
+    shared.sandbox.exec([*PYTHON, script], timeout=60)
 
 
 def test_attach_of_nothing_there_is_127_and_of_a_directory_126(shared: Running) -> None:

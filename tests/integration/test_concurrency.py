@@ -122,7 +122,9 @@ def test_pruned_while_they_start() -> None:
 
 
 def test_images_built_while_they_start() -> None:
-    processes = [begin("images", "build") if number % 4 == 0 else run(f"crowd-{number}") for number in range(12)]
+    processes = [
+        begin("images", "build", "rootfs") if number % 4 == 0 else run(f"crowd-{number}") for number in range(12)
+    ]
     results = [finish(process) for process in processes]
     assert [code for code, _, _ in results] == [0] * 12, results
 

@@ -37,6 +37,8 @@ ROOT = Path(__file__).resolve().parents[2]
 NAME = "dying"
 CHEAP = ("process", "namespace", "container")
 """Levels at which a sandbox is cheap enough to die at every checkpoint, on the way in and on the way out."""
+DEATH = 3.0
+"""Seconds in which the kernel drops what a killed command held: its front half is waited for, not its other one."""
 ALL_LEVELS = [pytest.param(level, marks=pytest.mark.level(level)) for level in LEVELS]
 
 
@@ -179,6 +181,10 @@ def prune_and_count(before: leaks.Snapshot, bystander: Running, names: set[str],
     """
     manager = Manager()
     manager.prune()
+    deadline = time.monotonic() + DEATH
+    while not may_live and others() - names and time.monotonic() < deadline:
+        time.sleep(0.05)
+        manager.prune()
     for name in others() - names:
         assert may_live, f"{name} survived prune"
         running = manager.get(name)
@@ -314,7 +320,9 @@ def test_interrupted_leaves_nothing(level: str, signals: tuple[str, ...], most: 
 @pytest.mark.level("namespace")
 def test_a_detached_start_whose_front_is_killed_undoes_itself(bystander: Running) -> None:
     """The process that works is told by the kernel (PR_SET_PDEATHSIG) that nobody waits for it any more."""
-    passes = recorded("namespace", "run")[::3]
+    passes = recorded("namespace", "run")
+    # Killed later, the front may be outrun by the one that works, and the sandbox is up before it is missed.
+    passes = passes[: passes.index(Pass(Checkpoint.STARTED, 0)) + 1 : 2]
 
     def act(at: Pass) -> None:
         before = leaks.snapshot()

@@ -19,7 +19,7 @@ import pytest
 from sandbox import images, paths
 from sandbox.data import data_dir
 from sandbox.errors import BusyError, ImageError
-from sandbox.images import build, cache, dockerd, recipe
+from sandbox.images import build, cache, dockerd, memo, recipe
 from sandbox.images.recipe import Form, Stage, digests
 
 pytestmark = pytest.mark.needs("root", "program.mmdebstrap")
@@ -67,7 +67,7 @@ def workloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the workloads, used in place of the real ones."""
     copy = tmp_path / "workloads"
     shutil.copytree(data_dir("workloads"), copy)
-    for module in (recipe, build):
+    for module in (recipe, build, memo):
         monkeypatch.setattr(module, "data_dir", lambda name: copy if name == "workloads" else data_dir(name))
     return copy
 

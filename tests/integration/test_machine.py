@@ -69,7 +69,8 @@ class InTheKernel(machine.Lifecycle):
 
     def await_end(self, running: Running) -> None:
         deadline = time.monotonic() + _SETTLE
-        while running.sandbox.state().running and time.monotonic() < deadline:
+        group = Group(running.record.id)
+        while (running.sandbox.state().running or group.pids()) and time.monotonic() < deadline:
             time.sleep(0.002)
 
     def teardown(self) -> None:
