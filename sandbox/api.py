@@ -232,6 +232,7 @@ def run(
     publish: Mapping[int, int] | Iterable[str] = (),
     workdir: str | os.PathLike[str] | None = None,
     detach: bool = False,
+    warm: bool = False,
     progress: Progress | None = None,
 ) -> Sandbox:
     """Start a sandbox, and return once it served a correct reply, where a port is known of it.
@@ -253,6 +254,7 @@ def run(
         publish: ports of 127.0.0.1 that lead inside: {8000: 80}, or HOST:CTR each.
         workdir: absolute path inside that the command starts in.
         detach: let it outlive this process; otherwise it is removed by `prune` at the latest once this process is gone.
+        warm: start from what `sandbox warm` has prepared, see docs/warm.md; nothing is prepared here.
         progress: told in short lines what is being done.
 
     Raises:
@@ -274,7 +276,12 @@ def run(
     }
     wanted = request.make(target, isolation, request.options_of(values))
     manager = Manager()
-    running = manager.run(wanted.spec, application=wanted.application, progress=progress or _silent, owner=not detach)
+    told = progress or _silent
+    if warm:
+        from sandbox import pool  # most starts are not
+
+        return Sandbox(manager, pool.run(manager, wanted.spec, progress=told, owner=not detach))
+    running = manager.run(wanted.spec, application=wanted.application, progress=told, owner=not detach)
     return Sandbox(manager, running)
 
 

@@ -81,9 +81,7 @@ def check_limits(spec: SandboxSpec, sandbox: Sandbox) -> None:
         if _is_over(spec, sandbox):
             return
         raise
-    wanted = {"cpus": spec.cpus, "memory": spec.memory, "pids": spec.pids_limit}
-    if limits.disk is not None:
-        wanted["disk"] = spec.disk
+    wanted = {"cpus": spec.cpus, "memory": spec.memory, "pids": spec.pids_limit, "disk": spec.disk}
     for name, value in wanted.items():
         got = getattr(limits, name)
         slack = 0.001 * value if name == "cpus" else 4096 if name in ("memory", "disk") else 0

@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from errno import EHOSTUNREACH
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -200,12 +201,12 @@ class Guest:
     def _connect(self) -> paramiko.SSHClient:
         import paramiko
 
-        if not self.alive():
-            raise EOFError("the machine ended")
         key = paramiko.Ed25519Key.from_private_key_file(str(self.client_key))
         host_key = paramiko.Ed25519Key(data=base64.b64decode(self.host_public))
         deadline = time.monotonic() + CONNECT_TIMEOUT
         while True:
+            if not self.alive():
+                raise EOFError("the machine ended")
             client = paramiko.SSHClient()
             sock = None
             client.set_missing_host_key_policy(paramiko.RejectPolicy())
@@ -227,17 +228,21 @@ class Guest:
                     auth_timeout=CONNECT_TIMEOUT,
                 )
                 return client
-            except ConnectionRefusedError:
-                client.close()
-                # Its server starts after the workload, so that it does not delay it.
-                if time.monotonic() >= deadline:
-                    raise
-                time.sleep(_RETRY_PAUSE)
-            except BaseException:
+            except BaseException as error:
                 client.close()
                 if sock is not None:
                     sock.close()
-                raise
+                if not _may_come(error) or time.monotonic() >= deadline:
+                    raise
+            time.sleep(_RETRY_PAUSE)
+
+
+def _may_come(error: BaseException) -> bool:
+    """Whether the SSH server may only be late: it starts after the workload, so that it does not delay it.
+
+    A guest that is kept busy, on a busy host, may also be too slow for ARP, which gives up after three tries.
+    """
+    return isinstance(error, ConnectionRefusedError) or (isinstance(error, OSError) and error.errno == EHOSTUNREACH)
 
 
 def _collect(channel: paramiko.Channel, deadline: float | None, alive: Callable[[], bool]) -> tuple[int, bytes, bytes]:

@@ -33,9 +33,10 @@ from sandbox.spec import MIB, SandboxSpec
 
 PYTHON = ("/usr/bin/python3", "-I", "-S", "-c")
 CPUS, PIDS, DISK = 0.8, 64, 8 * MIB
-MEMORY = {"gvisor": 512 * MIB, "vm": 256 * MIB}
-"""As many processes as there may be must fit; gVisor's own kernel takes 2 to 4 MiB of it for each."""
-SMALL = 128 * MIB
+MEMORY = {"gvisor": 512 * MIB}
+SMALL = 256 * MIB
+"""As many processes as there may be must fit (an interpreter takes 1.5 to 2 MiB of its own; gVisor's own kernel takes 2
+to 4 MiB for each), for else the bomb is an accident for lack of memory, which may well end the sandbox."""
 BEYOND = pushing.BEYOND
 BURN_SECONDS, BOMB_SECONDS = 3.0, 2.0
 OOM_EXIT = 128 + signal.SIGKILL

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import request
+from sandbox import paths, request
 from sandbox.errors import SpecError
 from sandbox.isolation import LEVELS
 from sandbox.manager import Manager, Running
@@ -166,7 +166,7 @@ class TestTheCommandLine:
         try:
             ident = done.stdout.strip()
             assert "serves at http://198.18." in done.stderr
-            state = Path(os.environ.get("SANDBOX_STATE_DIR", "/var/lib/sandbox")) / "sandboxes" / ident / "app"
+            state = paths.state_dir() / "sandboxes" / ident / "app"
             assert (state / "server.py").stat().st_uid == 0
         finally:
             assert cli("rm", "-f", "app-cli").returncode == 0

@@ -7,9 +7,11 @@ import os
 import shutil
 import socket
 import subprocess
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -168,6 +170,9 @@ def a_monitor() -> Iterator[None]:
     with subprocess.Popen(["sleep", "60"]) as init:
         argv = monitor.command(IDENT, init.pid, "/nonexistent/exit", monitor.KEEP)
         with subprocess.Popen(argv) as waiting:
+            # Popen returns in the middle of the exec, when the kernel has closed the old descriptors.
+            while IDENT not in Path(f"/proc/{waiting.pid}/cmdline").read_text(encoding="utf-8"):
+                time.sleep(0.001)
             yield
             waiting.kill()
         init.kill()

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+import sandbox
 from sandbox import pool, request
 from sandbox.errors import SpecError, UnavailableError
 from sandbox.isolation import local_warm
@@ -23,6 +24,8 @@ from sandbox.spec import SandboxSpec
 from tests.integration.conftest import nothing_left_behind
 
 __all__ = ["nothing_left_behind"]
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -113,7 +116,7 @@ def test_namespace_shares_the_address_space_layout_and_says_so(manager: Manager)
         assert layout(one) == layout(other)
         with manager.running(spec()) as cold:
             assert layout(cold) != layout(one)
-    assert "address space" in Path("docs/warm.md").read_text(encoding="utf-8")
+    assert "address space" in (ROOT / "docs" / "warm.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.level("namespace")
@@ -168,6 +171,19 @@ def test_namespace_one_zygote_and_many_children(manager: Manager) -> None:
     assert pool.fill(manager, spec(), 5, quiet) == first
     with warm(manager, spec()) as a, warm(manager, spec()) as b, warm(manager, spec()) as c:
         assert len({get(one, "stats")["model"] + one.record.address for one in (a, b, c)}) == 3
+
+
+@pytest.mark.level("namespace")
+def test_by_the_python_interface(manager: Manager) -> None:
+    with pytest.raises(UnavailableError, match="nothing is prepared"):
+        sandbox.run("reactor", warm=True)
+    pool.fill(manager, spec(), 1, quiet)
+    zygote = local_warm.running()
+    assert zygote is not None
+    with sandbox.run("reactor", warm=True) as box:
+        parent = Path(f"/proc/{box.state.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[1]
+        assert int(parent) == zygote.pid
+        assert box.stop() == 0
 
 
 @pytest.mark.level("namespace")
