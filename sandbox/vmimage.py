@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+from sandbox import ext4
 from sandbox.data import data_dir
 from sandbox.errors import ImageError
 
@@ -334,6 +335,10 @@ def make_filesystem(source: Path, disk: Path) -> None:
     )  # fmt: skip
     # Only e2fsck needs it, which this filesystem never sees; the other levels have none.
     _run(["debugfs", "-w", "-R", "rmdir lost+found", str(disk)], env=fixed_time)
+    try:
+        ext4.forget_times(disk)
+    except (OSError, ValueError) as error:
+        raise ImageError(f"the disk's times cannot be set: {error}") from error
 
 
 def disk_size(source: Path) -> tuple[int, int]:

@@ -9,19 +9,20 @@ A digest is the SHA-256 of canonical JSON of all that goes into a stage, with th
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import stat
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sandbox.data import data_dir
 from sandbox.errors import ImageError, UnavailableError
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
 
 RECIPE_FILE = "recipe.toml"
 
@@ -82,6 +83,8 @@ def load(path: Path | None = None) -> Recipe:
         ImageError: it is missing, not TOML, or lacks a field.
         UnavailableError: this machine's architecture is not in it.
     """
+    import tomllib  # a start knows its digests (see `memo`), and reads no recipe
+
     try:
         path = path or data_dir("images") / RECIPE_FILE
         with path.open("rb") as file:
@@ -153,7 +156,7 @@ def tree_digest(folder: Path) -> str:
     Raises:
         ImageError: a file cannot be read.
     """
-    total = hashlib.sha256()
+    total = _sha256()
     try:
         for name, path, executable in source_files(folder):
             content = path.read_bytes()
@@ -166,8 +169,8 @@ def tree_digest(folder: Path) -> str:
 
 def code_files() -> list[Path]:
     """The guest's disk and initramfs are as much a matter of the code that makes them as of its data."""
-    maker = Path(__file__).parent.with_name("vmimage.py")
-    return [maker] if maker.exists() else []
+    makers = (Path(__file__).parent.with_name(name) for name in ("vmimage.py", "ext4.py"))
+    return [maker for maker in makers if maker.exists()]
 
 
 def digests(recipe: Recipe | None = None) -> dict[Stage, str]:
@@ -181,7 +184,7 @@ def digests(recipe: Recipe | None = None) -> dict[Stage, str]:
     try:
         workloads = tree_digest(data_dir("workloads"))
         guest = tree_digest(data_dir("vm"))
-        maker_digest = "".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in code_files())
+        maker_digest = "".join(_sha256(path.read_bytes()).hexdigest() for path in code_files())
     except OSError as error:
         raise ImageError(f"the installation is incomplete: {error}", "reinstall sandbox") from error
     base = _digest(Stage.BASE, common, recipe.rootfs)
@@ -198,4 +201,10 @@ def digests(recipe: Recipe | None = None) -> dict[Stage, str]:
 
 def _digest(*parts: Any) -> str:
     canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return _sha256(canonical.encode()).hexdigest()
+
+
+def _sha256(content: bytes = b"") -> Hash:
+    import hashlib  # loads all of OpenSSL, see `load`
+
+    return hashlib.sha256(content)

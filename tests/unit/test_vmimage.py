@@ -8,13 +8,14 @@ import shutil
 import stat
 import struct
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox import vmimage
+from sandbox import ext4, vmimage
 from sandbox.data import data_dir
 from sandbox.errors import ImageError
 from sandbox.vmimage import Entry
@@ -221,9 +222,27 @@ def test_the_disk_is_the_root_filesystem_and_three_names(tmp_path: Path) -> None
 def test_the_same_tree_gives_the_same_disk(tmp_path: Path) -> None:
     staging = tmp_path / "staging"
     vmimage.stage_disk(rootfs_tree(tmp_path / "rootfs"), staging)
-    for name in ("one", "two"):
+    for name, read in (("one", 1_000_000_000), ("two", 1_100_000_000)):
+        for path in [staging, *staging.rglob("*")]:
+            os.utime(path, (read, path.lstat().st_mtime), follow_symlinks=False)
         vmimage.make_filesystem(staging, tmp_path / name)
+        time.sleep(1.1)  # the times of status change are now, in whole seconds
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+@needs_mke2fs
+def test_a_disk_of_another_kind_is_not_written_to(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    for content in (bytes(64 * 1024), None):
+        if content is None:  # 64bit and metadata_csum, as mke2fs makes it by default
+            disk.write_bytes(bytes(8 * 1024 * 1024))
+            subprocess.run(["mke2fs", "-q", "-F", "-t", "ext4", "-O", "64bit,metadata_csum", str(disk)], check=True)
+        else:
+            disk.write_bytes(content)
+        before = disk.read_bytes()
+        with pytest.raises(ValueError, match="not the kind"):
+            ext4.forget_times(disk)
+        assert disk.read_bytes() == before
 
 
 def test_what_the_root_filesystem_has_is_not_replaced(tmp_path: Path) -> None:
