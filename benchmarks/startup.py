@@ -61,8 +61,11 @@ def main() -> None:
     if "namespace" in levels:
         contenders[SHELL] = from_the_shell
     with ExitStack() as stack:
-        if levels:
+        if levels or DOCKER in contenders:
             stack.enter_context(lab())
+        if DOCKER in contenders:  # it is on our network, which the first container of the lab makes
+            with manager.running(manager.make_spec(common.WORKLOAD, "container")):
+                pass
         for level in options.warm.split(",") if options.warm else []:
             contenders[f"{level}, warm"] = lambda level=level: warm(manager, level)  # type: ignore[misc]
             stack.callback(pool.drain, manager, (level,))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 
 from sandbox import paths
 
@@ -15,6 +14,6 @@ def fresh_name(workload: str) -> str:
     that the name is taken.
     """
     while True:
-        name = f"{workload[:56]}-{secrets.token_hex(3)}"
+        name = f"{workload[:56]}-{os.urandom(3).hex()}"
         if not os.path.lexists(paths.names_dir() / name):
             return name

@@ -15,7 +15,6 @@ host's firewall, not of the wall that is measured.
 from __future__ import annotations
 
 import errno
-import ipaddress
 import os
 import re
 import socket
@@ -40,8 +39,8 @@ DOCKER_NETWORK = "sandbox-lab"
 DOCKER_RANGE = "198.18.1.0/24"
 """What Docker may hand out by itself; our sandboxes' addresses are assigned, from above it."""
 HOST_STACK = "198.18.128.0/17"
-_OWN_STACK = (int(ipaddress.IPv4Address("198.18.2.0")), int(ipaddress.IPv4Address("198.18.127.255")))
-_HOST_STACK = (int(ipaddress.IPv4Address("198.18.128.0")), int(ipaddress.IPv4Address("198.18.255.255")))
+_OWN_STACK = ("198.18.2.0", "198.18.127.255")
+_HOST_STACK = ("198.18.128.0", "198.18.255.255")
 """Two ranges, so that an address always stands for the same hardware address, its sandbox's own or the bridge's. Were
 they mixed, a peer's ARP cache would send to the last owner of a reused address, for up to 30 s (arp(7))."""
 
@@ -212,9 +211,9 @@ def allocate(store: Store, ident: str, *, own_stack: bool) -> str:
         SandboxError: all 32,000 are in use.
     """
     used = store.used_addresses()
-    low, high = _OWN_STACK if own_stack else _HOST_STACK
+    low, high = (int.from_bytes(socket.inet_aton(end)) for end in (_OWN_STACK if own_stack else _HOST_STACK))
     for number in range(low, high + 1):
-        address = str(ipaddress.IPv4Address(number))
+        address = socket.inet_ntoa(number.to_bytes(4))
         if number & 0xFF not in (0, 255) and address not in used and store.claim_address(address, ident):
             return address
     raise SandboxError("every address of the lab network is in use", "sandbox prune")

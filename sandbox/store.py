@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -106,7 +105,7 @@ class Store:
         """
         with explained("no sandbox directory could be made"):
             while True:
-                ident = secrets.token_hex(6)
+                ident = os.urandom(6).hex()
                 directory = paths.sandboxes_dir() / ident
                 try:
                     directory.mkdir(mode=0o711)

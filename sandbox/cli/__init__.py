@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -149,7 +150,26 @@ def main() -> NoReturn:
     """Entry point: runs a command and turns every outcome into an exit code and at most one clear line."""
     arm()
     _open_standard_streams()
-    sys.exit(_run())
+    _end(_run())
+
+
+def _end(code: int) -> NoReturn:
+    """Exit without taking the interpreter apart: that takes longer than many a command, and the kernel frees it anyhow.
+
+    What was registered for the end is done (atexit). Where other threads still run, or what was printed cannot be
+    written, it is left to Python's own way.
+    """
+    import threading
+
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        sys.exit(code)
+    if threading.active_count() > 1:
+        sys.exit(code)
+    atexit._run_exitfuncs()
+    os._exit(code)
 
 
 def _open_standard_streams() -> None:

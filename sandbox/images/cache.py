@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from sandbox import paths
-from sandbox.images import tree
 from sandbox.images.recipe import Stage
 from sandbox.images.workspace import Workspace, discard, explained, publish
 
@@ -59,13 +58,15 @@ class Entry:
 
     def damage(self) -> str | None:
         """What is wrong at a glance: a key file that is missing or changed. None when all looks well."""
+        content = str(self.path)  # no Path for each: every start looks here
         for name, expected in self.key_files.items():
+            path = f"{content}/{name}"
             try:
-                status = (self.path / name).lstat()
+                status = os.lstat(path)
             except OSError as error:
-                return f"{self.path / name}: {error.strerror}"
+                return f"{path}: {error.strerror}"
             if _glance(status) != expected:
-                return f"{self.path / name} was changed"
+                return f"{path} was changed"
         return None
 
     def differences(self) -> list[str]:
@@ -74,6 +75,8 @@ class Entry:
         Raises:
             ImageError: the listing cannot be read.
         """
+        from sandbox.images import tree  # no start compares
+
         with explained():
             recorded = (self.directory / LISTING_FILE).read_text(encoding="utf-8").splitlines()
             if tree.content_digest(recorded) != self.content:
@@ -117,6 +120,8 @@ def commit(
     Raises:
         ImageError: a key file is missing, or the disk refuses.
     """
+    from sandbox.images import tree
+
     content = space.result / CONTENT
     with explained():
         lines = tree.listing(content)

@@ -7,13 +7,10 @@ granularity of being read. A digest of files that young is therefore not remembe
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 
 from sandbox import paths
 from sandbox.data import data_dir
@@ -46,29 +43,33 @@ def digests() -> dict[Stage, str]:
 
 
 def _signature() -> tuple[str, float]:
-    """The hash of the status of everything that goes into a digest, and the latest change time in seconds."""
+    """The status of everything that goes into a digest, and the latest change time in seconds."""
     images, workloads, guest = data_dir("images"), data_dir("workloads"), data_dir("vm")
-    sources = [images / recipe.RECIPE_FILE, *recipe.code_files()]
-    total = hashlib.sha256(f"{recipe.BUILDER} {os.uname().machine} {Path(__file__).parent}".encode())
-    youngest = 0.0
-    statuses = [(str(path), path.stat()) for path in sources if path.exists()]
-    for name, status in [*statuses, *_walk(str(workloads)), *_walk(str(guest))]:
+    found: list[tuple[str, os.stat_result]] = []
+    for path in map(str, (images / recipe.RECIPE_FILE, *recipe.code_files())):
+        with suppress(FileNotFoundError):
+            found.append((path, os.stat(path)))
+    _walk(str(workloads), found)
+    _walk(str(guest), found)
+    lines = [f"{recipe.BUILDER} {os.uname().machine} {__file__}"]
+    for name, status in found:
         fields = (status.st_ino, status.st_mode, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-        total.update(f"{name}\0{fields}\n".encode())
-        youngest = max(youngest, status.st_ctime)
-    return total.hexdigest(), youngest
+        lines.append(f"{name}\0{fields}")
+    youngest = max(status.st_ctime for _, status in found)
+    return "\n".join(lines), youngest
 
 
-def _walk(folder: str) -> Iterator[tuple[str, os.stat_result]]:
-    """Status of each folder and file below, links not followed, as `recipe.source_files` would read them."""
+def _walk(folder: str, found: list[tuple[str, os.stat_result]]) -> None:
+    """Add the status of each folder and file below, links not followed, as `recipe.source_files` would read them."""
     with os.scandir(folder) as entries:
-        found = sorted(entries, key=lambda entry: entry.name)
-    for entry in found:
-        if entry.name in SKIPPED or entry.name.startswith(".") or entry.name.endswith(".pyc"):
+        here = sorted(entries, key=lambda entry: entry.name)
+    for entry in here:
+        name = entry.name
+        if name in SKIPPED or name.startswith(".") or name.endswith(".pyc"):
             continue
-        yield entry.path, entry.stat(follow_symlinks=False)
+        found.append((entry.path, entry.stat(follow_symlinks=False)))
         if entry.is_dir(follow_symlinks=False):
-            yield from _walk(entry.path)
+            _walk(entry.path, found)
 
 
 def _recall(signature: str) -> dict[Stage, str] | None:

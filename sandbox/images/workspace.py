@@ -7,8 +7,6 @@ import fcntl
 import os
 import shutil
 import signal
-import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -66,6 +64,8 @@ def workspace(needed: int) -> Iterator[Workspace]:
                 f"{directory} has {free // MIB} MiB free, and the build needs about {needed // MIB} MiB",
                 "free some space, or set SANDBOX_STATE_DIR to another file system",
             )
+        import tempfile  # as elsewhere here: most starts build nothing
+
         root = Path(tempfile.mkdtemp(prefix=PREFIX, dir=directory))
         lease = os.open(root / LEASE_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -90,6 +90,8 @@ def publish(space: Workspace, target: Path) -> None:
     """
     with explained():
         # A rename may reach the disk before the data does; then a crash leaves an image of empty files.
+        import subprocess
+
         done = subprocess.run(["sync", "--file-system", str(space.result)], capture_output=True, check=False)
         if done.returncode != 0:
             raise ImageError(f"the image could not be written to disk: {done.stderr.decode(errors='replace').strip()}")
@@ -115,6 +117,8 @@ def discard(path: Path) -> None:
         if mounted := mounts_below(path):
             raise ImageError(f"{path} is not removed: {mounted[0]} is mounted there", f"umount {mounted[0]}")
         if not path.name.startswith(PREFIX):
+            import tempfile
+
             hidden = Path(tempfile.mkdtemp(prefix=PREFIX, dir=path.parent))
             try:
                 path.rename(hidden / path.name)

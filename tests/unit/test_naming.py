@@ -20,5 +20,5 @@ def test_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "names").mkdir()
     (tmp_path / "names" / "web-000001").touch()
     drawn = iter(["000001", "000002"])
-    monkeypatch.setattr("secrets.token_hex", lambda _count: next(drawn))
+    monkeypatch.setattr("os.urandom", lambda _count: bytes.fromhex(next(drawn)))
     assert naming.fresh_name("web") == "web-000002"
