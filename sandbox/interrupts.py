@@ -1,13 +1,22 @@
-"""Interrupts that wait: what undoes and removes is not stopped half way by a second Ctrl-C."""
+"""Interrupts that wait, and waits that can be interrupted.
+
+What undoes and removes is not stopped half way by a second Ctrl-C. And what waits without end looks up now and then: a
+signal that comes after Python's last look and before the system call blocks is noticed only when that returns.
+"""
 
 from __future__ import annotations
 
 import os
+import select
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+LOOK_EVERY = 0.5
+"""Seconds of a slice of a long wait: the most that such a signal waits."""
 
 _HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -39,3 +48,32 @@ def deferred() -> Iterator[None]:
                 usual(first, frame)
             else:  # the default, which ends the process: only the kernel does that rightly
                 os.kill(os.getpid(), first)
+
+
+def wait_readable(descriptor: int, timeout: float | None = None) -> bool:
+    """Wait until a descriptor can be read from, or is hung up; False when the time is over first.
+
+    Args:
+        descriptor: a pipe, or a pidfd, which can be read from once its process has ended.
+        timeout: seconds; None waits for ever.
+    """
+    poller = select.poll()
+    poller.register(descriptor, select.POLLIN)
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while True:
+        left = LOOK_EVERY if deadline is None else min(LOOK_EVERY, deadline - time.monotonic())
+        if poller.poll(max(0.0, left) * 1000):
+            return True
+        if left <= 0:
+            return False
+
+
+def wait_event(event: threading.Event, timeout: float | None = None) -> bool:
+    """As `Event.wait`: whether it was set within so many seconds."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while True:
+        left = LOOK_EVERY if deadline is None else min(LOOK_EVERY, deadline - time.monotonic())
+        if event.wait(max(0.0, left)):
+            return True
+        if left <= 0:
+            return False

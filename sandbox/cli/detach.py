@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import sys
 from collections.abc import Callable
@@ -77,12 +76,10 @@ def run(manager: Manager, start: Start, say: Callable[[Running], str], *, remove
 
 def _read_all(descriptor: int, said: bytearray) -> None:
     """Append what comes to `said`, until the other end is closed. A signal ends the waiting, and loses no byte."""
-    from sandbox.interrupts import deferred
+    from sandbox.interrupts import deferred, wait_readable
 
-    poller = select.poll()
-    poller.register(descriptor, select.POLLIN)
     while True:
-        poller.poll()
+        wait_readable(descriptor)
         with deferred():
             chunk = os.read(descriptor, 4096)
             said += chunk

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import signal
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 from sandbox import capability, images
 from sandbox.checkpoints import Checkpoint, reached
 from sandbox.errors import CannotInvokeError, CommandNotFoundError, EngineError, ImageError, SpecError
+from sandbox.interrupts import wait_readable
 from sandbox.isolation import local_attach, local_effective, local_exit, local_logs, local_signals
 from sandbox.isolation.base import Attached, ExecResult, Progress, Sandbox, State, Stats, WindowSize, environment
 from sandbox.isolation.local_attach import LocalAttached, Sink
@@ -272,10 +272,8 @@ class LocalSandbox(Sandbox):
         except ProcessLookupError:
             return self.state().exit_code
         try:
-            poller = select.poll()
-            poller.register(pidfd, select.POLLIN)
             runs = self._ours or self._init() is not None
-            if runs and not poller.poll(None if timeout is None else timeout * 1000):
+            if runs and not wait_readable(pidfd, timeout):
                 raise TimeoutError(f"sandbox {self.record.name} still runs after {timeout:g} s")
         finally:
             os.close(pidfd)

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from sandbox.errors import EngineError
+from sandbox.interrupts import wait_event
 from sandbox.isolation.base import Attached, WindowSize
 from sandbox.kernel import command as joined
 
@@ -86,7 +87,7 @@ class LocalAttached(Attached):
             TimeoutError
             EngineError: the sandbox ended first.
         """
-        if not self._over.wait(timeout):
+        if not wait_event(self._over, timeout):
             raise TimeoutError
         self.close()
         code = self._code if self._code is not None else -signal.SIGKILL

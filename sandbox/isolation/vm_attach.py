@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 
 from sandbox.errors import CannotInvokeError, CommandNotFoundError, EngineError
+from sandbox.interrupts import LOOK_EVERY
 from sandbox.isolation.base import Attached, WindowSize
 from sandbox.isolation.vm_guest import Running
 
@@ -179,7 +180,8 @@ class VmAttached(Attached):
 
     def wait(self) -> int:
         for thread in self._threads:
-            thread.join()
+            while thread.is_alive():
+                thread.join(LOOK_EVERY)
         if self._broken:
             self._release()
             return BROKEN_PIPE

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import select
 import shlex
 import signal
 import time
@@ -16,6 +15,7 @@ from typing import Any
 
 from sandbox.checkpoints import Checkpoint, reached
 from sandbox.errors import EngineError, SandboxError, SpecError
+from sandbox.interrupts import wait_readable
 from sandbox.isolation import vm_console, vm_domain, vm_effective, vm_log, vm_xml
 from sandbox.isolation.base import Attached, ExecResult, Sandbox, State, Stats, WindowSize
 from sandbox.isolation.vm_attach import VmAttached, judge
@@ -337,9 +337,7 @@ class VmSandbox(Sandbox):
                 descriptor = None
             if descriptor is not None:
                 try:
-                    poller = select.poll()
-                    poller.register(descriptor, select.POLLIN)
-                    if process.alive() and not poller.poll(None if timeout is None else timeout * 1000):
+                    if process.alive() and not wait_readable(descriptor, timeout):
                         raise TimeoutError(f"sandbox {self.record.name} still runs after {timeout:g} s")
                 finally:
                     os.close(descriptor)

@@ -24,6 +24,7 @@ import sandbox.isolation
 from sandbox.capability import Missing
 from sandbox.cli import main
 from sandbox.errors import CommandNotFoundError, EngineError, SpecError
+from sandbox.interrupts import LOOK_EVERY
 from sandbox.isolation.base import Attached, ExecResult, Isolation, Progress, Sandbox, State, Stats, WindowSize
 from sandbox.phases import Phase, Status
 from sandbox.processid import ProcessId
@@ -88,7 +89,10 @@ class FakeAttached(Attached):
             fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", size.rows, size.columns, 0, 0))
 
     def wait(self) -> int:
-        code = self._process.wait()
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                code = self._process.wait(LOOK_EVERY)
+                break
         if self._pump is not None:
             self._pump.join(5)
         return code if code >= 0 else 128 - code

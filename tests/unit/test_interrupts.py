@@ -7,7 +7,8 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -15,7 +16,7 @@ import pytest
 
 from sandbox import checkpoints
 from sandbox.checkpoints import Checkpoint, reached
-from sandbox.interrupts import deferred
+from sandbox.interrupts import LOOK_EVERY, deferred, wait_event, wait_readable
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -116,3 +117,53 @@ def test_every_checkpoint_is_explained() -> None:
     rows = re.findall(r"^\| (\d+) \| ([A-Z_]+) \|", text, re.M)
     assert [(int(number), name) for number, name in rows] == [(one.value, one.name) for one in Checkpoint]
     assert all(one.what for one in Checkpoint)
+
+
+def wait_for_pipe() -> None:
+    reading, writing = os.pipe()
+    try:
+        wait_readable(reading, 60)
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+@pytest.mark.parametrize("wait", [wait_for_pipe, lambda: wait_event(threading.Event(), 60)])
+def test_a_signal_that_breaks_off_no_system_call_is_noticed(wait: Callable[[], object]) -> None:
+    """As one that comes just before the call: here the main thread blocks it, and another one takes it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+
+        def take() -> None:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+            time.sleep(0.2)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        other = threading.Thread(target=take)
+        began = time.monotonic()
+        other.start()
+        with pytest.raises(Told):
+            wait()
+        other.join()
+        assert time.monotonic() - began < 20 * LOOK_EVERY
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def test_waits_end_when_the_time_is_over_or_it_is_there() -> None:
+    event = threading.Event()
+    reading, writing = os.pipe()
+    try:
+        for timeout in (0, 0.01, LOOK_EVERY * 1.1):
+            began = time.monotonic()
+            assert not wait_readable(reading, timeout)
+            assert not wait_event(event, timeout)
+            assert time.monotonic() - began >= 2 * timeout
+        event.set()
+        os.close(writing)
+        assert wait_readable(reading, 0)
+        assert wait_readable(reading)
+        assert wait_event(event, 0)
+        assert wait_event(event)
+    finally:
+        os.close(reading)
