@@ -261,13 +261,16 @@ class Group:
             OSError: ENOENT, the group is gone, or the host has no freezer.
             TimeoutError: a process does not stop (in uninterruptible sleep, say); it is let go again.
         """
-        self._switch_freezer(frozen=True)
         deadline = time.monotonic() + timeout
+        self._switch_freezer(frozen=True)
         while not self.frozen():
             if time.monotonic() > deadline:
                 self.thaw()
                 raise TimeoutError(f"control group {self.ident} does not freeze")
             time.sleep(0.002)
+            # Asked once, v1 may never get there: who is about to wait for the exec of its child (vfork(2)) when it is
+            # told to stop overhears it, and its child, which has stopped, keeps it waiting for good.
+            self._switch_freezer(frozen=True)
 
     def thaw(self) -> None:
         """Let it go on; nothing happens where it is not frozen.

@@ -418,6 +418,17 @@ def test_kill_9_ends_a_paused_one_at_once(level: str, manager: Manager) -> None:
         assert code in (128 + signal.SIGKILL, None)
 
 
+def test_one_that_starts_commands_without_end_can_be_paused(level: str, manager: Manager) -> None:
+    """At any moment of fork(2), vfork(2) and exec: on cgroup v1 a freezer that is asked once hangs in one of them."""
+    with manager.running(plain(manager, level, "/bin/sh", "-c", "while :; do /bin/true; done")) as running:
+        for number in range(300 if level in ("process", "namespace") else 10):
+            running.sandbox.pause()
+            assert running.sandbox.state().paused
+            running.sandbox.unpause()
+            time.sleep(number % 7 * 0.0007)
+        assert running.sandbox.state().running
+
+
 def test_since_is_honoured_or_refused(shared: Running) -> None:
     try:
         text = b"".join(shared.sandbox.logs(since=time.time() + 3600))
