@@ -40,10 +40,18 @@ class Series:
     failures: list[str] = field(default_factory=list)
 
 
-def interleave(contenders: Mapping[str, Callable[[], float]], rounds: int, seed: int) -> list[Series]:
+def interleave(
+    contenders: Mapping[str, Callable[[], float]], rounds: int, seed: int, *, pause: float = 0.0
+) -> list[Series]:
     """Run every contender once per round, in an order shuffled anew each time; a first round warms up.
 
     A contender that fails in the warm-up is not tried again.
+
+    Args:
+        contenders: by name, what runs one and returns its value.
+        rounds: that count.
+        seed: of the order.
+        pause: seconds before each, in which the kernel takes apart what the one before has left to it.
     """
     series = {name: Series(name) for name in contenders}
     order = random.Random(seed)  # noqa: S311 - the same seed gives the same order
@@ -53,6 +61,7 @@ def interleave(contenders: Mapping[str, Callable[[], float]], rounds: int, seed:
         for position, name in enumerate(names):
             if sys.stderr.isatty():
                 print(f"\r\x1b[Kround {number}/{rounds}, {position + 1}/{len(names)}: {name}", end="", file=sys.stderr)
+            time.sleep(pause)
             try:
                 value = contenders[name]()
             except (SandboxError, OSError) as error:

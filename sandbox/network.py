@@ -273,6 +273,16 @@ def _mark_isolated(path: str) -> None:
         os.close(descriptor)
 
 
+def unplug(ident: str) -> None:
+    """Silence a link that the kernel is about to delete with its namespace, which takes it a while.
+
+    Until then a namespace whose last process has gone goes on answering for its address. The next sandbox of that
+    address would be taken for it, and miss its first packets.
+    """
+    with suppress(OSError):  # it is gone already
+        rtnetlink.disable_port(interface_name(ident))
+
+
 def detach(ident: str) -> None:
     """Delete a sandbox's link where it still is.
 

@@ -24,12 +24,15 @@ _MONITOR = "sandbox/monitor.py"
 
 Snapshot = dict[str, frozenset[str]]
 
+_ZYGOTE = "sandbox.kernel import zygote"
+"""In the command line of a zygote and of the child that it has made ahead."""
+
 _SETTLE = 10.0
 """Seconds that the kernel gets to finish what it does behind our back: links of dead namespaces, cgroups."""
 
 
 def processes() -> frozenset[str]:
-    """Processes of sandboxes: in one of our control groups, or QEMUs, inits and helpers named after us."""
+    """Processes of sandboxes: in one of our control groups, or QEMUs, inits, zygotes and helpers named after us."""
     found: set[str] = set()
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -42,8 +45,8 @@ def processes() -> frozenset[str]:
             continue
         ours = re.search(r"/sandbox/[0-9a-f]{12}", groups) or re.search(r"sbx-[0-9a-f]{12}", command)
         inside = command.startswith(("/usr/bin/tini", "/opt/sandbox")) or "/opt/sandbox/" in command
-        if state != "Z" and (ours or inside):
-            found.add(f"{entry.name} {command[:160]}")
+        if state != "Z" and (ours or inside or _ZYGOTE in command):
+            found.add(f"{entry.name} {' '.join(command.split())[:160]}")
     return frozenset(found)
 
 

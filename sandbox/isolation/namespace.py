@@ -51,9 +51,6 @@ class NamespaceIsolation(Isolation):
         sandbox = NamespaceSandbox(record)
         undo.callback(sandbox.destroy)
         try:
-            group.create()
-            group.limit(cpus=spec.cpus, memory=spec.memory, pids=spec.pids_limit, cpuset=spec.cpuset)
-            reached(Checkpoint.CGROUP_MADE)
             image = self._root or local.root_path()
             with local_mounts.layout(spec, record, image) as layout:
                 plan = enter.Plan(
@@ -68,11 +65,12 @@ class NamespaceIsolation(Isolation):
                     workdir=spec.workdir,
                     file_size=local_logs.cap(spec),
                 )
-                plug = partial(_plug, record)
+                plug, enrol = partial(_plug, record), partial(_enrol, group, spec)
                 if spec.warm:
-                    child = enter.spawn_warm(plan, MAP_BASE, plug, local_warm.asker(_request(plan, spec, record)))
+                    ask = local_warm.asker(_request(plan, spec, record))
+                    child = enter.spawn_warm(plan, MAP_BASE, plug, ask, enrol)
                 else:
-                    child = enter.spawn_namespaced(plan, MAP_BASE, plug)
+                    child = enter.spawn_namespaced(plan, MAP_BASE, plug, enrol)
         except OSError as error:
             raise EngineError(f"the namespaces could not be made: {error}") from error
         sandbox.adopt_child(child, ours=not spec.warm)
@@ -103,8 +101,14 @@ def _request(plan: enter.Plan, spec: SandboxSpec, record: Record) -> bytes:
     return zygote.pack(server, seccomp.build(), str(record.directory / local_exit.EXIT_FILE))
 
 
-def _plug(record: Record, pid: int) -> None:
+def _enrol(group: Group, spec: SandboxSpec) -> None:
     reached(Checkpoint.NAMESPACES_MADE)
+    group.create()
+    group.limit(cpus=spec.cpus, memory=spec.memory, pids=spec.pids_limit, cpuset=spec.cpuset)
+    reached(Checkpoint.CGROUP_MADE)
+
+
+def _plug(record: Record, pid: int) -> None:
     network.attach(record.id, record.mac, pid, record.address)
     reached(Checkpoint.LINK_PLUGGED)
 
@@ -123,4 +127,6 @@ class NamespaceSandbox(local.LocalSandbox):
 
     def destroy(self) -> None:
         self._end()
-        # The link dies with its namespace, a moment later; one that outlives its sandbox is deleted by `prune`.
+        # The link dies with its namespace, a moment later; one that outlives its sandbox is deleted by `prune`. Not
+        # sooner: whoever is connected is told of the end by the kernel.
+        network.unplug(self.record.id)

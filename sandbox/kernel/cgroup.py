@@ -237,14 +237,12 @@ class Group:
         return _read_if_there(self._file("cpuset", "cpuset.effective_cpus", "cpuset.cpus.effective"))
 
     def join_files(self) -> list[Path]:
-        """Files to which a single-threaded process writes "0" to move itself in.
+        """Files to which a single-threaded process writes "0" to move itself in; the group need not be there yet.
 
         On v1 that is `tasks`: moving by cgroup.procs waits for a grace period there, 6 to 10 ms each.
         """
-        return [
-            directory / ("tasks" if (directory / "tasks").exists() else "cgroup.procs")
-            for directory in self.directories()
-        ]
+        v2 = None if self.where.v2 is None else self.where.v2 / PARENT / self.ident
+        return [directory / ("cgroup.procs" if directory == v2 else "tasks") for directory in self.directories()]
 
     def pids(self) -> list[int]:
         """Every process in the group, this host's numbers; empty when the group is gone."""

@@ -83,6 +83,14 @@ inotify instances, message queues and queued signals, it charges to the owner as
 root, one sandbox could use up what all of the host's root has."""
 
 
+Enrol = Callable[[], None]
+"""Makes a control group. Not before the child: that starts on another CPU meanwhile, if there is one."""
+
+
+def _no_group() -> None:
+    """The group is there already."""
+
+
 class Child:
     """A child that was made and waits. Close it to let it die, `release` it to let it exec."""
 
@@ -147,7 +155,7 @@ def _failure(message: bytes) -> ChildError:
     return ChildError(int(number), step, text)
 
 
-def spawn_namespaced(plan: Plan, mapped_base: int, plug: Callable[[int], None]) -> Child:
+def spawn_namespaced(plan: Plan, mapped_base: int, plug: Callable[[int], None], enrol: Enrol = _no_group) -> Child:
     """Make a child in fresh namespaces, ready to exec.
 
     A raw clone(2) makes it, without a fork first that would copy the page tables twice (2 to 4 ms of a start, by the
@@ -158,6 +166,7 @@ def spawn_namespaced(plan: Plan, mapped_base: int, plug: Callable[[int], None]) 
         plan: what to do.
         mapped_base: see `map_ids`.
         plug: called with the child's pid once its namespaces exist, to give it its network.
+        enrol: makes the control group that it joins, while it starts; by default the group is there.
 
     Raises:
         ChildError: a step in the child failed.
@@ -183,7 +192,7 @@ def spawn_namespaced(plan: Plan, mapped_base: int, plug: Callable[[int], None]) 
                 child.pid = int(child._expect(_PID))
             finally:
                 os.waitpid(first, 0)
-        _equip(plan, child, mapped_base, plug)
+        _equip(plan, child, mapped_base, plug, enrol)
     except BaseException:
         child.close()
         if child.pid:
@@ -192,7 +201,9 @@ def spawn_namespaced(plan: Plan, mapped_base: int, plug: Callable[[int], None]) 
     return child
 
 
-def spawn_warm(plan: Plan, mapped_base: int, plug: Callable[[int], None], ask: Callable[[list[int]], int]) -> Child:
+def spawn_warm(
+    plan: Plan, mapped_base: int, plug: Callable[[int], None], ask: Callable[[list[int]], int], enrol: Enrol = _no_group
+) -> Child:
     """As `spawn_namespaced`, by a zygote: the child is its child, and goes on without an exec (see `zygote`).
 
     Args:
@@ -200,13 +211,14 @@ def spawn_warm(plan: Plan, mapped_base: int, plug: Callable[[int], None], ask: C
         mapped_base: see `map_ids`.
         plug: as for `spawn_namespaced`.
         ask: has the zygote make a child with these descriptors (control, report, log), and returns its pid here.
+        enrol: as for `spawn_namespaced`.
 
     Raises:
         ChildError, OSError
     """
     child, _ = _spawn(plan, lambda: None, lambda: -1, ask)
     try:
-        _equip(plan, child, mapped_base, plug)
+        _equip(plan, child, mapped_base, plug, enrol)
     except BaseException:
         child.close()
         with suppress(ProcessLookupError):
@@ -215,11 +227,12 @@ def spawn_warm(plan: Plan, mapped_base: int, plug: Callable[[int], None], ask: C
     return child
 
 
-def _equip(plan: Plan, child: Child, mapped_base: int, plug: Callable[[int], None]) -> None:
+def _equip(plan: Plan, child: Child, mapped_base: int, plug: Callable[[int], None], enrol: Enrol) -> None:
     """Give a child that waits in its namespaces what it cannot give itself."""
     map_ids(child.pid, mapped_base)
     if plan.layout.trees:
         trees.map_ids(plan.layout.trees, mapped_base, MAPPED_COUNT)
+    enrol()
     child._go()
     try:
         plug(child.pid)  # while the child mounts its root and puts up its walls, on another CPU if there is one
@@ -230,11 +243,11 @@ def _equip(plan: Plan, child: Child, mapped_base: int, plug: Callable[[int], Non
 
 def enter_namespaces(plan: Plan, program: bytes) -> None:
     """In the child, in its fresh namespaces: everything up to the exec, which waits for the parent's last word."""
+    walls.unshare_time()
+    _wait_for_go()
     walls.join_groups(plan.cgroup_files)
     # After joining: the root of the new cgroup namespace is the group itself.
     syscalls.unshare(syscalls.CLONE_NEWCGROUP)
-    walls.unshare_time()
-    _wait_for_go()
     _be_root_inside(_renumbered(plan))
     walls.confine(plan.uid, program)
     _say(_READY)
@@ -242,10 +255,14 @@ def enter_namespaces(plan: Plan, program: bytes) -> None:
     walls.change_directory(plan.workdir)  # a mistake of the user's, if any: told when the workload is started
 
 
-def clone_bare(more: int = 0) -> int:
+def clone_bare(more: int = 0, without: int = 0) -> int:
     """Clone into new namespaces, as OWNER, and without supplementary groups: inside they could not be dropped any more.
 
     The child keeps the caller's right to files until it becomes somebody inside (credentials(7), the file system user).
+
+    Args:
+        more: flags of clone(2) beside the usual ones.
+        without: namespaces among those that are not made anew.
     """
     groups, users, bits = os.getgroups(), os.getresuid(), caps.securebits()
     parent, farewell = os.getppid(), syscalls.parent_death_signal()
@@ -264,7 +281,7 @@ def clone_bare(more: int = 0) -> int:
     try:
         os.setresuid(OWNER, OWNER, users[2])
         syscalls.setfsuid(users[1])
-        made = syscalls.clone(_CLONE_FLAGS | more)
+        made = syscalls.clone((_CLONE_FLAGS | more) & ~without)
     except BaseException:
         restore()
         raise

@@ -2,9 +2,9 @@
 
 It is the root filesystem's own interpreter, with the reference servers loaded. Each request makes one child, which
 goes the same way behind the same walls as one that is started cold (`enter`), save that at its end it calls the server
-in place of execve(2). So a child shares with its siblings what a fork shares: the layout of its address space, the
-seed of its hashes, and read-only copies of everything that was loaded before the first request; nothing that a
-sibling has done, for children never write to the parent's memory.
+in place of execve(2). One child is cloned ahead and waits (`spare`). So a child shares with its siblings what a fork
+shares: the layout of its address space, the seed of its hashes, and read-only copies of everything that was loaded
+before the first request; nothing that a sibling has done, for children never write to the parent's memory.
 
 The zygote itself never runs a request's code, holds no lock and no thread. Sources: fork(2), clone(2), unix(7),
 pidfd_open(2), environ(7).
@@ -26,16 +26,18 @@ from typing import Any, NoReturn
 
 from sandbox.kernel import enter, rootfs, syscalls
 from sandbox.kernel.enter import Plan
+from sandbox.kernel.spare import MAX_REQUEST, Become, Spare
 
 LISTENER_FD, HOST_MOUNTS_FD = 3, 4
 """Descriptors that it starts with: its socket, and the host's mount namespace to go back to."""
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT)
 """Signals that a child's init passes on to the server, as tini(1) does."""
-MAX_REQUEST = 65536
 PING = b"?"
 """A request to say that it is there."""
 _FDS = 3
 _NAME_BYTES = 15
+_IDLE_MS = 100
+"""Milliseconds without a request until the next child is made ahead: it would only be in the way of one that starts."""
 
 
 def pack(plan: Plan, program: bytes, exit_file: str) -> bytes:
@@ -51,12 +53,11 @@ def pack(plan: Plan, program: bytes, exit_file: str) -> bytes:
         "workdir": plan.workdir,
         "file_size": plan.file_size,
         "program": program.hex(),
-        "exit_file": exit_file,
     }
-    return json.dumps(fields).encode()
+    return os.fsencode(exit_file) + b"\0" + json.dumps(fields).encode()
 
 
-def _unpack(data: bytes) -> tuple[Plan, bytes, str]:
+def _unpack(data: bytes) -> tuple[Plan, bytes]:
     raw = json.loads(data)
     plan = Plan(
         argv=tuple(raw["argv"]),
@@ -70,7 +71,7 @@ def _unpack(data: bytes) -> tuple[Plan, bytes, str]:
         workdir=raw["workdir"],
         file_size=raw["file_size"],
     )
-    return plan, bytes.fromhex(raw["program"]), raw["exit_file"]
+    return plan, bytes.fromhex(raw["program"])
 
 
 def main(serve: Callable[[list[str]], int]) -> NoReturn:
@@ -91,44 +92,66 @@ def main(serve: Callable[[list[str]], int]) -> NoReturn:
     poller = select.poll()
     poller.register(listener, select.POLLIN)
     signal.signal(signal.SIGTERM, lambda _number, _frame: os._exit(0))
+
+    def become(data: bytes, descriptors: list[int]) -> NoReturn:
+        plan, program = _unpack(data)
+        control, report, log = descriptors
+        enter.run_child(plan, lambda: _enter(plan, program), (control, report), log, finish)
+
+    def finish(plan: Plan) -> NoReturn:
+        sys.path[:] = search_path
+        _become(plan, serve)
+
+    spare: Spare | None = Spare(become)
     while True:
-        for descriptor, _ in poller.poll():
+        events = poller.poll(None if spare else _IDLE_MS)
+        if not events:
+            with suppress(OSError):  # the host has no room for it now; whoever asks is told
+                spare = Spare(become)
+        for descriptor, _ in events:
             if descriptor != listener.fileno():
                 poller.unregister(descriptor)
                 children.ended(descriptor)
                 continue
             connection, _ = listener.accept()
-            with connection, suppress(OSError, ValueError, KeyError):
-                made = _answer(connection, listener, serve, search_path)
-                if made is not None:
-                    poller.register(children.add(*made), select.POLLIN)
+            with connection, suppress(OSError, ValueError):
+                request, descriptors = _receive(connection)
+                try:
+                    if request == PING:
+                        connection.sendall(PING)
+                        continue
+                    exit_file, _, data = request.partition(b"\0")
+                    mine, spare = spare, None
+                    pid = _give(mine, become, data, descriptors)
+                    poller.register(children.add(pid, os.fsdecode(exit_file)), select.POLLIN)
+                    connection.sendall(str(pid).encode())
+                finally:
+                    for one in descriptors:
+                        os.close(one)
 
 
-def _answer(
-    connection: socket.socket, listener: socket.socket, serve: Callable[[list[str]], int], search_path: list[str]
-) -> tuple[int, str] | None:
-    """Make a child as one request says; its pid here, and where its exit code goes. None: it was a ping."""
+def _receive(connection: socket.socket) -> tuple[bytes, list[int]]:
     data, descriptors, _, _ = socket.recv_fds(connection, MAX_REQUEST, _FDS)
-    try:
-        if data == PING:
-            connection.sendall(PING)
-            return None
-        plan, program, exit_file = _unpack(data)
-        control, report, log = descriptors
+    return data, descriptors
 
-        def finish(plan: Plan) -> NoReturn:
-            sys.path[:] = search_path
-            _become(plan, serve)
 
-        pid = enter.clone_bare()
-        if pid == 0:
-            listener.detach()
-            enter.run_child(plan, lambda: enter.enter_namespaces(plan, program), (control, report), log, finish)
-        connection.sendall(str(pid).encode())
-        return pid, exit_file
-    finally:
-        for descriptor in descriptors:
-            os.close(descriptor)
+def _give(spare: Spare | None, become: Become, data: bytes, descriptors: list[int]) -> int:
+    """Let a child begin, the one made ahead if it lives; its pid."""
+    if spare is not None:
+        try:
+            spare.give(data, descriptors)
+        except OSError:
+            spare.close()
+        else:
+            return spare.pid
+    made = Spare(become)
+    made.give(data, descriptors)
+    return made.pid
+
+
+def _enter(plan: Plan, program: bytes) -> None:
+    syscalls.unshare(syscalls.CLONE_NEWNS)
+    enter.enter_namespaces(plan, program)
 
 
 class _Children:

@@ -127,3 +127,28 @@ def test_the_generator_reaches_it_and_nothing_else(running: Running) -> None:
         sock.connect((running.record.address, DEFAULT_PORT))
     with network.generator_socket(1.0) as sock, pytest.raises(OSError, match="unreachable"):
         sock.connect(("192.0.2.77", 9))
+
+
+def answer(address: str) -> str:
+    """What the generator learns of an address within a moment: the name of an error, or "" where it got through."""
+    sock = network.generator_socket(0.1)
+    try:
+        sock.connect((address, DEFAULT_PORT))
+    except OSError as error:
+        return type(error).__name__
+    finally:
+        sock.close()
+    return ""
+
+
+def test_nobody_answers_for_the_address_of_one_that_is_gone(level: str, manager: Manager) -> None:
+    """A dead namespace would, until the kernel takes it apart; and so for the next sandbox, which has its address."""
+    silence = {"TimeoutError", "OSError"}  # OSError: EHOSTUNREACH, once ARP has given up
+    if level == "process":
+        silence.add("ConnectionRefusedError")  # its address was the host's, and a host says that nobody listens
+    with manager.lab():
+        for _ in range(2 if level == "vm" else 5):
+            with manager.running(manager.make_spec("reactor", level)) as running:
+                address = running.record.address
+                assert answer(address) == ""
+            assert answer(address) in silence

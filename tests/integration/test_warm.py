@@ -157,6 +157,54 @@ def test_namespace_the_zygote_may_die(manager: Manager) -> None:
             assert get(other, "stats")["model"] == "reactor"
 
 
+def made_ahead() -> int:
+    """The pid of the zygote's child that waits; it is made when nobody has asked for a while."""
+    zygote = local_warm.running()
+    assert zygote is not None
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        text = Path(f"/proc/{zygote.pid}/task/{zygote.pid}/children").read_text(encoding="ascii")
+        for pid in text.split():
+            # Those that have become somebody have the mounts of their sandbox.
+            if os.readlink(f"/proc/{pid}/ns/mnt") == os.readlink("/proc/self/ns/mnt"):
+                return int(pid)
+        time.sleep(0.02)
+    raise AssertionError("no child was made ahead")
+
+
+@pytest.mark.level("namespace")
+def test_namespace_a_child_is_made_ahead_and_serves_once(manager: Manager) -> None:
+    pool.fill(manager, spec(), 1, quiet)
+    ahead = made_ahead()
+    with warm(manager, spec()) as one:
+        assert one.record.process is not None
+        assert one.record.process.pid == ahead
+        with warm(manager, spec()) as other:  # at once, with or without one that was made ahead
+            assert other.record.process is not None
+            assert other.record.process.pid != ahead
+            assert made_ahead() not in (ahead, other.record.process.pid)
+
+
+@pytest.mark.level("namespace")
+def test_namespace_the_child_made_ahead_holds_nothing_and_may_die(manager: Manager) -> None:
+    pool.fill(manager, spec(), 1, quiet)
+    ahead = made_ahead()
+    assert {os.readlink(one) for one in Path(f"/proc/{ahead}/fd").iterdir() if int(one.name) > 2} == {
+        os.readlink(f"/proc/{ahead}/fd/3")
+    }
+    for kind in ("user", "net", "pid", "ipc", "uts"):
+        assert os.readlink(f"/proc/{ahead}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}")
+    os.kill(ahead, signal.SIGKILL)
+    with warm(manager, spec()) as running:
+        assert get(running, "stats")["model"] == "reactor"
+    last = made_ahead()
+    pool.drain(manager, (pool.ZYGOTE,))
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{last}").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not Path(f"/proc/{last}").exists()
+
+
 @pytest.mark.level("namespace")
 @pytest.mark.parametrize("server", ["callback", "coroutine", "eventloop", "fork", "thread", "blocking", "sequential"])
 def test_namespace_every_server(manager: Manager, server: str) -> None:

@@ -239,8 +239,8 @@ def descriptor_as_directory(patch: pytest.MonkeyPatch) -> None:
                 os.close(number)
         close_from(SPARED + 1)
 
-    def astray(plan: enter.Plan, base: int, plug: Callable[[int], None]) -> enter.Child:
-        return spawn(replace(plan, workdir=f"/proc/self/fd/{SPARED}"), base, plug)
+    def astray(plan: enter.Plan, *rest: Any) -> enter.Child:
+        return spawn(replace(plan, workdir=f"/proc/self/fd/{SPARED}"), *rest)
 
     patch.setattr(syscalls, "close_from", sparing)
     patch.setattr(enter, "spawn_namespaced", astray)
@@ -331,8 +331,8 @@ def hosts_name(patch: pytest.MonkeyPatch) -> None:
     _flags(patch, syscalls.CLONE_NEWUTS)
     spawn = enter.spawn_namespaced
 
-    def nameless(plan: enter.Plan, base: int, plug: Callable[[int], None]) -> enter.Child:
-        return spawn(replace(plan, hostname=None), base, plug)
+    def nameless(plan: enter.Plan, *rest: Any) -> enter.Child:
+        return spawn(replace(plan, hostname=None), *rest)
 
     patch.setattr(enter, "spawn_namespaced", nameless)
 
