@@ -110,18 +110,21 @@ def test_the_real_one_freezes_what_is_in_it_and_kills_it_frozen() -> None:
     group = cgroup.Group("00000000bee5")
     group.create()
     try:
-        with subprocess.Popen(["sleep", "60"]) as process:
-            for directory in group.directories():
-                (directory / "cgroup.procs").write_text(str(process.pid))
-            group.freeze()
-            assert group.frozen()
-            assert group.pids() == [process.pid]
-            assert group.block_io() == (0, 0)
-            reaper = threading.Thread(target=process.wait)
-            reaper.start()
-            group.kill()
-            reaper.join(5)
-            assert process.returncode == -9
+        process = subprocess.Popen(["sleep", "60"])
+        reaper = threading.Thread(target=process.wait)
+        reaper.start()
+        for directory in group.directories():
+            (directory / "cgroup.procs").write_text(str(process.pid))
+        group.freeze()
+        assert group.frozen()
+        assert group.pids() == [process.pid]
+        read, written = group.block_io()
+        assert read is not None  # what of its program was not in memory yet
+        assert read % 512 == 0
+        assert written == 0
+        group.kill()
+        reaper.join(5)
+        assert process.returncode == -9
     finally:
         group.remove()
     assert not group.frozen()
