@@ -240,7 +240,7 @@ def test_a_terminal_is_resized(shared: Running) -> None:
 
 def test_a_typed_interrupt_reaches_the_command(shared: Running) -> None:
     script = (
-        "import sys,time\nprint('ready',flush=True)\ntry: time.sleep(60)\n"
+        "import sys,time\ntry: print('ready',flush=True); time.sleep(60)\n"
         "except KeyboardInterrupt: print('interrupted',flush=True); sys.exit(5)"
     )
     with attached(shared, [*PYTHON, script], terminal=WindowSize(24, 80)) as session:
