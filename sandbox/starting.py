@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 GUEST_SHARE = 4
 """A guest keeps its application's files in memory, twice while it unpacks them; this part of it may be theirs."""
+_END_NOTED = 2.0
+"""Seconds that an engine may take to note an end that already showed."""
 _LOG_TAIL = 4096
 """Bytes."""
 
@@ -92,7 +94,14 @@ def check_limits(spec: SandboxSpec, sandbox: Sandbox) -> None:
 
 
 def _is_over(spec: SandboxSpec, sandbox: Sandbox) -> bool:
-    return spec.port is None and not sandbox.state().running
+    """Whether a command that serves nothing has ended. An engine notes that a moment after it shows."""
+    if spec.port is not None:
+        return False
+    try:
+        sandbox.wait(_END_NOTED)
+    except TimeoutError:
+        return False
+    return True
 
 
 def _last_words(sandbox: Sandbox) -> str | None:

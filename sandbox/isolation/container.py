@@ -92,6 +92,7 @@ class ContainerIsolation(Isolation):
         # By name and before the call: the engine may have made it although no answer came.
         undo.callback(sandbox.destroy)
         record.data["docker"] = {"endpoint": engine.endpoint.to_json()}
+        sandbox.sources = docker_mounts.identities(spec, record)
         try:
             with engine.talking("the container could not be created") as api:
                 sandbox.uncertain = True

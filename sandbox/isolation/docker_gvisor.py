@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sandbox.errors import EngineError
-from sandbox.isolation import docker_cgroup, docker_effective
+from sandbox.errors import EngineError, SandboxError
+from sandbox.isolation import docker_cgroup, docker_effective, docker_mounts
 from sandbox.isolation.base import Stats
 from sandbox.isolation.docker_client import Engine, RefusalError
 from sandbox.isolation.docker_sandbox import ContainerSandbox
@@ -16,6 +17,9 @@ from sandbox.spec import Limits
 
 _READ_LIMITS = "ulimit -p; stat -f -c '%b %S' /tmp"
 """`ulimit -p` is RLIMIT_NPROC in dash(1); runsc of 2022 has no /proc/self/limits."""
+_LIMITS = re.compile(r"(\d+|unlimited)\n(\d+) (\d+)")
+_ASK_TIMEOUT = 30.0
+"""Seconds."""
 _MARK = "@@"
 _LOOK = f"cat /proc/1/status; echo {_MARK}; cat /proc/1/mountinfo || cat /proc/1/mounts"
 _OF_THE_PROCESS = ("user", "capabilities", "seccomp", "namespaces")
@@ -33,7 +37,7 @@ class GVisorSandbox(ContainerSandbox):
             with suppress(OSError):
                 if Path(f"/proc/{one}/cmdline").read_bytes().startswith(b"runsc-gofer"):
                     return one
-        raise EngineError("gVisor's gofer cannot be seen on this host, so its mounts cannot be checked")
+        raise docker_mounts.UnseenError("gVisor's gofer cannot be seen on this host, so its mounts cannot be checked")
 
     def limits(self) -> Limits:
         """CPU and memory of the control group around gVisor; processes and disk as gVisor's kernel says it inside."""
@@ -41,18 +45,33 @@ class GVisorSandbox(ContainerSandbox):
         state = self.state()
         if not state.running or state.paused:
             return Limits(around.cpus, around.memory, None, around.source, around.disk)
-        found = self.exec(["/bin/sh", "-c", _READ_LIMITS], timeout=30.0)
-        pids, _, disk = found.stdout.decode("ascii", "replace").strip().partition("\n")
-        if found.exit_code != 0 or not (pids.isdigit() or pids == "unlimited"):
-            raise EngineError(f"the limits cannot be read inside: {pids or found.stderr!r}")
-        blocks, _, size = disk.partition(" ")
+        said = self._ask(_READ_LIMITS).decode("ascii", "replace").strip()
+        match = _LIMITS.fullmatch(said)
+        if match is None:
+            raise EngineError(f"the limits cannot be read inside: {said!r}")
+        pids, blocks, size = match.groups()
         return Limits(
             around.cpus,
             around.memory,
-            int(pids) if pids.isdigit() else None,
+            None if pids == "unlimited" else int(pids),
             f"{around.source}, RLIMIT_NPROC and statfs inside",
             int(blocks) * int(size),
         )
+
+    def _ask(self, script: str) -> bytes:
+        """What a shell inside prints.
+
+        Raises:
+            EngineError: it cannot be run, or is cut short: the sandbox ends while it is asked, say, which runsc tells
+                in the words for a command that is not there.
+        """
+        try:
+            found = self.exec(["/bin/sh", "-c", script], timeout=_ASK_TIMEOUT)
+        except (SandboxError, TimeoutError) as error:
+            raise EngineError(f"nothing can be read inside {self.record.name}: {error}") from error
+        if found.exit_code != 0:
+            raise EngineError(f"nothing can be read inside {self.record.name}: {found.stdout + found.stderr!r}")
+        return found.stdout
 
     def stats(self) -> Stats:
         """Usage of the sandbox with its kernel; how many processes it runs inside cannot be seen from the host."""
@@ -70,7 +89,7 @@ class GVisorSandbox(ContainerSandbox):
         found["engine"]["process"] = {name: found[name] for name in _OF_THE_PROCESS}
         state = self.state()
         asked = state.running and not state.paused
-        answer = self.exec(["/bin/sh", "-c", _LOOK], timeout=30.0).stdout if asked else b""
+        answer = self._ask(_LOOK) if asked else b""
         status, _, mounts = answer.decode("utf-8", "replace").partition(_MARK)
         found |= docker_effective.workload(status, mounts)
         found["seccomp"]["kernel"] = "gVisor"

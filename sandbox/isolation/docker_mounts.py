@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Mapping
 from typing import Any
 
 from sandbox.errors import EngineError, SpecError
@@ -12,6 +13,10 @@ from sandbox.record import Record
 from sandbox.spec import APP_DIR, Mount, SandboxSpec
 
 _FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class UnseenError(EngineError):
+    """Nothing on this host shows what is mounted inside."""
 
 
 def mounts(spec: SandboxSpec, record: Record) -> tuple[Mount, ...]:
@@ -25,23 +30,26 @@ def bodies(spec: SandboxSpec, record: Record) -> list[dict[str, Any]]:
 
     Only what is mounted at the source itself is shown, nothing that is mounted below it: read-only holds for one mount,
     and what lies below would stay writable (mount_setattr(2), AT_RECURSIVE, which this engine does not use).
+    """
+    return [
+        {
+            "Type": "bind",
+            "Source": mount.source,
+            "Target": mount.target,
+            "ReadOnly": mount.read_only,
+            "BindOptions": {"Propagation": "private", "NonRecursive": True},
+        }
+        for mount in mounts(spec, record)
+    ]
+
+
+def identities(spec: SandboxSpec, record: Record) -> dict[str, tuple[int, int]]:
+    """Source to device and inode, for everything to be mounted.
 
     Raises:
         SpecError: a source is not there, or a symbolic link is on its path.
     """
-    found = []
-    for mount in mounts(spec, record):
-        identity(mount.source)
-        found.append(
-            {
-                "Type": "bind",
-                "Source": mount.source,
-                "Target": mount.target,
-                "ReadOnly": mount.read_only,
-                "BindOptions": {"Propagation": "private", "NonRecursive": True},
-            }
-        )
-    return found
+    return {mount.source: identity(mount.source) for mount in mounts(spec, record)}
 
 
 def identity(path: str) -> tuple[int, int]:
@@ -59,8 +67,8 @@ def identity(path: str) -> tuple[int, int]:
         ) from error
 
 
-def verify(spec: SandboxSpec, record: Record, pid: int) -> None:
-    """Compare what is mounted inside with what the host has at the sources.
+def verify(spec: SandboxSpec, record: Record, noted: Mapping[str, tuple[int, int]], pid: int) -> None:
+    """Compare what is mounted inside with what the host had at the sources when the engine was asked.
 
     The engine takes a path and follows links; a component that somebody replaced by one between our look and the
     engine's shows here.
@@ -68,20 +76,37 @@ def verify(spec: SandboxSpec, record: Record, pid: int) -> None:
     Args:
         spec: of the sandbox.
         record: of the sandbox.
+        noted: as of `identities`, from before the create call.
         pid: of the container's init, on this host.
 
     Raises:
+        UnseenError: the container cannot be looked into; it is over, perhaps.
         EngineError: something else is mounted than what was asked for.
     """
     for mount in mounts(spec, record):
         try:
-            same = _walk(f"/proc/{pid}/root{mount.target}", links=3) == identity(mount.source)
+            found = _walk(f"/proc/{pid}/root{mount.target}", links=3)
         except OSError as error:
-            raise EngineError(f"what is mounted at {mount.target} cannot be seen: {error.strerror or error}") from error
-        if not same:
+            raise UnseenError(f"what is mounted at {mount.target} cannot be seen: {error.strerror or error}") from error
+        if found != noted[mount.source]:
             raise EngineError(
                 f"at {mount.target} something else is mounted than {mount.source}: a path was changed meanwhile"
             )
+
+
+def verify_sources(noted: Mapping[str, tuple[int, int]]) -> None:
+    """What can be said of a container that was over before anybody could look into it: whether a source was replaced.
+
+    Raises:
+        EngineError: one was.
+    """
+    for source, before in noted.items():
+        try:
+            same = _walk(source) == before
+        except OSError:
+            same = False
+        if not same:
+            raise EngineError(f"{source} was replaced while it was mounted; what the command saw is not known")
 
 
 def _walk(path: str, links: int = 0) -> tuple[int, int]:

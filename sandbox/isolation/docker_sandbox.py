@@ -32,6 +32,8 @@ _CONFLICT = 409
 _FAILED = 500
 _REMOVAL_TIMEOUT = 30.0
 """Seconds in which a removal that the engine has begun must be done."""
+_END_NOTED = 2.0
+"""Seconds in which the engine has noted the end of what can be seen no more; it takes some 0.01."""
 _LATE_CREATION = 1.0
 """Seconds in which a container may still appear whose create call got no answer."""
 _KEPT_BY_INIT = frozenset(
@@ -47,6 +49,7 @@ class ContainerSandbox(Sandbox):
     Attributes:
         kernel_shared: whether its processes are processes of the engine's host.
         uncertain: a create call got no answer, so the container may exist or still appear.
+        sources: what the host had at the sources of its mounts when it was created; see `docker_mounts.identities`.
     """
 
     kernel_shared: ClassVar[bool] = True
@@ -55,6 +58,7 @@ class ContainerSandbox(Sandbox):
         self.record = record
         self.engine = engine
         self.uncertain = False
+        self.sources: dict[str, tuple[int, int]] = {}
 
     @property
     def name(self) -> str:
@@ -73,11 +77,32 @@ class ContainerSandbox(Sandbox):
         self.record.process = None if pid is None else ProcessId.of(pid)
         if pid is not None:
             docker_network.remove_default_route(pid)
-        if pid is not None and (self.record.spec.mounts or self.record.spec.app):
-            docker_mounts.verify(self.record.spec, self.record, self._sees_mounts(pid))
+        if self.sources:
+            self._verify_mounts(pid)
+
+    def _verify_mounts(self, pid: int | None) -> None:
+        """Look whether what is mounted is what was meant; a command may be over before the look.
+
+        Raises:
+            EngineError: it is not, or cannot be seen.
+        """
+        try:
+            if pid is not None:
+                docker_mounts.verify(self.record.spec, self.record, self.sources, self._sees_mounts(pid))
+                return
+        except docker_mounts.UnseenError as error:
+            try:
+                self.wait(_END_NOTED)
+            except TimeoutError:
+                raise error from None
+        docker_mounts.verify_sources(self.sources)
 
     def _sees_mounts(self, pid: int) -> int:
-        """The process on this host whose root has the mounts of the inside; `pid` is the init's."""
+        """The process on this host whose root has the mounts of the inside; `pid` is the init's.
+
+        Raises:
+            UnseenError: it is not there.
+        """
         return pid
 
     def _pid(self, found: dict[str, Any] | None) -> int | None:

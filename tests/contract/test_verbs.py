@@ -429,6 +429,18 @@ def test_one_that_starts_commands_without_end_can_be_paused(level: str, manager:
         assert running.sandbox.state().running
 
 
+def test_a_command_may_be_over_at_any_moment_of_its_start(level: str, manager: Manager, outside: Path) -> None:
+    """What is looked at after a start, limits and mounts, may be gone by then; its output and its code are not."""
+    step, count = {"vm": (0.4, 2), "gvisor": (0.05, 12)}.get(level, (0.02, 12))
+    for delay in (step * number for number in range(count)):
+        spec = plain(manager, level, "/bin/sh", "-c", f"sleep {delay:.2f}; echo done; exit 3")
+        if level not in WITHOUT_MOUNTS:
+            spec = replace(spec, mounts=(Mount(str(outside / "ro"), "/data/ro", read_only=True),))
+        with manager.running(spec) as found:
+            assert found.sandbox.wait(30.0) == 3, delay
+            assert b"".join(found.sandbox.logs()) == b"done\n", delay
+
+
 def test_since_is_honoured_or_refused(shared: Running) -> None:
     try:
         text = b"".join(shared.sandbox.logs(since=time.time() + 3600))

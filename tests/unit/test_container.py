@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import os
 import signal
 import struct
 import subprocess
@@ -523,6 +524,25 @@ def test_no_link_is_followed(tmp_path: Path) -> None:
     for path in ("link", "link/below", "nothing"):
         with pytest.raises(SpecError, match="cannot be mounted"):
             docker_mounts.identity(str(tmp_path / path))
+
+
+def test_what_is_mounted_is_compared_with_what_was_meant(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    inside = replace(SPEC, mounts=(Mount(str(source), str(source), read_only=True),))  # our own root, seen as another's
+    noted = docker_mounts.identities(inside, RECORD)
+    docker_mounts.verify(inside, RECORD, noted, os.getpid())
+    docker_mounts.verify_sources(noted)
+    with pytest.raises(docker_mounts.UnseenError, match="cannot be seen"):
+        docker_mounts.verify(inside, RECORD, noted, 2**22 + 1)  # no pid is that high (proc_sys_kernel(5), pid_max)
+    source.rename(tmp_path / "before")
+    with pytest.raises(EngineError, match="replaced"):
+        docker_mounts.verify_sources(noted)
+    source.mkdir()
+    with pytest.raises(EngineError, match="something else is mounted"):
+        docker_mounts.verify(inside, RECORD, noted, os.getpid())
+    with pytest.raises(EngineError, match="replaced"):
+        docker_mounts.verify_sources(noted)
 
 
 def test_files_of_this_host_are_not_on_another(clean_env: Path, monkeypatch: pytest.MonkeyPatch) -> None:
