@@ -8,24 +8,22 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from sandbox import images, network, publishing, request, starting
+from sandbox import lab, network, publishing, request, starting
 from sandbox.checkpoints import Checkpoint, reached
 from sandbox.errors import (
     BusyError,
-    NewerRecordError,
     NotFoundError,
     SandboxError,
     StoreError,
     UnavailableError,
 )
 from sandbox.interrupts import deferred
-from sandbox.isolation import LEVELS, driver
+from sandbox.isolation import driver
 from sandbox.isolation.base import Isolation, Progress, Sandbox
 from sandbox.phases import Phase, Status, Timeline
 from sandbox.processid import ProcessId
@@ -41,7 +39,6 @@ READY_TIMEOUT = 120.0
 """Seconds from the start of a sandbox's boot to its first reply; an emulated VM on a busy host takes many."""
 PATIENCE = 2.0
 """Seconds that a removal waits for another command, which may only be looking: `prune` locks what it looks at."""
-NETWORK_LOCK = "network"
 
 
 def _silent(message: str) -> None:
@@ -129,7 +126,7 @@ class Manager:
                 undo.callback(self._forget, ident)
             try:
                 if spec.publish:
-                    undo.callback(self._withdraw, ident)
+                    undo.callback(lab.withdraw, ident)
                     publishing.claim(self.store, ident, spec.publish)
                 running = self._bring_up(spec, application, level, ident, undo, progress, owner=owner)
                 if then is not None:
@@ -155,7 +152,7 @@ class Manager:
         clock = starting.Clock()
         with clock.phase(Phase.PREPARE):
             self._refuse_missing(level)
-            with named_lock(NETWORK_LOCK):
+            with named_lock(lab.LOCK):
                 network.ensure()
                 reached(Checkpoint.NETWORK_UP)
                 self.store.mark_used(level.name)
@@ -186,7 +183,7 @@ class Manager:
                 network.isolate_ports(ident)
             reached(Checkpoint.ISOLATED)
             if spec.publish:
-                with named_lock(NETWORK_LOCK):
+                with named_lock(lab.LOCK):
                     publishing.publish(ident, address, spec.publish)
                 reached(Checkpoint.PUBLISHED)
         with clock.phase(Phase.FIRST_REPLY):
@@ -237,7 +234,7 @@ class Manager:
                 ident, lock = self.store.claim_id()
                 undo.callback(os.close, lock)
                 undo.callback(self._forget, ident)
-            with named_lock(NETWORK_LOCK):
+            with named_lock(lab.LOCK):
                 self.store.claim_address(f"lab-{ident}", ident)
                 network.ensure()
             yield
@@ -289,7 +286,7 @@ class Manager:
         code = running.sandbox.stop(grace)
         reached(Checkpoint.ENDED)
         if running.record.spec.publish:
-            self._withdraw(running.record.id)  # who connects is told at once that nobody listens
+            lab.withdraw(running.record.id)  # who connects is told at once that nobody listens
         running.record.status = Status.EXITED
         running.record.data["exit_code"] = code
         self.store.save(running.record)
@@ -304,7 +301,7 @@ class Manager:
         """
         with suppress(NotFoundError), self.held(ident) as held:  # it may have been removed by now
             if held.record.spec.publish:
-                self._withdraw(ident)
+                lab.withdraw(ident)
             held.record.status = Status.EXITED
             held.record.data["exit_code"] = code
             self.store.save(held.record)
@@ -344,19 +341,13 @@ class Manager:
                 raise
             reached(Checkpoint.DESTROYED)
             if running.record.spec.publish:
-                self._withdraw(running.record.id)
+                lab.withdraw(running.record.id)
             self._forget(running.record.id)
 
     def _note(self, record: Record, status: Status) -> None:
         with suppress(StoreError):
             record.status = status
             self.store.save(record)
-
-    @staticmethod
-    def _withdraw(ident: str) -> None:
-        with named_lock(NETWORK_LOCK):
-            publishing.unpublish(ident)
-        reached(Checkpoint.UNPUBLISHED)
 
     def _forget(self, ident: str) -> None:
         with deferred():
@@ -369,101 +360,10 @@ class Manager:
         Raises:
             EngineError
         """
-        removed: list[str] = []
-        with named_lock(NETWORK_LOCK):
-            if self.store.used_addresses():
-                return removed
-            for name in LEVELS:
-                if self.store.was_used(name):
-                    removed += driver(name).release()
-                    self.store.unmark_used(name)
-                    reached(Checkpoint.LEVEL_RELEASED)
-            removed += publishing.teardown()
-            removed += network.teardown()
-            reached(Checkpoint.LAB_RELEASED)
-        return removed
+        return lab.release(self.store)
 
     def prune(self, *, dry_run: bool = False, note: Progress = _silent) -> list[str]:
-        """Remove what is not running or belongs to nobody: debris of killed commands, ended sandboxes, orphans.
+        """Remove what is not running or belongs to nobody: see `pruning.prune`."""
+        from sandbox import pruning  # no start needs it
 
-        Sandboxes that another command is working on are left alone, and so are those that a newer version of sandbox
-        made, which `note` is told of. Returns one line per thing removed.
-
-        Raises:
-            SandboxError: the first thing that could not be removed; the rest was still tried.
-        """
-        self.store.ensure()
-        removed: list[str] = []
-        failures: list[SandboxError] = []
-        for ident in self.store.ids():
-            _collect(failures, removed, partial(self._prune_one, ident, note, dry_run=dry_run))
-        known = self.store.known()
-        _collect(failures, removed, partial(self.store.sweep, dry_run=dry_run))
-        for level in LEVELS:
-            if not _usable(level):
-                continue
-            _collect(failures, removed, partial(driver(level).sweep, known, dry_run=dry_run))
-        _collect(failures, removed, partial(_sweep_published, known, dry_run=dry_run))
-        _collect(failures, removed, partial(images.sweep, dry_run=dry_run))
-        if not dry_run:
-            _collect(failures, removed, self.release_lab)
-        elif not self.store.used_addresses():
-            removed += publishing.remains() + network.remains()
-        if failures:
-            raise failures[0]
-        return removed
-
-    def _prune_one(self, ident: str, note: Progress, *, dry_run: bool) -> list[str]:
-        try:
-            with self.store.lock(ident, wait=False):
-                try:
-                    record = self.store.load(ident)
-                except NewerRecordError as error:
-                    note(str(error))
-                    return []
-                except (NotFoundError, StoreError):
-                    # Without a sound record its level is unknown: the sweeps find what it made, by its id.
-                    if not dry_run:
-                        for level in LEVELS:
-                            if _usable(level):
-                                driver(level).sweep(self.store.known(but=ident), dry_run=False)
-                        self.store.forget(ident)
-                    return [f"broken record {ident}"]
-                if record.spec.isolation not in LEVELS:
-                    note(f"sandbox {record.name} is of a level that this sandbox does not know")
-                    return []
-                sandbox = driver(record.spec.isolation).adopt(record)
-                if not _is_debris(record, sandbox):
-                    return []
-                if not dry_run:
-                    if record.spec.publish:
-                        self._withdraw(ident)
-                    sandbox.destroy()
-                    self.store.forget(ident)
-                return [f"sandbox {record.name} ({record.spec.isolation}, {ident})"]
-        except (BusyError, NotFoundError):
-            return []
-
-
-def _sweep_published(known: Collection[str], *, dry_run: bool) -> list[str]:
-    with named_lock(NETWORK_LOCK):
-        return publishing.sweep(known, dry_run=dry_run)
-
-
-def _usable(level: str) -> bool:
-    return not driver(level).missing()
-
-
-def _is_debris(record: Record, sandbox: Sandbox) -> bool:
-    if record.status is not Status.RUNNING:
-        return True
-    if record.owner is not None and not record.owner.alive():
-        return True
-    return not sandbox.state().running
-
-
-def _collect(failures: list[SandboxError], removed: list[str], act: Callable[[], list[str]]) -> None:
-    try:
-        removed += act()
-    except SandboxError as error:
-        failures.append(error)
+        return pruning.prune(self.store, dry_run=dry_run, note=note)

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import network, publishing
+from sandbox import lab, network, publishing
 from sandbox.errors import BusyError, SandboxError
 from sandbox.kernel import nftables
-from sandbox.manager import NETWORK_LOCK, Manager, Running
+from sandbox.manager import Manager, Running
 from sandbox.record import Record
 from sandbox.spec import DEFAULT_PORT, Publish
 from sandbox.store import named_lock
@@ -247,10 +247,10 @@ class TestTheWayOut:
         ident, port = "0123456789ab", free_port()
         with manager.lab():
             before = leaks.published()
-            with named_lock(NETWORK_LOCK):
+            with named_lock(lab.LOCK):
                 publishing.publish(ident, "198.18.2.9", [Publish(port, 80)])
             assert any(ident in line for line in leaks.published() - before)
-            with named_lock(NETWORK_LOCK):
+            with named_lock(lab.LOCK):
                 found = publishing.sweep(manager.store.known(), dry_run=True)
                 assert f"published port 127.0.0.1:{port}" in found
                 assert f"published port 127.0.0.1:{port}" in publishing.sweep(manager.store.known(), dry_run=False)

@@ -423,7 +423,8 @@ def test_one_that_starts_commands_without_end_can_be_paused(level: str, manager:
     with manager.running(plain(manager, level, "/bin/sh", "-c", "while :; do /bin/true; done")) as running:
         for number in range(300 if level in ("process", "namespace") else 10):
             running.sandbox.pause()
-            assert running.sandbox.state().paused
+            # gVisor's state is dockerd's word, which an event of the end of the pause before turns back for a moment.
+            assert running.sandbox.state().paused or (level == "gvisor" and comes_true(lambda: is_paused(running), 2.0))
             running.sandbox.unpause()
             time.sleep(number % 7 * 0.0007)
         assert running.sandbox.state().running
@@ -439,6 +440,10 @@ def test_a_command_may_be_over_at_any_moment_of_its_start(level: str, manager: M
         with manager.running(spec) as found:
             assert found.sandbox.wait(30.0) == 3, delay
             assert b"".join(found.sandbox.logs()) == b"done\n", delay
+
+
+def is_paused(running: Running) -> bool:
+    return running.sandbox.state().paused
 
 
 def test_since_is_honoured_or_refused(shared: Running) -> None:

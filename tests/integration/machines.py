@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from sandbox import network
+from sandbox import lab, network
 from sandbox.isolation import driver
 from sandbox.isolation.vm import VmIsolation
 from sandbox.isolation.vm_sandbox import VmSandbox
-from sandbox.manager import NETWORK_LOCK, Manager
+from sandbox.manager import Manager
 from sandbox.spec import MIB, SandboxSpec
 from sandbox.store import Store, named_lock
 
@@ -40,7 +40,7 @@ def created(spec: SandboxSpec, app: Callable[[Path], None] | None = None) -> Ite
         undo.callback(os.close, lock)
         undo.callback(manager.release_lab)
         undo.callback(store.forget, ident)
-        with named_lock(NETWORK_LOCK):
+        with named_lock(lab.LOCK):
             network.ensure()
             store.mark_used("vm")
             address = network.allocate(store, ident, own_stack=True)

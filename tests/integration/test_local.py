@@ -16,6 +16,7 @@ import pytest
 
 from sandbox.errors import EngineError, SpecError
 from sandbox.isolation.base import WindowSize
+from sandbox.kernel.cgroup import Group
 from sandbox.manager import Manager, Running
 from sandbox.spec import MIB, Mount, SandboxSpec
 
@@ -40,9 +41,17 @@ def plain(manager: Manager, level: str, *argv: str) -> SandboxSpec:
 
 @pytest.fixture(scope="module")
 def idle(level: str, manager: Manager) -> Iterator[Running]:
-    """A sandbox that does nothing; commands run beside that."""
+    """A sandbox that does nothing, once it does that; commands run beside it."""
     with manager.running(plain(manager, level, "sleep", "86400")) as running:
+        assert comes_true(lambda: _names(running) == ["sleep", "tini"])
         yield running
+
+
+def _names(running: Running) -> list[str]:
+    """What its processes are, sorted: proc_pid_comm(5)."""
+    return sorted(
+        Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip() for pid in Group(running.record.id).pids()
+    )
 
 
 def comes_true(condition: Callable[[], bool], timeout: float = 20) -> bool:

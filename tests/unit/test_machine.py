@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from sandbox import checkpoints, images, manager, network, paths, publishing
+from sandbox import checkpoints, images, lab, manager, network, paths, pruning, publishing
 from sandbox.checkpoints import Checkpoint
 from sandbox.manager import Manager
 from sandbox.spec import SandboxSpec
@@ -34,8 +34,10 @@ class OnFiles(machine.Lifecycle):
         level = FakeIsolation(self.engine)
         self._patch = pytest.MonkeyPatch()
         self._patch.setenv(paths.STATE_ENV, str(root / "state"))
-        self._patch.setattr(manager, "LEVELS", {LEVEL: "here"})
-        self._patch.setattr(manager, "driver", lambda _: level)
+        for module in (manager, lab, pruning):
+            self._patch.setattr(module, "driver", lambda _: level)
+        for module in (lab, pruning):
+            self._patch.setattr(module, "LEVELS", {LEVEL: "here"})
         self._patch.setattr(Manager, "_refuse_user", staticmethod(lambda: None))
         self.lab = self.engine / "lab"
         self._patch.setattr(network, "ensure", self.lab.touch)
