@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -327,11 +327,18 @@ class Manager:
             EngineError: something stays; the record stays with it, so that the next try finds it.
         """
         with deferred():
-            reached(Checkpoint.REMOVING)
-            # From here on it is debris, should we die: half a sandbox must not pass for a sound one. A full disk, or
-            # another command that was quicker, does not hinder the removal.
+            self.clear(running)
+            self._forget(running.record.id)
+
+    def clear(self, running: Running) -> None:
+        """Remove everything of a sandbox but its record, its name and its address; `forget` is the rest.
+
+        Raises:
+            EngineError: something stays.
+        """
+        with deferred():
             before = running.record.status
-            self._note(running.record, Status.REMOVING)
+            self.doom(running)
             try:
                 running.sandbox.destroy()
             except SandboxError:
@@ -342,7 +349,26 @@ class Manager:
             reached(Checkpoint.DESTROYED)
             if running.record.spec.publish:
                 lab.withdraw(running.record.id)
-            self._forget(running.record.id)
+
+    def doom(self, running: Running) -> None:
+        """Write down that a sandbox is being removed: should we die it is debris, half of one does not pass for sound.
+
+        A full disk, or another command that was quicker, does not hinder the removal.
+        """
+        if running.record.status is not Status.REMOVING:
+            reached(Checkpoint.REMOVING)
+            self._note(running.record, Status.REMOVING)
+
+    def forget(self, idents: Iterable[str]) -> None:
+        """Drop what is written down of sandboxes that were cleared, and take down the lab network with the last.
+
+        Raises:
+            StoreError: something is still there; the ids before it are gone.
+            EngineError
+        """
+        with deferred():
+            self.store.forget_all(idents)
+            self.release_lab()
 
     def _note(self, record: Record, status: Status) -> None:
         with suppress(StoreError):
@@ -350,9 +376,7 @@ class Manager:
             self.store.save(record)
 
     def _forget(self, ident: str) -> None:
-        with deferred():
-            self.store.forget(ident)
-            self.release_lab()
+        self.forget([ident])
 
     def release_lab(self) -> list[str]:
         """Take the lab network down when nobody uses it. Returns a line per thing removed.

@@ -14,7 +14,6 @@ from sandbox.errors import BusyError, NotFoundError, SandboxError
 from sandbox.interrupts import deferred
 from sandbox.isolation import local_exit
 from sandbox.isolation.local import LocalSandbox
-from sandbox.kernel.cgroup import Group
 from sandbox.manager import PATIENCE, Manager, Running
 
 
@@ -52,22 +51,49 @@ def remove_all(manager: Manager, references: Iterable[str], *, force: bool = Fal
                 result.error = None if force else error
             except SandboxError as error:
                 result.error = error
-        local = [running for running, _ in doomed.values() if isinstance(running.sandbox, LocalSandbox)]
-        for running in local:
-            # No time to die is given here; what cannot be killed is told of below.
-            with suppress(OSError, TimeoutError):
-                Group(running.record.id).kill(timeout=0)
-        for running in local:
-            # What stays to write an end down would load its libraries now, a hundred of them at once.
-            with suppress(TimeoutError):
-                local_exit.dismiss(running.record)
+        _kill_local(manager, [running for running, _ in doomed.values()])
+        cleared = []
         for running, named in doomed.values():
             try:
-                manager.destroy(running)
+                manager.clear(running)
             except SandboxError as error:
                 for result in named:
                     result.error = error
+            else:
+                cleared.append(running.record.id)
+        _forget(manager, cleared, doomed)
     return list(results.values())
+
+
+def _kill_local(manager: Manager, doomed: Iterable[Running]) -> None:
+    """What `clear` would do for one after the other, for all at once; what cannot be done is told there."""
+    local = [(running, running.sandbox) for running in doomed if isinstance(running.sandbox, LocalSandbox)]
+    for _, sandbox in local:
+        with suppress(OSError, TimeoutError):
+            sandbox.group.kill(timeout=0)
+    for running, _ in local:
+        # What stays to write an end down would load its libraries now, a hundred of them at once.
+        with suppress(TimeoutError):
+            local_exit.dismiss(running.record)
+    for _, sandbox in local:
+        with suppress(OSError, TimeoutError):
+            sandbox.group.remove(timeout=0)
+    for running, _ in local:
+        # The kernel deletes links meanwhile, which need not be silenced then.
+        manager.doom(running)
+
+
+def _forget(manager: Manager, cleared: list[str], doomed: dict[str, tuple[Running, list[Removal]]]) -> None:
+    """Forget all of them at once, and where that fails each by itself, to know of which it does."""
+    try:
+        manager.forget(cleared)
+    except SandboxError:
+        for ident in cleared:
+            try:
+                manager.forget([ident])
+            except SandboxError as error:
+                for result in doomed[ident][1]:
+                    result.error = error
 
 
 def _take(
@@ -83,7 +109,7 @@ def _take(
     Raises:
         NotFoundError, BusyError, StoreError
     """
-    ident = manager.store.find(result.reference).id
+    ident = manager.store.resolve(result.reference)
     if ident in doomed:
         doomed[ident][1].append(result)
         return

@@ -272,12 +272,23 @@ class Store:
             NotFoundError: none, or more than one.
             StoreError: its record is broken.
         """
+        return self.load(self.resolve(reference))
+
+    def resolve(self, reference: str) -> str:
+        """The id that a name, an id or an unambiguous beginning of an id means; its record may be gone, or broken.
+
+        Raises:
+            NotFoundError: none, or more than one.
+            StoreError: the state directory cannot be read.
+        """
         ident = _owner(paths.names_dir() / reference) if NAME_PATTERN.fullmatch(reference) else ""
         if ident:
-            return self.load(ident)
+            return ident
+        if ID_PATTERN.fullmatch(reference) and (paths.sandboxes_dir() / reference).is_dir():
+            return reference
         matches = [known for known in self.ids() if known.startswith(reference)] if reference else []
         if len(matches) == 1:
-            return self.load(matches[0])
+            return matches[0]
         if matches:
             raise NotFoundError(f"the id {reference!r} fits {len(matches)} sandboxes", "give more of its digits")
         raise NotFoundError(f"there is no sandbox {reference!r}", "sandbox ps lists them")

@@ -122,6 +122,7 @@ class Group:
     def __init__(self, ident: str, *, where: Hierarchy | None = None) -> None:
         self.ident = ident
         self.where = where or hierarchy()
+        self._removed = False
 
     def directories(self) -> list[Path]:
         """Every directory of the group, made or not; one per hierarchy, without repeats."""
@@ -147,6 +148,7 @@ class Group:
 
     def create(self) -> None:
         """Make the directories; existing ones are kept."""
+        self._removed = False
         for directory in self.directories():
             parent = directory.parent
             if not parent.is_dir():
@@ -247,7 +249,7 @@ class Group:
     def pids(self) -> list[int]:
         """Every process in the group, this host's numbers; empty when the group is gone."""
         found: set[int] = set()
-        for directory in self.directories():
+        for directory in self.directories() if not self._removed else ():
             with suppress(FileNotFoundError, ProcessLookupError):
                 found.update(int(line) for line in _read(directory / "cgroup.procs").split())
         return sorted(found)
@@ -332,6 +334,8 @@ class Group:
         Raises:
             OSError: a directory stays busy.
         """
+        if self._removed:
+            return
         self.kill(timeout)
         deadline = time.monotonic() + timeout
         for directory in self.directories():
@@ -349,6 +353,7 @@ class Group:
                     pause = min(pause * 2, 0.02)
                 else:
                     break
+        self._removed = True
 
     def usage(self) -> tuple[float | None, int | None, int | None]:
         """CPU seconds, bytes and tasks in use; None for what this host does not account."""
