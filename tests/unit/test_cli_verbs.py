@@ -31,7 +31,7 @@ from sandbox.cli.events import Seen, changes
 from sandbox.cli.facts import compare
 from sandbox.cli.logs import parse_since, parse_tail
 from sandbox.cli.output import binary_size, decimal_size, one_line, plain
-from sandbox.errors import SandboxError, SpecError
+from sandbox.errors import SandboxError, SpecError, StoreError
 from sandbox.phases import Status
 from sandbox.record import Record
 from sandbox.spec import MIB, Mount, Publish
@@ -259,6 +259,22 @@ class TestVerbs:
         assert run("rm", "web").out == "web\n"
         refused(run("rm", "web"), "no sandbox")
         assert run("rm", "-f", "web").code == 0
+
+    def test_rm_of_several_tells_which_one_stays(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        """They are forgotten together; one that cannot be does not keep the rest."""
+        records = [faked.add(name, running=False) for name in ("a", "b", "c")]
+        forget_all = Store.forget_all
+
+        def stuck(self: Store, idents: list[str]) -> None:
+            if records[1].id in idents:
+                raise StoreError("something is still mounted there")
+            forget_all(self, idents)
+
+        monkeypatch.setattr(Store, "forget_all", stuck)
+        done = run("rm", "a", "b", records[2].id)
+        refused(done, "b", "mounted")
+        assert sorted(done.out.split()) == sorted(["a", records[2].id])
+        assert Store().ids() == [records[1].id]
 
     @pytest.mark.parametrize(
         "argv",
