@@ -61,7 +61,8 @@ def remove_all(manager: Manager, references: Iterable[str], *, force: bool = Fal
                     result.error = error
             else:
                 cleared.append(running.record.id)
-        _forget(manager, cleared, doomed)
+        if cleared:
+            _forget(manager, cleared, doomed)
     return list(results.values())
 
 
