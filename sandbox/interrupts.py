@@ -22,19 +22,22 @@ _HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
-def deferred() -> Iterator[None]:
+def deferred(*more: signal.Signals) -> Iterator[None]:
     """Hold SIGINT, SIGTERM and SIGHUP back for the time of a block; the first that came takes effect at its end.
 
     By handlers, not by pthread_sigmask(3): a signal that another thread takes is handled in the main one as well, where
     it would interrupt in spite of a mask (see the library's `signal`, "Signals and threads"). Outside of the main
     thread, which no signal interrupts, this does nothing. Blocks may be nested.
+
+    Args:
+        more: other signals to hold back.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     arrived: list[tuple[int, FrameType | None]] = []
     # A handler that was not set from Python reads as None and could not be put back; one that ignores stays.
-    replaced = [number for number in _HELD if signal.getsignal(number) not in (None, signal.SIG_IGN)]
+    replaced = [number for number in (*_HELD, *more) if signal.getsignal(number) not in (None, signal.SIG_IGN)]
     before = {number: signal.signal(number, lambda got, frame: arrived.append((got, frame))) for number in replaced}
     try:
         yield

@@ -69,7 +69,8 @@ def remove_all(manager: Manager, references: Iterable[str], *, force: bool = Fal
 def _kill_local(manager: Manager, doomed: Iterable[Running]) -> None:
     """What `clear` would do for one after the other, for all at once; what cannot be done is told there."""
     local = [(running, running.sandbox) for running in doomed if isinstance(running.sandbox, LocalSandbox)]
-    for _, sandbox in local:
+    for running, sandbox in local:
+        manager.doom(running)
         with suppress(OSError, TimeoutError):
             sandbox.group.kill(timeout=0)
     for running, _ in local:
@@ -79,9 +80,6 @@ def _kill_local(manager: Manager, doomed: Iterable[Running]) -> None:
     for _, sandbox in local:
         with suppress(OSError, TimeoutError):
             sandbox.group.remove(timeout=0)
-    for running, _ in local:
-        # The kernel deletes links meanwhile, which need not be silenced then.
-        manager.doom(running)
 
 
 def _forget(manager: Manager, cleared: list[str], doomed: dict[str, tuple[Running, list[Removal]]]) -> None:

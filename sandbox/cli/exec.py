@@ -67,7 +67,8 @@ def command(
         if terminal and interactive:
             stack.enter_context(lent.raw())
         try:
-            with deferred():  # between its start and the next line a signal would leave it running
+            # Between its start and the next line a signal, or the end of the time, would leave it running.
+            with deferred(signal.SIGALRM):
                 attached = found.attach(
                     argv,
                     stdin=sys.stdin.fileno() if interactive else None,
@@ -82,16 +83,20 @@ def command(
             if terminal:
                 stack.enter_context(lent.resizes(attached.resize))
             return attached.wait()
-        except TimeoutError:
+        except _OverError:
             raise EngineError(f"{argv[0]!r} took longer than {timeout:g} s", "a longer --timeout") from None
+
+
+class _OverError(BaseException):
+    """The time is over. No Exception: whoever waits for an answer in slices would take a TimeoutError for its own."""
 
 
 @contextmanager
 def _alarm(seconds: float) -> Iterator[None]:
-    """TimeoutError in the block once the time is over (setitimer(2))."""
+    """_OverError in the block once the time is over (setitimer(2))."""
 
     def expired(_number: int, _frame: object) -> None:
-        raise TimeoutError
+        raise _OverError
 
     previous = signal.signal(signal.SIGALRM, expired)
     signal.setitimer(signal.ITIMER_REAL, seconds)

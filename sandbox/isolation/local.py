@@ -187,6 +187,10 @@ class LocalSandbox(Sandbox):
         except ChildError as error:
             if error.step == WORKDIR_STEP:
                 raise CannotInvokeError(_bad_workdir(what.workdir, error)) from None
+            if error.step != name and error.errno == errno.EAGAIN:  # fork(2): a control group's limit is reached
+                raise EngineError(
+                    f"{name!r} was not started: the sandbox has as many processes as it may", "a higher --pids-limit"
+                ) from None
             if error.step != name:
                 hint = "it may have ended a moment ago"
                 raise EngineError(f"the sandbox could not be joined: {error.strerror}", hint) from error

@@ -16,6 +16,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -286,6 +287,26 @@ class TestVerbs:
     @pytest.mark.parametrize("verb", ["inspect", "kill", "pause", "unpause", "wait", "stop", "rm", "stats"])
     def test_each_is_tried_and_the_missing_told(self, run: Run, verb: str) -> None:
         refused(run(verb, "nobody"), "nobody", "ps")
+
+
+class TestExecTimeout:
+    def test_holds_whoever_waits_for_an_answer_meanwhile(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A driver that waits in slices, and takes a TimeoutError for the end of one, is not to swallow it."""
+        faked.add("web")
+        attach, made = faked.FakeSandbox.attach, []
+
+        def slow(self: faked.FakeSandbox, *args: Any, **options: Any) -> Any:
+            for _ in range(5):
+                with suppress(TimeoutError):
+                    time.sleep(0.1)
+            made.append(attach(self, *args, **options))
+            return made[-1]
+
+        monkeypatch.setattr(faked.FakeSandbox, "attach", slow)
+        refused(run("exec", "--timeout", "0.2", "web", "sleep", "600"), "longer", "0.2")
+        assert len(made) == 1, "it was cut short while it started, when nobody would have ended it"
+        assert made[0].wait() == 128 + signal.SIGKILL
+        assert run("exec", "--timeout", "60", "web", "true").code == 0
 
 
 class TestLogs:
