@@ -7,11 +7,13 @@ does not need it.
 from __future__ import annotations
 
 import base64
+import logging
 import os
 import socket
+import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from errno import EHOSTUNREACH
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +36,8 @@ LONGEST_COMMAND = 8000
 """Bytes. Dropbear takes 9000 (MAX_CMD_LEN in its sysoptions.h); what is longer goes by way of a file."""
 SPOOL = "/run/sandbox-command-"
 """Begins the name of that file in the guest, in a directory that is root's alone."""
+_ATTEMPT = 3.0
+"""Seconds for one try to connect; between two the machine is looked at."""
 _RETRY_PAUSE = 0.02
 _POLL = 0.004
 
@@ -201,6 +205,8 @@ class Guest:
     def _connect(self) -> paramiko.SSHClient:
         import paramiko
 
+        # Its threads would print what we are told of by an exception anyway.
+        logging.getLogger("paramiko").setLevel(logging.CRITICAL)
         key = paramiko.Ed25519Key.from_private_key_file(str(self.client_key))
         host_key = paramiko.Ed25519Key(data=base64.b64decode(self.host_public))
         deadline = time.monotonic() + CONNECT_TIMEOUT
@@ -212,21 +218,23 @@ class Guest:
             client.set_missing_host_key_policy(paramiko.RejectPolicy())
             client.get_host_keys().add(self.address, KEY_TYPE, host_key)
             try:
-                sock = socket.create_connection((self.address, PORT), CONNECT_TIMEOUT)
+                sock = socket.create_connection((self.address, PORT), _ATTEMPT)
+                sock.settimeout(CONNECT_TIMEOUT)
                 # A machine that is switched off sends nothing any more: what it has not acknowledged ends it all.
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(CONNECT_TIMEOUT * 1000))
-                client.connect(
-                    self.address,
-                    PORT,
-                    USER,
-                    sock=sock,
-                    pkey=key,
-                    allow_agent=False,
-                    look_for_keys=False,
-                    timeout=CONNECT_TIMEOUT,
-                    banner_timeout=CONNECT_TIMEOUT,
-                    auth_timeout=CONNECT_TIMEOUT,
-                )
+                with self._given_up_with_the_machine(sock):
+                    client.connect(
+                        self.address,
+                        PORT,
+                        USER,
+                        sock=sock,
+                        pkey=key,
+                        allow_agent=False,
+                        look_for_keys=False,
+                        timeout=CONNECT_TIMEOUT,
+                        banner_timeout=CONNECT_TIMEOUT,
+                        auth_timeout=CONNECT_TIMEOUT,
+                    )
                 return client
             except BaseException as error:
                 client.close()
@@ -236,13 +244,35 @@ class Guest:
                     raise
             time.sleep(_RETRY_PAUSE)
 
+    @contextmanager
+    def _given_up_with_the_machine(self, sock: socket.socket) -> Iterator[None]:
+        """End what waits on a socket when the machine ends, which then says nothing any more."""
+        done = threading.Event()
+
+        def watch() -> None:
+            while not done.wait(LOOK_EVERY):
+                if not self.alive():
+                    with suppress(OSError):
+                        sock.shutdown(socket.SHUT_RDWR)
+                    return
+
+        watcher = threading.Thread(target=watch, name=f"machine at {self.address}", daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            done.set()
+            watcher.join()
+
 
 def _may_come(error: BaseException) -> bool:
     """Whether the SSH server may only be late: it starts after the workload, so that it does not delay it.
 
     A guest that is kept busy, on a busy host, may also be too slow for ARP, which gives up after three tries.
     """
-    return isinstance(error, ConnectionRefusedError) or (isinstance(error, OSError) and error.errno == EHOSTUNREACH)
+    return isinstance(error, ConnectionRefusedError | TimeoutError) or (
+        isinstance(error, OSError) and error.errno == EHOSTUNREACH
+    )
 
 
 def _collect(channel: paramiko.Channel, deadline: float | None, alive: Callable[[], bool]) -> tuple[int, bytes, bytes]:

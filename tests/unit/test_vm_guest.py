@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import os
+import socket
 import subprocess
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandbox.errors import SpecError
-from sandbox.isolation import vm_config
+from sandbox.errors import EngineError, SpecError
+from sandbox.isolation import vm_config, vm_guest
 from sandbox.isolation.vm_config import Configuration
 
 CONFIGURATION = Configuration(
@@ -135,6 +137,23 @@ def test_paramiko_reads_both_keys(tmp_path: Path) -> None:
     client = paramiko.Ed25519Key.from_private_key_file(str(tmp_path / "key"))
     assert client.get_base64() == keys.client_public
     assert paramiko.Ed25519Key(data=base64.b64decode(keys.host_public)).get_base64() == keys.host_public
+
+
+def test_a_machine_that_ends_during_the_handshake_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Switched off, it says nothing any more: without a look at it, 30 s would pass."""
+    keys = vm_config.make_keys()
+    (tmp_path / "key").write_bytes(keys.client_private)
+    answers = iter([True, True])
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        monkeypatch.setattr(vm_guest, "PORT", mute.getsockname()[1])
+        guest = vm_guest.Guest("127.0.0.1", keys.host_public, tmp_path / "key", lambda: next(answers, False))
+        began = time.monotonic()
+        with pytest.raises(EngineError, match="does not answer over SSH"):
+            guest.run("true")
+    assert time.monotonic() - began < vm_guest.CONNECT_TIMEOUT / 2
+    assert capfd.readouterr().err == "", "paramiko printed a traceback of its own"
 
 
 def test_only_the_hosts_key_may_log_in() -> None:
