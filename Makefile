@@ -31,7 +31,7 @@ test: setup ## run every test, on real engines (ARGS="-k word" to choose)
 	@$(AS_ROOT) $(BIN)/pytest --durations=15 $(ARGS)
 
 box: $(VENV)/.installed ## make the box of the Vagrantfile: then `vagrant up` (docs/vagrant.md)
-	@$(AS_ROOT) $(BIN)/python -m sandbox.vmbox
+	@$(AS_ROOT) $(BIN)/python -m sandbox.images.vagrant
 
 unbox: ## remove the box: from Vagrant, from libvirt's storage pool, and here
 	@for box in $$(vagrant box list | sed -nE 's/^(sandbox-[0-9a-f]{12}) .*/\1/p'); do \

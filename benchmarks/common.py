@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from sandbox import catalogue, images
+from sandbox import images, workloads
 from sandbox.errors import SandboxError
 from sandbox.measure import stats
 from sandbox.results import Estimate
@@ -138,7 +138,7 @@ def root() -> str:
 
 def server_argv(port: int) -> list[str]:
     """The workload's command inside the root filesystem, on a loopback address."""
-    return list(catalogue.argv(WORKLOAD, host="127.0.0.1", port=port))
+    return list(workloads.argv(WORKLOAD, host="127.0.0.1", port=port))
 
 
 def free_port() -> int:

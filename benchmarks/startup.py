@@ -25,9 +25,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import common
-from sandbox import images, isolation, network, pool, request
+from sandbox import images, isolation
 from sandbox.errors import SandboxError
-from sandbox.manager import Manager
+from sandbox.lifecycle import warm as pool
+from sandbox.lifecycle.manager import Manager
+from sandbox.network import lab as network
+from sandbox.request import resolve as request
 from sandbox.spec import DEFAULT_PORT
 
 BARE = "bare fork + exec"
@@ -88,7 +91,9 @@ def lab() -> Iterator[None]:
 
     Making the bridge imports 30 MB, whose page tables every clone of this process would copy.
     """
-    program = "import sys; from sandbox.manager import Manager\nwith Manager().lab(): print(); sys.stdin.read()"
+    program = (
+        "import sys; from sandbox.lifecycle.manager import Manager\nwith Manager().lab(): print(); sys.stdin.read()"
+    )
     holder = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert holder.stdin is not None
     assert holder.stdout is not None

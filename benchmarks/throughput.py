@@ -15,11 +15,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import common
-from sandbox import network
-from sandbox.catalogue import PYTHON
-from sandbox.manager import Manager
+from sandbox.lifecycle.manager import Manager
 from sandbox.measure import host, load
+from sandbox.network import lab as network
 from sandbox.spec import DEFAULT_PORT
+from sandbox.workloads import PYTHON
 
 TOY = "toy epoll loop, bare"
 REACTOR = "reactor, bare"

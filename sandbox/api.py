@@ -14,9 +14,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from sandbox import request
 from sandbox.errors import BusyError, NotFoundError
-from sandbox.manager import Manager, Running
+from sandbox.lifecycle.manager import Manager, Running
+from sandbox.request import resolve
 from sandbox.spec import Publish, SandboxSpec
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ class Sandbox:
 
 
 def run(
-    target: request.Target,
+    target: resolve.Target,
     *,
     isolation: str = DEFAULT_ISOLATION,
     name: str | None = None,
@@ -274,11 +274,11 @@ def run(
         "publish": publish,
         "workdir": None if workdir is None else os.fspath(workdir),
     }
-    wanted = request.make(target, isolation, request.options_of(values))
+    wanted = resolve.make(target, isolation, resolve.options_of(values))
     manager = Manager()
     told = progress or _silent
     if warm:
-        from sandbox import pool  # most starts are not
+        from sandbox.lifecycle import warm as pool  # most starts are not
 
         return Sandbox(manager, pool.run(manager, wanted.spec, progress=told, owner=not detach))
     running = manager.run(wanted.spec, application=wanted.application, progress=told, owner=not detach)

@@ -19,7 +19,7 @@ import pytest
 
 if TYPE_CHECKING:
     from sandbox.api import Sandbox
-    from sandbox.request import Target
+    from sandbox.request.resolve import Target
 
 MUST_WORK = "SANDBOX_MUST_WORK"
 _LOG_LINES = 40

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from sandbox import codec
 from sandbox.errors import SandboxError
+from sandbox.state import codec
 
 FORMAT = "sandbox-comparison"
 VERSION = 1

@@ -15,8 +15,8 @@ from functools import cache
 
 import pytest
 
-from sandbox import capability
-from sandbox.capability import Missing
+from sandbox import host
+from sandbox.host import Missing
 
 MUST_WORK = "SANDBOX_MUST_WORK"
 _PROPERTY = "isolation level"
@@ -32,13 +32,13 @@ for _number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):
 @cache
 def missing_for(level: str) -> tuple[Missing, ...]:
     """What the host lacks for a level; looked at once per run."""
-    return tuple(capability.missing_for(level))
+    return tuple(host.missing_for(level))
 
 
 @cache
 def missing(name: str) -> Missing | None:
     """Whether the host lacks a capability; looked at once per run."""
-    return capability.check(name)
+    return host.check(name)
 
 
 def must_work() -> frozenset[str]:

@@ -15,12 +15,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from sandbox import network, paths, publishing
 from sandbox.kernel import nftables
-from sandbox.record import APP_FOLDER
+from sandbox.network import lab, publish
+from sandbox.state import paths
+from sandbox.state.record import APP_FOLDER
 
-_MONITOR = "sandbox/monitor.py"
-"""In the command line of each monitor, see sandbox.monitor."""
+_MONITOR = "sandbox/lifecycle/keeper.py"
+"""In the command line of each monitor, see sandbox.lifecycle.keeper."""
 
 Snapshot = dict[str, frozenset[str]]
 
@@ -81,12 +82,12 @@ def links() -> frozenset[str]:
 
 def addresses() -> frozenset[str]:
     """Addresses of the host on the lab bridge."""
-    if not os.path.exists(f"/sys/class/net/{network.BRIDGE}"):
+    if not os.path.exists(f"/sys/class/net/{lab.BRIDGE}"):
         return frozenset()
     from sandbox.kernel import netns
 
     with netns.Links() as handle:
-        return frozenset(handle.addresses(network.BRIDGE))
+        return frozenset(handle.addresses(lab.BRIDGE))
 
 
 def _table(name: str) -> set[str]:
@@ -99,8 +100,8 @@ def _table(name: str) -> set[str]:
 
 def published() -> frozenset[str]:
     """Ports of the host that lead into sandboxes: the rules, and the switch of the bridge that they need."""
-    found = _table(publishing.TABLE)
-    switch = Path(f"/proc/sys/net/ipv4/conf/{network.BRIDGE}/route_localnet")
+    found = _table(publish.TABLE)
+    switch = Path(f"/proc/sys/net/ipv4/conf/{lab.BRIDGE}/route_localnet")
     if switch.exists() and switch.read_text(encoding="ascii").strip() != "0":
         found.add("route_localnet")
     return frozenset(found)
@@ -108,10 +109,10 @@ def published() -> frozenset[str]:
 
 def rules() -> frozenset[str]:
     """The lab's nftables table and what is in it, and our rule in iptables."""
-    found = _table(network.TABLE)
+    found = _table(lab.TABLE)
     if shutil.which("iptables"):
         text = subprocess.run(["iptables", "-w", "-S"], capture_output=True, text=True, check=False).stdout
-        found.update(line for line in text.splitlines() if network.BRIDGE in line)
+        found.update(line for line in text.splitlines() if lab.BRIDGE in line)
     return frozenset(found)
 
 

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from sandbox import files, paths
 from sandbox.errors import BusyError, EngineError, NameTakenError, NotFoundError
-from sandbox.manager import Manager, Running
+from sandbox.lifecycle.manager import Manager, Running
 from sandbox.phases import Status
 from sandbox.spec import SandboxSpec
+from sandbox.state import files, paths
 
 NAMES = st.sampled_from(("machine-a", "machine-b", "machine-c"))
 SIGNALS = st.sampled_from((signal.SIGTERM, signal.SIGKILL))
@@ -46,7 +46,7 @@ class Lifecycle(RuleBasedStateMachine):
     """Every verb, in any order, on a few names."""
 
     passes: ClassVar[dict[str, int]]
-    """How many checkpoints each verb passes; it is killed at one of so many, or ends by itself."""
+    """How many failpoints each verb passes; it is killed at one of so many, or ends by itself."""
     alone: ClassVar[bool] = True
     """Whether nobody else uses the state directory."""
 
@@ -66,7 +66,7 @@ class Lifecycle(RuleBasedStateMachine):
         raise NotImplementedError
 
     def die(self, at: int, verb: str, name: str) -> None:
-        """Let another process `run` or `rm -f` a sandbox, and kill it at the checkpoint that it passes as number `at`.
+        """Let another process `run` or `rm -f` a sandbox, and kill it at the failpoint that it passes as number `at`.
 
         It ends by itself where it passes fewer.
         """

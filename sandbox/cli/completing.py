@@ -19,7 +19,7 @@ def _sandboxes(wanted: Callable[[bool | None], bool], suffix: str = "") -> Compl
     def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         from sandbox.cli.state import is_running
         from sandbox.errors import SandboxError
-        from sandbox.store import Store
+        from sandbox.state.store import Store
 
         try:
             records = Store().records()
@@ -52,9 +52,9 @@ def copy_operand(ctx: click.Context, param: click.Parameter, incomplete: str) ->
 
 def workload(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Workloads, and directories of applications."""
-    from sandbox import catalogue
+    from sandbox import workloads
 
-    found = [CompletionItem(name) for name in catalogue.names() if name.startswith(incomplete)]
+    found = [CompletionItem(name) for name in workloads.names() if name.startswith(incomplete)]
     return found or [CompletionItem(incomplete, type="dir")]
 
 

@@ -71,7 +71,7 @@ def _into(name: str, path: str, source: str, *, follow: bool) -> int:
     from sandbox import copying
     from sandbox.cli.output import one_line
     from sandbox.errors import SpecError
-    from sandbox.manager import Manager
+    from sandbox.lifecycle.manager import Manager
 
     if source == _STREAM and sys.stdin.isatty():
         raise SpecError("no archive is read from a terminal", "tar c FILES | sandbox cp - SANDBOX:PATH")
@@ -84,7 +84,7 @@ def _into(name: str, path: str, source: str, *, follow: bool) -> int:
 def _out_of(name: str, path: str, destination: str, *, follow: bool, bound: int) -> int:
     from sandbox import copying
     from sandbox.errors import SpecError
-    from sandbox.manager import Manager
+    from sandbox.lifecycle.manager import Manager
 
     if destination == _STREAM and sys.stdout.isatty():
         raise SpecError("no archive is written to a terminal", "sandbox cp SANDBOX:PATH - > file.tar")

@@ -1,8 +1,8 @@
 """`run -d` where the kernel alone carries the sandbox: the command splits in two, and one half stays as its monitor.
 
 Only the parent of a sandbox's init learns its exit code. So the half that makes the sandbox is a child of the command,
-and becomes `sandbox.monitor` by exec, which keeps its children. The other half, the front, is what the shell waits for:
-it prints what the child says once the sandbox serves, and passes on what ends it before.
+and becomes `sandbox.lifecycle.keeper` by exec, which keeps its children. The other half, the front, is what the shell
+waits for: it prints what the child says once the sandbox serves, and passes on what ends it before.
 
 Until then the child is in the front's process group, so that a Ctrl-C reaches both, and gets SIGTERM when the front
 dies (PR_SET_PDEATHSIG, prctl(2)): in each case it undoes what it has made.
@@ -23,7 +23,7 @@ import click
 from sandbox.errors import EngineError, SandboxError
 
 if TYPE_CHECKING:
-    from sandbox.manager import Manager, Running
+    from sandbox.lifecycle.manager import Manager, Running
 
 Start = Callable[[Callable[["Running"], object]], "Running"]
 
@@ -108,18 +108,18 @@ def _die_with(front: int) -> None:
 
 
 def _become_monitor(start: Start, say: Callable[[Running], str], writing: int, *, remove: bool) -> NoReturn:
-    from sandbox import monitor
-    from sandbox.isolation import local_exit
+    from sandbox.isolation.local import exit
     from sandbox.kernel import syscalls
+    from sandbox.lifecycle import keeper
 
     argv: list[str] = []
 
     def hand_over(running: Running) -> None:
         record = running.record
-        local_exit.announce(record)
-        then = monitor.REMOVE if remove else monitor.TELL if record.spec.publish else monitor.KEEP
-        code_file = str(record.directory / local_exit.EXIT_FILE)
-        argv[:] = monitor.command(record.id, record.process.pid if record.process else 0, code_file, then)
+        exit.announce(record)
+        then = keeper.REMOVE if remove else keeper.TELL if record.spec.publish else keeper.KEEP
+        code_file = str(record.directory / exit.EXIT_FILE)
+        argv[:] = keeper.command(record.id, record.process.pid if record.process else 0, code_file, then)
         answer = {"id": record.id, "said": f"{record.name} {say(running)}"}
         os.setsid()
         os.chdir("/")

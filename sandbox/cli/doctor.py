@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from sandbox.capability.report import Report
+    from sandbox.host.report import Report
 
 EXIT_INCOMPLETE = 1
 """Some isolation level is not available."""
@@ -25,7 +25,7 @@ def command(*, mend: bool, stop: bool, verbose: bool, form: str) -> None:
 
     Exits with 0 when every level is available, with 1 when some level is not.
     """
-    from sandbox.capability import fix, report
+    from sandbox.host import fix, report
 
     if mend and stop:
         raise click.UsageError("--fix and --stop exclude each other")

@@ -13,7 +13,7 @@ from sandbox.cli.output import one_line
 from sandbox.errors import BusyError, SandboxError
 
 if TYPE_CHECKING:
-    from sandbox.manager import Manager, Running
+    from sandbox.lifecycle.manager import Manager, Running
 
 PATIENCE = 10.0
 """Seconds to wait for another command that works on the same sandbox; `stop` may take as long."""

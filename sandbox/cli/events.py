@@ -13,8 +13,8 @@ import click
 from sandbox.cli.options import format_option
 from sandbox.cli.state import is_running
 from sandbox.phases import Status
-from sandbox.record import Record
-from sandbox.store import Store
+from sandbox.state.record import Record
+from sandbox.state.store import Store
 
 PERIOD = 0.25
 """Seconds between two looks. A record is a small file, so that a look at 100 sandboxes costs a few ms."""

@@ -48,11 +48,11 @@ def command(
     Exit codes: the command's own; 125 an error of sandbox, a --timeout among them; 126 it cannot be executed;
     127 it does not exist; 130 Ctrl-C.
     """
-    from sandbox import parse
     from sandbox.cli import terminal as lent
     from sandbox.errors import EngineError
     from sandbox.interrupts import deferred
-    from sandbox.manager import Manager
+    from sandbox.lifecycle.manager import Manager
+    from sandbox.request import parse
 
     variables = parse.env(env, os.environ)
     if workdir is not None:

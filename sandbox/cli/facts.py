@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sandbox.record import Record
 from sandbox.spec import SANDBOX_UID
+from sandbox.state.record import Record
 
 CPU_SLACK = 0.001
 """Part of the value: a quota is rounded to a microsecond per period."""

@@ -14,8 +14,8 @@ from sandbox.cli.completing import existing
 from sandbox.spec import MIB
 
 if TYPE_CHECKING:
-    from sandbox.manager import Manager
-    from sandbox.record import Record
+    from sandbox.lifecycle.manager import Manager
+    from sandbox.state.record import Record
 
 UNKNOWN = "-"
 """In place of what cannot be observed."""
@@ -45,7 +45,7 @@ def command(form: str, sandboxes: tuple[str, ...]) -> None:
     """
     from sandbox.cli.each import for_each
     from sandbox.cli.output import as_json
-    from sandbox.manager import Manager
+    from sandbox.lifecycle.manager import Manager
 
     manager = Manager()
     documents: list[dict[str, Any]] = []

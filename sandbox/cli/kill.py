@@ -33,7 +33,7 @@ def command(name: str, sandboxes: tuple[str, ...]) -> None:
     """
     from sandbox.cli import signals
     from sandbox.cli.each import for_each
-    from sandbox.manager import Manager
+    from sandbox.lifecycle.manager import Manager
 
     number = signals.parse(name)
     manager = Manager()

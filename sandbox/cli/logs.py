@@ -36,7 +36,7 @@ def command(sandbox: str, follow: bool, tail: str, since: str | None) -> None:
       sandbox logs -f --tail 20 web
       sandbox logs --since 1h30m web
     """
-    from sandbox.manager import Manager
+    from sandbox.lifecycle.manager import Manager
 
     lines = parse_tail(tail)
     begin = parse_since(since, time.time()) if since is not None else None

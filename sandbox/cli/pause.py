@@ -22,7 +22,7 @@ def command(sandboxes: tuple[str, ...]) -> None:
     """
     from sandbox.cli.each import for_each, held
     from sandbox.cli.state import PAUSED
-    from sandbox.manager import Manager
+    from sandbox.lifecycle.manager import Manager
 
     manager = Manager()
 

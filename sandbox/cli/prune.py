@@ -14,7 +14,7 @@ def command(dry_run: bool) -> None:
     although no record knows them, half-built images, and the lab network when nobody uses it. Running sandboxes
     and images are kept.
     """
-    from sandbox.manager import Manager
+    from sandbox.lifecycle.manager import Manager
 
     removed = Manager().prune(dry_run=dry_run, note=lambda line: click.echo(f"kept: {line}", err=True))
     for line in removed:

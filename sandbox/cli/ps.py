@@ -9,9 +9,9 @@ import click
 from sandbox.cli.options import format_option
 from sandbox.cli.output import as_json, table
 from sandbox.cli.state import Shown, is_running, shown
-from sandbox.record import Record
 from sandbox.spec import MIB
-from sandbox.store import Store
+from sandbox.state.record import Record
+from sandbox.state.store import Store
 
 HEADER = ("ID", "NAME", "WORKLOAD", "ISOLATION", "STATUS", "ADDRESS", "PORTS", "CPUS", "MEMORY", "PIDS")
 

@@ -21,8 +21,8 @@ def command(sandboxes: tuple[str, ...], force: bool) -> None:
       sandbox rm -f $(sandbox ps -aq)
     """
     from sandbox.cli.each import for_each
-    from sandbox.manager import Manager
-    from sandbox.removal import remove_all
+    from sandbox.lifecycle.manager import Manager
+    from sandbox.lifecycle.remove import remove_all
 
     results = {result.reference: result for result in remove_all(Manager(), sandboxes, force=force)}
 

@@ -19,8 +19,8 @@ from sandbox.cli.output import Progress
 from sandbox.errors import SandboxError
 
 if TYPE_CHECKING:
-    from sandbox.manager import Manager, Running
-    from sandbox.request import Request, Target
+    from sandbox.lifecycle.manager import Manager, Running
+    from sandbox.request.resolve import Request, Target
 
 GRACE = 10.0
 """Seconds between SIGTERM and SIGKILL, docker-stop(1)'s default."""
@@ -96,10 +96,10 @@ def command(workload: str | None, isolation: str, detach: bool, remove: bool, wa
       sandbox run --rm -v ./data:/data:ro -- sh -c 'wc -l /data/*'
       sandbox run --port 8000 -- python3 -m http.server --bind @listen@ 8000
     """
-    from sandbox import request
-    from sandbox.manager import Manager
+    from sandbox.lifecycle.manager import Manager
+    from sandbox.request import resolve
 
-    wanted = request.make(_target(click.get_current_context(), workload), isolation, request.Options(**options))
+    wanted = resolve.make(_target(click.get_current_context(), workload), isolation, resolve.Options(**options))
     manager = Manager()
 
     def start(then: Callable[[Running], object]) -> Running:
@@ -136,7 +136,7 @@ def _start(
     then: Callable[[Running], object],
 ) -> Running:
     if warm:
-        from sandbox import pool
+        from sandbox.lifecycle import warm as pool
 
         return pool.run(manager, wanted.spec, progress=progress, owner=owner, then=then)
     return manager.run(wanted.spec, application=wanted.application, progress=progress, owner=owner, then=then)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sandbox.errors import SandboxError
 from sandbox.phases import Status
-from sandbox.record import Record
+from sandbox.state.record import Record
 
 PAUSED = "paused"
 """Key of `Record.data`: `sandbox pause` was asked for. Whether it still holds is asked of the engine."""

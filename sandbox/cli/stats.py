@@ -16,7 +16,7 @@ from sandbox.errors import SandboxError
 
 if TYPE_CHECKING:
     from sandbox.isolation.base import Stats
-    from sandbox.manager import Manager, Running
+    from sandbox.lifecycle.manager import Manager, Running
 
 INTERVAL = 1.0
 """Seconds between two lines of a sandbox: docker's too."""
@@ -69,7 +69,7 @@ def command(no_stream: bool, stream: bool, form: str, sandboxes: tuple[str, ...]
       sandbox stats --stream --format json web | tee usage
     """
     from sandbox.errors import SpecError
-    from sandbox.manager import Manager
+    from sandbox.lifecycle.manager import Manager
 
     if stream and no_stream:
         raise SpecError("--stream and --no-stream exclude each other", "leave out one of them")

@@ -31,7 +31,7 @@ def command(sandboxes: tuple[str, ...], grace: float) -> None:
       sandbox stop -t 1 $(sandbox ps -q)
     """
     from sandbox.cli.each import for_each
-    from sandbox.manager import Manager
+    from sandbox.lifecycle.manager import Manager
 
     manager = Manager()
     for_each(sandboxes, lambda reference: manager.stop(reference, grace))

@@ -11,7 +11,7 @@ import click
 from sandbox.cli.completing import existing
 
 if TYPE_CHECKING:
-    from sandbox.manager import Manager
+    from sandbox.lifecycle.manager import Manager
 
 _SETTLE = 2.0
 """Seconds within which whoever watches a sandbox has noted the exit code of one that has just ended."""
@@ -34,7 +34,7 @@ def command(sandboxes: tuple[str, ...]) -> None:
     Exit codes: 0 all have ended and their codes are printed; 125 there is no such sandbox, or a code cannot be known.
     """
     from sandbox.cli.each import for_each
-    from sandbox.manager import Manager
+    from sandbox.lifecycle.manager import Manager
 
     manager = Manager()
     for_each(sandboxes, lambda reference: click.echo(_code(manager, reference)), echo=False)

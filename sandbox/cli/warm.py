@@ -41,23 +41,24 @@ def command(workload: str, isolation: str, count: int, listed: bool, stop: bool,
       sandbox warm --list
       sandbox warm --stop
     """
-    from sandbox import pool, request
-    from sandbox.isolation import local_warm
-    from sandbox.manager import Manager
+    from sandbox.isolation.local import warm as local_warm
+    from sandbox.lifecycle import warm
+    from sandbox.lifecycle.manager import Manager
+    from sandbox.request import resolve
 
     manager = Manager()
     if stop:
-        for line in pool.drain(manager, (pool.ZYGOTE, *pool.PAUSED)):
+        for line in warm.drain(manager, (warm.ZYGOTE, *warm.PAUSED)):
             click.echo(line)
         return
     if listed:
         zygote = local_warm.running()
-        rows = [] if zygote is None else [(pool.ZYGOTE, "every server", f"zygote, process {zygote.pid}")]
-        rows += [(one.spec.isolation, one.spec.workload, one.name) for one in pool.waiting(manager)]
+        rows = [] if zygote is None else [(warm.ZYGOTE, "every server", f"zygote, process {zygote.pid}")]
+        rows += [(one.spec.isolation, one.spec.workload, one.name) for one in warm.waiting(manager)]
         table(("ISOLATION", "WORKLOAD", "WHAT"), rows)
         return
-    spec = request.make(workload, isolation, request.Options(**options)).spec  # type: ignore[arg-type]
+    spec = resolve.make(workload, isolation, resolve.Options(**options)).spec  # type: ignore[arg-type]
     with Progress() as progress:
-        lines = pool.fill(manager, spec, count, progress)
+        lines = warm.fill(manager, spec, count, progress)
     for line in lines:
         click.echo(line)

@@ -19,7 +19,7 @@ def command() -> None:
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def list_workloads(form: str) -> None:
     """List the workloads: name, section of the notes, one line."""
-    from sandbox import catalogue
+    from sandbox import workloads as catalogue
 
     workloads = [catalogue.describe(name) for name in catalogue.names()]
     if form == "json":
@@ -36,7 +36,7 @@ def list_workloads(form: str) -> None:
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def show(name: str, form: str) -> None:
     """Show one workload: its summary, its section, and a picture of its model."""
-    from sandbox import catalogue
+    from sandbox import workloads as catalogue
 
     workload = catalogue.describe(name)
     if form == "json":

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sandbox.data import data_dir
 from sandbox.errors import ImageError
 from sandbox.images import bootstrap, cache, contained, dockerd, tree
 from sandbox.images.cache import Entry
 from sandbox.images.recipe import Recipe, Stage, digests
 from sandbox.images.workspace import Workspace, explained, workspace
+from sandbox.state.data import data_dir
 
 Progress = Callable[[str], None]
 Made = tuple[list[str], dict[str, Any]]
@@ -125,10 +125,10 @@ def _ignore(line: str) -> None:
 
 
 def _vm(space: Workspace, below: Mapping[Stage, Entry], progress: Progress) -> Made:
-    from sandbox import vmimage
+    from sandbox.images import vm
 
     content = space.result / cache.CONTENT
-    vmimage.build_vm(below[Stage.ROOTFS].path, below[Stage.KERNEL].path, content, progress)
+    vm.build_vm(below[Stage.ROOTFS].path, below[Stage.KERNEL].path, content, progress)
     missing = [name for name in VM_FILES if not (content / name).is_file()]
     if missing:
         raise ImageError(f"the VM's image came out without {', '.join(missing)}")

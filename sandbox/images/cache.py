@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sandbox import paths
 from sandbox.images.recipe import Stage
 from sandbox.images.workspace import Workspace, discard, explained, publish
+from sandbox.state import paths
 
 VERSION = 1
 MANIFEST_FILE = "manifest.json"

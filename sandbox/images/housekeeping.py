@@ -11,7 +11,7 @@ from sandbox.images import cache, dockerd
 from sandbox.images.locking import LOCK, need_root, refuse_if_used, sweep_locked
 from sandbox.images.recipe import Stage, digests
 from sandbox.images.workspace import discard, stale
-from sandbox.store import named_lock
+from sandbox.state.store import named_lock
 
 MIN_REFERENCE = 4
 """Digits of a digest that a person must give at least."""

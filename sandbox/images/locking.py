@@ -6,11 +6,11 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from sandbox import paths
 from sandbox.errors import BusyError, UnavailableError
 from sandbox.images.cache import Entry
 from sandbox.images.workspace import discard, explained, stale
-from sandbox.store import Store, named_lock
+from sandbox.state import paths
+from sandbox.state.store import Store, named_lock
 
 LOCK = "images"
 

@@ -12,10 +12,10 @@ import os
 import time
 from contextlib import suppress
 
-from sandbox import paths
-from sandbox.data import data_dir
 from sandbox.images import recipe
 from sandbox.images.recipe import SKIPPED, Stage
+from sandbox.state import paths
+from sandbox.state.data import data_dir
 
 MEMO_FILE = "digests.json"
 _SETTLED = 2.0

@@ -18,8 +18,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sandbox.data import data_dir
 from sandbox.errors import ImageError, UnavailableError
+from sandbox.state.data import data_dir
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash
@@ -169,7 +169,7 @@ def tree_digest(folder: Path) -> str:
 
 def code_files() -> list[Path]:
     """The guest's disk and initramfs are as much a matter of the code that makes them as of its data."""
-    makers = (Path(__file__).parent.with_name(name) for name in ("vmimage.py", "ext4.py"))
+    makers = (Path(__file__).with_name(name) for name in ("vm.py", "ext4.py"))
     return [maker for maker in makers if maker.exists()]
 
 

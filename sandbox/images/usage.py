@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sandbox.images.cache import Entry
 from sandbox.images.workspace import unescape
-from sandbox.store import Store
+from sandbox.state.store import Store
 
 
 def users(entry: Entry) -> list[str]:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from sandbox import paths
 from sandbox.errors import ImageError, SandboxError
+from sandbox.state import paths
 
 PREFIX = ".tmp-"
 LEASE_FILE = "lease"

@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from sandbox.isolation.base import Isolation
 
 LEVELS: dict[str, str] = {
-    "process": "sandbox.isolation.process:ProcessIsolation",
-    "namespace": "sandbox.isolation.namespace:NamespaceIsolation",
-    "container": "sandbox.isolation.container:ContainerIsolation",
-    "gvisor": "sandbox.isolation.container:GVisorIsolation",
-    "vm": "sandbox.isolation.vm:VmIsolation",
+    "process": "sandbox.isolation.local.process:ProcessIsolation",
+    "namespace": "sandbox.isolation.local.namespace:NamespaceIsolation",
+    "container": "sandbox.isolation.docker.driver:ContainerIsolation",
+    "gvisor": "sandbox.isolation.docker.driver:GVisorIsolation",
+    "vm": "sandbox.isolation.vm.driver:VmIsolation",
 }
 """Level to `module:class`, from the thinnest wall to the thickest."""
 

@@ -12,9 +12,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-from sandbox.capability import Missing
-from sandbox.record import Record
+from sandbox.host import Missing
 from sandbox.spec import Limits, SandboxSpec
+from sandbox.state.record import Record
 
 INIT = ("/usr/bin/tini", "--")
 """Process 1 of every sandbox, from the root filesystem: it reaps orphans and forwards signals. It is prepended to

@@ -18,9 +18,10 @@ from time import monotonic
 from typing import Protocol
 
 import sandbox
-from sandbox import capability, catalogue, isolation
+from sandbox import host as capability
+from sandbox import isolation, workloads
 from sandbox.errors import EngineError, SandboxError, SpecError, UnavailableError
-from sandbox.manager import Manager, Running
+from sandbox.lifecycle.manager import Manager, Running
 from sandbox.measure import host, load, stats, summary
 from sandbox.results import Document, LevelInfo, Load, Plan, Sample, Status, save
 from sandbox.spec import DEFAULT_PORT, SandboxSpec
@@ -95,7 +96,7 @@ class Comparison:
             NotFoundError: there is no such workload.
             UnavailableError: not root, or no load generator.
         """
-        catalogue.argv(self.options.workload, host="0.0.0.0", port=DEFAULT_PORT)  # noqa: S104 - nothing listens here
+        workloads.argv(self.options.workload, host="0.0.0.0", port=DEFAULT_PORT)  # noqa: S104 - nothing listens here
         if os.geteuid() != 0:
             raise UnavailableError("sandboxes need root: namespaces, cgroups and the lab network", "run it with sudo")
         if self.options.duration:

@@ -16,9 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from sandbox import codec, network
 from sandbox.errors import EngineError, UnavailableError
+from sandbox.network import lab
 from sandbox.results import PERCENTILES, Load
+from sandbox.state import codec
 
 SCRIPT = Path(__file__).with_name("summary.lua")
 CONNECTIONS = 64
@@ -50,7 +51,7 @@ def saturate(
     duration: int,
     connections: int,
     cpu: int,
-    command: Callable[[Sequence[str]], list[str]] = network.generator_command,
+    command: Callable[[Sequence[str]], list[str]] = lab.generator_command,
 ) -> Load:
     """Load a server to its limit.
 
@@ -119,7 +120,7 @@ def fetch(host: str, port: int, path: str, timeout: float = 10.0) -> tuple[int, 
     """
     connection = http.client.HTTPConnection(host, port, timeout=timeout)
     try:
-        connection.sock = network.generator_socket(timeout)
+        connection.sock = lab.generator_socket(timeout)
         connection.sock.connect((host, port))
         connection.request("GET", path)
         response = connection.getresponse()

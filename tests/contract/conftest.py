@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from sandbox.isolation import LEVELS
-from sandbox.manager import Manager, Running
+from sandbox.lifecycle.manager import Manager, Running
 from tests import leaks
 from tests.integration.conftest import nothing_left_behind
 

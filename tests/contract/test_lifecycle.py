@@ -9,7 +9,7 @@ import urllib.request
 import pytest
 
 from sandbox.errors import CommandNotFoundError, EngineError, NameTakenError
-from sandbox.manager import Manager, Running
+from sandbox.lifecycle.manager import Manager, Running
 from sandbox.phases import ORDER
 from sandbox.spec import MIB, SANDBOX_UID
 

@@ -21,13 +21,13 @@ import pytest
 
 from sandbox.errors import EngineError
 from sandbox.isolation.base import SHM_BYTES, Sandbox
-from sandbox.isolation.docker_cgroup import parse_places
-from sandbox.isolation.docker_sandbox import ContainerSandbox
-from sandbox.isolation.local import LocalSandbox
-from sandbox.isolation.vm_sandbox import CONSOLE_LOG
+from sandbox.isolation.docker.cgroup import parse_places
+from sandbox.isolation.docker.sandbox import ContainerSandbox
+from sandbox.isolation.local.sandbox import LocalSandbox
+from sandbox.isolation.vm.sandbox import CONSOLE_LOG
 from sandbox.kernel import cgroup
 from sandbox.kernel.cgroup import Group
-from sandbox.manager import Manager, Running
+from sandbox.lifecycle.manager import Manager, Running
 from sandbox.measure.isolation import limits as pushing
 from sandbox.spec import MIB, SandboxSpec
 

@@ -10,10 +10,10 @@ import threading
 
 import pytest
 
-from sandbox import network
 from sandbox.isolation.base import Sandbox
 from sandbox.kernel import syscalls
-from sandbox.manager import Manager, Running
+from sandbox.lifecycle.manager import Manager, Running
+from sandbox.network import lab as network
 from sandbox.spec import DEFAULT_PORT
 
 CONNECT = (

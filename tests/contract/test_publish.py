@@ -16,13 +16,15 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import lab, network, publishing
 from sandbox.errors import BusyError, SandboxError
 from sandbox.kernel import nftables
-from sandbox.manager import Manager, Running
-from sandbox.record import Record
+from sandbox.lifecycle import lab_users
+from sandbox.lifecycle.manager import Manager, Running
+from sandbox.network import lab as network
+from sandbox.network import publish as publishing
 from sandbox.spec import DEFAULT_PORT, Publish
-from sandbox.store import named_lock
+from sandbox.state.record import Record
+from sandbox.state.store import named_lock
 from tests import leaks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -247,10 +249,10 @@ class TestTheWayOut:
         ident, port = "0123456789ab", free_port()
         with manager.lab():
             before = leaks.published()
-            with named_lock(lab.LOCK):
+            with named_lock(lab_users.LOCK):
                 publishing.publish(ident, "198.18.2.9", [Publish(port, 80)])
             assert any(ident in line for line in leaks.published() - before)
-            with named_lock(lab.LOCK):
+            with named_lock(lab_users.LOCK):
                 found = publishing.sweep(manager.store.known(), dry_run=True)
                 assert f"published port 127.0.0.1:{port}" in found
                 assert f"published port 127.0.0.1:{port}" in publishing.sweep(manager.store.known(), dry_run=False)

@@ -17,7 +17,7 @@ import pytest
 
 from sandbox.errors import CannotInvokeError, CommandNotFoundError, EngineError, SpecError
 from sandbox.isolation.base import Attached, WindowSize
-from sandbox.manager import Manager, Running
+from sandbox.lifecycle.manager import Manager, Running
 from sandbox.spec import MIB, SANDBOX_UID, Mount, SandboxSpec
 
 PYTHON = ("/usr/bin/python3", "-I", "-S", "-c")

@@ -11,13 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from sandbox import lab, network
 from sandbox.isolation import driver
-from sandbox.isolation.vm import VmIsolation
-from sandbox.isolation.vm_sandbox import VmSandbox
-from sandbox.manager import Manager
+from sandbox.isolation.vm.driver import VmIsolation
+from sandbox.isolation.vm.sandbox import VmSandbox
+from sandbox.lifecycle import lab_users
+from sandbox.lifecycle.manager import Manager
+from sandbox.network import lab as network
 from sandbox.spec import MIB, SandboxSpec
-from sandbox.store import Store, named_lock
+from sandbox.state.store import Store, named_lock
 
 BOOT_TIMEOUT = 90.0
 SPEC = SandboxSpec(name="vm-test", workload="none", isolation="vm", argv=("/bin/sleep", "1000"), memory=128 * MIB)
@@ -40,7 +41,7 @@ def created(spec: SandboxSpec, app: Callable[[Path], None] | None = None) -> Ite
         undo.callback(os.close, lock)
         undo.callback(manager.release_lab)
         undo.callback(store.forget, ident)
-        with named_lock(lab.LOCK):
+        with named_lock(lab_users.LOCK):
             network.ensure()
             store.mark_used("vm")
             address = network.allocate(store, ident, own_stack=True)

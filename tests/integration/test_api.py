@@ -16,7 +16,7 @@ import pytest
 
 import sandbox
 from sandbox.isolation import LEVELS
-from sandbox.manager import Manager
+from sandbox.lifecycle.manager import Manager
 
 ROOT = Path(__file__).resolve().parents[2]
 

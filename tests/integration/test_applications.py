@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import paths, request
 from sandbox.errors import SpecError
 from sandbox.isolation import LEVELS
-from sandbox.manager import Manager, Running
+from sandbox.lifecycle.manager import Manager, Running
 from sandbox.phases import Status
-from sandbox.request import Options
+from sandbox.request import resolve as request
+from sandbox.request.resolve import Options
 from sandbox.spec import MIB
+from sandbox.state import paths
 from tests import leaks
 
 ROOT = Path(__file__).resolve().parents[2]

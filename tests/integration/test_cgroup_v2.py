@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 import sandbox
-from sandbox import vmimage
-from sandbox.isolation import vm
+from sandbox.images import vm as vmimage
+from sandbox.isolation.vm import driver
 from sandbox.spec import MIB
 from tests import leaks
 from tests.integration import pure_v2
@@ -56,7 +56,7 @@ def seen() -> dict[str, Any]:
     """What the guest's root saw."""
     before = leaks.snapshot()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vm, "config_archive", lambda files: vmimage.config_archive(files) + archive())
+        patch.setattr(driver, "config_archive", lambda files: vmimage.config_archive(files) + archive())
         with created(replace(SPEC, memory=512 * MIB)) as machine:
             level().hypervisor.resume(machine.record.id)
             machine.wait(TIMEOUT)

@@ -68,8 +68,8 @@ def test_bad_input_gets_one_line(argv: list[str], word: str) -> None:
 def test_no_root_is_said() -> None:
     # Imported, and the workload looked up, as root; run as nobody: a checkout below /root cannot be read by others.
     script = (
-        "import os, sys, sandbox.cli, sandbox.cli.run, sandbox.isolation.namespace\n"
-        "from sandbox import request\n"
+        "import os, sys, sandbox.cli, sandbox.cli.run, sandbox.isolation.local.namespace\n"
+        "from sandbox.request import resolve as request\n"
         "made = request.make('reactor', 'namespace')\n"
         "request.make = lambda *_args, **_kwargs: made\n"
         "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import network
 from sandbox.errors import BusyError
 from sandbox.kernel.cgroup import all_groups
-from sandbox.manager import Manager
-from sandbox.removal import remove_all
-from sandbox.store import Store
+from sandbox.lifecycle.manager import Manager
+from sandbox.lifecycle.remove import remove_all
+from sandbox.network import lab
+from sandbox.state.store import Store
 from tests import leaks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -117,7 +117,7 @@ def test_pruned_while_they_start() -> None:
             assert answers(record.address)
     running = [one for one in Manager().everything() if one.record.name.startswith("crowd-")]
     assert all(one.sandbox.state().running for one in running)
-    with network.in_generator():  # the range of `process` is open to the generator alone
+    with lab.in_generator():  # the range of `process` is open to the generator alone
         assert all(answers(one.record.address) for one in running)
 
 
@@ -157,7 +157,7 @@ def test_a_lock_goes_with_its_holder() -> None:
     manager = Manager()
     running = manager.run(manager.make_spec("reactor", "namespace", name="crowd-lock"))
     script = (
-        "import sys,time\nfrom sandbox.store import Store, named_lock\n"
+        "import sys,time\nfrom sandbox.state.store import Store, named_lock\n"
         f"with Store().lock({running.record.id!r}), named_lock('network'):\n"
         "    print('held', flush=True); time.sleep(60)"
     )

@@ -25,14 +25,15 @@ from sandbox.errors import (
     SandboxError,
     UnavailableError,
 )
-from sandbox.isolation import docker_effective, docker_sandbox, docker_seccomp, docker_usage
+from sandbox.host.docker import Endpoint
 from sandbox.isolation.base import State, Stats, WindowSize, environment
-from sandbox.isolation.container import ContainerIsolation, GVisorIsolation
-from sandbox.isolation.docker_client import Endpoint
-from sandbox.isolation.docker_network import Lab
-from sandbox.isolation.docker_sandbox import ContainerSandbox
-from sandbox.record import Record
+from sandbox.isolation.docker import inspection, seccomp, usage
+from sandbox.isolation.docker import sandbox as docker_sandbox
+from sandbox.isolation.docker.driver import ContainerIsolation, GVisorIsolation
+from sandbox.isolation.docker.network import Lab
+from sandbox.isolation.docker.sandbox import ContainerSandbox
 from sandbox.spec import MIB, SANDBOX_UID, Mount, SandboxSpec
+from sandbox.state.record import Record
 
 LAB = Lab(
     name="sandbox-test",
@@ -425,14 +426,14 @@ def test_what_is_in_force(make: Make, level: ContainerIsolation) -> None:
 
 @pytest.mark.level("container")
 def test_a_profile_of_anothers_has_a_digest() -> None:
-    assert docker_effective._profile(docker_seccomp.profile()) == "sandbox"
-    assert docker_effective._profile("{}").startswith("sha256:")
+    assert inspection._profile(seccomp.profile()) == "sandbox"
+    assert inspection._profile("{}").startswith("sha256:")
 
 
 def test_usage_as_the_engine_says_it(make: Make) -> None:
     """What an engine on another host would be asked for, compared with the kernel's own."""
     sandbox = make()
-    said = docker_usage.engines_usage(sandbox.engine, sandbox.name)
+    said = usage.engines_usage(sandbox.engine, sandbox.name)
     read = sandbox.stats()
     assert read.received is not None
     assert said.received is not None

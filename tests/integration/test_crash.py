@@ -1,6 +1,6 @@
-"""Killed at any checkpoint, a command leaves nothing that `prune` does not find; interrupted, it leaves nothing at all.
+"""Killed at any failpoint, a command leaves nothing that `prune` does not find; interrupted, it leaves nothing at all.
 
-Which checkpoints a command passes at a level is found by a run that writes them down, so that a new one is tested
+Which failpoints a command passes at a level is found by a run that writes them down, so that a new one is tested
 without being listed here.
 """
 
@@ -24,32 +24,32 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from sandbox import request
-from sandbox.checkpoints import Checkpoint
 from sandbox.errors import NotFoundError, StoreError
+from sandbox.failpoints import Failpoint
 from sandbox.isolation import LEVELS
-from sandbox.manager import Manager, Running
-from sandbox.store import Store
+from sandbox.lifecycle.manager import Manager, Running
+from sandbox.request import resolve as request
+from sandbox.state.store import Store
 from tests import leaks
 from tests.conftest import missing_for
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "dying"
 CHEAP = ("process", "namespace", "container")
-"""Levels at which a sandbox is cheap enough to die at every checkpoint, on the way in and on the way out."""
+"""Levels at which a sandbox is cheap enough to die at every failpoint, on the way in and on the way out."""
 DEATH = 3.0
 """Seconds in which the kernel drops what a killed command held: its front half is waited for, not its other one."""
 ALL_LEVELS = [pytest.param(level, marks=pytest.mark.level(level)) for level in LEVELS]
 
 
 class Pass(NamedTuple):
-    """One passing of a checkpoint: which one, and for which time, from 0."""
+    """One passing of a failpoint: which one, and for which time, from 0."""
 
-    checkpoint: Checkpoint
+    failpoint: Failpoint
     which: int
 
     def __str__(self) -> str:
-        return f"{self.checkpoint.value} {self.checkpoint.name}" + (f" ({self.which + 1})" if self.which else "")
+        return f"{self.failpoint.value} {self.failpoint.name}" + (f" ({self.which + 1})" if self.which else "")
 
 
 def sandbox(plan: dict[str, Any], *command: str) -> subprocess.CompletedProcess[str]:
@@ -64,7 +64,7 @@ def sandbox(plan: dict[str, Any], *command: str) -> subprocess.CompletedProcess[
 
 
 def die(at: Pass, signals: Sequence[str], *command: str, front: bool = False) -> subprocess.CompletedProcess[str]:
-    return sandbox({"at": [at.checkpoint.value, at.which], "signals": list(signals), "front": front}, *command)
+    return sandbox({"at": [at.failpoint.value, at.which], "signals": list(signals), "front": front}, *command)
 
 
 PORT = 18099
@@ -91,7 +91,7 @@ def no_application_left() -> Iterator[None]:
 
 
 def run_command(level: str) -> tuple[str, ...]:
-    """A workload; at one level an application with files and a published port instead, which add checkpoints."""
+    """A workload; at one level an application with files and a published port instead, which add failpoints."""
     if level != "namespace":
         return ("run", "-d", "reactor", "--isolation", level, "--name", NAME)
     return ("run", "-d", application(), "--isolation", level, "--name", NAME, "-p", f"{PORT}:8080")
@@ -120,7 +120,7 @@ def recording(*command: str) -> list[Pass]:
     seen: Counter[int] = Counter()
     passes = []
     for number in numbers:
-        passes.append(Pass(Checkpoint(number), seen[number]))
+        passes.append(Pass(Failpoint(number), seen[number]))
         seen[number] += 1
     return passes
 
@@ -142,8 +142,8 @@ def recorded(level: str, what: str) -> tuple[Pass, ...]:
 
 def added(level: str, what: str) -> list[Pass]:
     """Of those, what the level's driver adds to what every level passes."""
-    common = {one.checkpoint for one in recorded("namespace", what)}
-    return [one for one in recorded(level, what) if one.checkpoint not in common]
+    common = {one.failpoint for one in recorded("namespace", what)}
+    return [one for one in recorded(level, what) if one.failpoint not in common]
 
 
 def served(running: Running) -> bool:
@@ -221,8 +221,8 @@ def test_the_lab_goes_with_the_last_one_whoever_dies(level: str) -> None:
     before = leaks.snapshot()
     assert not Store().used_addresses(), "this test needs the lab network for itself"
     start(level)
-    passes = [one for one in recording(*REMOVE) if one.checkpoint >= Checkpoint.FORGOTTEN]
-    assert {Checkpoint.LEVEL_RELEASED, Checkpoint.LAB_RELEASED} <= {one.checkpoint for one in passes}
+    passes = [one for one in recording(*REMOVE) if one.failpoint >= Failpoint.FORGOTTEN]
+    assert {Failpoint.LEVEL_RELEASED, Failpoint.LAB_RELEASED} <= {one.failpoint for one in passes}
 
     def act(at: Pass) -> None:
         start(level)
@@ -236,16 +236,16 @@ def test_the_lab_goes_with_the_last_one_whoever_dies(level: str) -> None:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("level", ALL_LEVELS)
-def test_run_killed_at_every_checkpoint(level: str, bystander: Running) -> None:
+def test_run_killed_at_every_failpoint(level: str, bystander: Running) -> None:
     passes = recorded(level, "run")
     if level not in (*CHEAP, "vm"):
-        passes = (*added(level, "run"), Pass(Checkpoint.STARTED, 0))
+        passes = (*added(level, "run"), Pass(Failpoint.STARTED, 0))
 
     def act(at: Pass) -> None:
         before, names = leaks.snapshot(), others()
         done = die(at, ["SIGKILL"], *run_command(level))
         assert done.returncode == -signal.SIGKILL, done.stderr
-        prune_and_count(before, bystander, names, may_live=at.checkpoint is Checkpoint.SAVED_RUNNING)
+        prune_and_count(before, bystander, names, may_live=at.failpoint is Failpoint.SAVED_RUNNING)
 
     each(passes, act)
 
@@ -253,7 +253,7 @@ def test_run_killed_at_every_checkpoint(level: str, bystander: Running) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("what", ["stop", "rm"])
 @pytest.mark.parametrize("level", ALL_LEVELS)
-def test_end_killed_at_every_checkpoint(level: str, what: str, bystander: Running) -> None:
+def test_end_killed_at_every_failpoint(level: str, what: str, bystander: Running) -> None:
     passes: Sequence[Pass] = recorded(level, what) if level in CHEAP else added(level, what)
     if not passes:
         pytest.skip(f"{level} adds nothing to what {what} passes at every level")
@@ -263,20 +263,20 @@ def test_end_killed_at_every_checkpoint(level: str, what: str, bystander: Runnin
         start(level)
         done = die(at, ["SIGKILL"], *(STOP if what == "stop" else REMOVE))
         assert done.returncode == -signal.SIGKILL, done.stderr
-        untouched = {Checkpoint.ENDING, Checkpoint.REMOVING} | ({Checkpoint.RECORD_PENDING} if what == "rm" else set())
-        prune_and_count(before, bystander, names, may_live=at.checkpoint in untouched)
+        untouched = {Failpoint.ENDING, Failpoint.REMOVING} | ({Failpoint.RECORD_PENDING} if what == "rm" else set())
+        prune_and_count(before, bystander, names, may_live=at.failpoint in untouched)
 
     each(passes, act)
 
 
 @pytest.mark.level("namespace")
-def test_prune_killed_at_every_checkpoint(bystander: Running) -> None:
+def test_prune_killed_at_every_failpoint(bystander: Running) -> None:
     def debris() -> None:
-        assert die(Pass(Checkpoint.LIMITS_READ, 0), ["SIGKILL"], *run_command("namespace")).returncode < 0
+        assert die(Pass(Failpoint.LIMITS_READ, 0), ["SIGKILL"], *run_command("namespace")).returncode < 0
 
     debris()
     passes = recording("prune")
-    assert Checkpoint.FORGOTTEN in {one.checkpoint for one in passes}
+    assert Failpoint.FORGOTTEN in {one.failpoint for one in passes}
 
     def act(at: Pass) -> None:
         before, names = leaks.snapshot(), others()
@@ -322,7 +322,7 @@ def test_a_detached_start_whose_front_is_killed_undoes_itself(bystander: Running
     """The process that works is told by the kernel (PR_SET_PDEATHSIG) that nobody waits for it any more."""
     passes = recorded("namespace", "run")
     # Killed later, the front may be outrun by the one that works, and the sandbox is up before it is missed.
-    passes = passes[: passes.index(Pass(Checkpoint.STARTED, 0)) + 1 : 2]
+    passes = passes[: passes.index(Pass(Failpoint.STARTED, 0)) + 1 : 2]
 
     def act(at: Pass) -> None:
         before = leaks.snapshot()
@@ -431,8 +431,8 @@ def test_dry_run_removes_nothing() -> None:
 
 
 @pytest.mark.level(*LEVELS)
-def test_every_checkpoint_is_passed_somewhere(bystander: Running) -> None:
+def test_every_failpoint_is_passed_somewhere(bystander: Running) -> None:
     """One that no command passes would never be tested."""
-    passed = {one.checkpoint for level in LEVELS for what in ("run", "stop", "rm") for one in recorded(level, what)}
-    with_the_last = {Checkpoint.LEVEL_RELEASED, Checkpoint.LAB_RELEASED}  # test_the_lab_goes_with_the_last_one
-    assert set(Checkpoint) - passed == with_the_last
+    passed = {one.failpoint for level in LEVELS for what in ("run", "stop", "rm") for one in recorded(level, what)}
+    with_the_last = {Failpoint.LEVEL_RELEASED, Failpoint.LAB_RELEASED}  # test_the_lab_goes_with_the_last_one
+    assert set(Failpoint) - passed == with_the_last

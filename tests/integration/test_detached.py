@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.isolation import local_exit
-from sandbox.manager import Manager
+from sandbox.isolation.local import exit
+from sandbox.lifecycle.manager import Manager
 from tests.integration.test_cli import sandbox
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,7 +46,7 @@ def monitors(ident: str = "") -> list[int]:
                 words = (entry / "cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if any(word.endswith(b"/monitor.py") for word in words) and f"sbx-{ident}".encode() in b" ".join(words):
+            if any(word.endswith(b"/keeper.py") for word in words) and f"sbx-{ident}".encode() in b" ".join(words):
                 found.append(int(entry.name))
     return found
 
@@ -120,7 +120,7 @@ def test_a_killed_monitor_costs_the_exit_code_alone(level: str, name: str) -> No
     running = Manager().get(name)
     assert comes_true(lambda: not monitors(ident))
     assert running.sandbox.state().running
-    assert local_exit.monitor(running.record) is not None
+    assert exit.monitor(running.record) is not None
     assert Manager().stop(name, 10) is None
 
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from sandbox import daemons, paths
-from sandbox.capability import docker, dockerd
-from sandbox.capability.checks import CHECKS, REQUIRED
-from sandbox.capability.programs import which
 from sandbox.cli.doctor import EXIT_INCOMPLETE
+from sandbox.host import daemons, docker_check, dockerd
+from sandbox.host.checks import CHECKS, REQUIRED
+from sandbox.host.programs import which
+from sandbox.state import paths
 
 
 def _doctor(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -85,9 +85,9 @@ def test_what_is_missing_is_explained(tmp_path: Path) -> None:
 @pytest.mark.needs("root")
 def test_without_root_it_says_so_and_loses_no_row() -> None:
     # Only the interpreter's own path is needed; the checkout may be below a directory that others cannot enter.
-    script = "import os; os.setgid(65534); os.setuid(65534); from sandbox.capability import report as r; "
+    script = "import os; os.setgid(65534); os.setuid(65534); from sandbox.host import report as r; "
     script += "import json; print(json.dumps(r.look().to_json()))"
-    prelude = "import sandbox.capability.report, sandbox.capability.docker; "
+    prelude = "import sandbox.host.report, sandbox.host.docker_check; "
     done = subprocess.run([sys.executable, "-c", prelude + script], capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
     assert _types(found, SHAPE)
@@ -127,18 +127,18 @@ def test_stop_stops_only_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.fixture
-def own_dockerd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[docker.Engine]:
+def own_dockerd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[docker_check.Engine]:
     """A second Docker daemon that shares nothing with the host's."""
     monkeypatch.setenv("SANDBOX_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.setattr(dockerd, "SYSTEM_CONFIG", tmp_path / "daemon.json")
-    engine = docker.Engine(f"unix://{tmp_path}/docker.sock")
+    engine = docker_check.Engine(f"unix://{tmp_path}/docker.sock")
     config = tmp_path / "state" / "host" / "dockerd.json"
     config.parent.mkdir(parents=True)
     config.write_text("{}", encoding="utf-8")
     directories = [f"--data-root={tmp_path}/data", f"--exec-root={tmp_path}/exec", f"--pidfile={tmp_path}/pid"]
     argv = ["dockerd", "--config-file", str(config), "--host", engine.host, "--bridge=none", "--iptables=false"]
     assert dockerd.own_config() == config
-    daemons.start(dockerd.NAME, [*argv, *directories], ready=lambda: docker.daemon(engine).ok)
+    daemons.start(dockerd.NAME, [*argv, *directories], ready=lambda: docker_check.daemon(engine).ok)
     try:
         yield engine
     finally:
@@ -159,26 +159,28 @@ def _processes(word: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.level("gvisor")
-def test_runsc_is_registered_tried_and_judged(own_dockerd: docker.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runsc_is_registered_tried_and_judged(
+    own_dockerd: docker_check.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = own_dockerd
-    before = docker.runsc(docker.Engine(engine.host))
+    before = docker_check.runsc(docker_check.Engine(engine.host))
     assert "does not know the runtime" in before.detail
 
-    monkeypatch.setattr(dockerd, "Engine", lambda: docker.Engine(engine.host))
+    monkeypatch.setattr(dockerd, "Engine", lambda: docker_check.Engine(engine.host))
     done, advice = dockerd.register()
     assert advice is None
     assert done is not None
-    assert docker.runsc(docker.Engine(engine.host)).ok
+    assert docker_check.runsc(docker_check.Engine(engine.host)).ok
 
     # A second look recalls the verdict: it asks, and makes no container.
-    fresh = docker.Engine(engine.host)
+    fresh = docker_check.Engine(engine.host)
     monkeypatch.setattr(fresh, "demand", lambda _, path: engine.info() if path == "/info" else pytest.fail(path))
-    assert docker.runsc(fresh).ok
+    assert docker_check.runsc(fresh).ok
 
 
 @pytest.mark.slow
 @pytest.mark.level("gvisor")
-def test_a_runtime_that_does_not_work_is_not_called_working(own_dockerd: docker.Engine) -> None:
+def test_a_runtime_that_does_not_work_is_not_called_working(own_dockerd: docker_check.Engine) -> None:
     engine = own_dockerd
     runtimes = {
         "broken": {"path": "/bin/false"},
@@ -187,13 +189,13 @@ def test_a_runtime_that_does_not_work_is_not_called_working(own_dockerd: docker.
     dockerd._write(dockerd.own_config(), {"runtimes": runtimes})
     daemons.send(dockerd.NAME, signal.SIGHUP)
     deadline = time.monotonic() + 10
-    while "bare" not in docker.Engine(engine.host).info()["Runtimes"] and time.monotonic() < deadline:
+    while "bare" not in docker_check.Engine(engine.host).info()["Runtimes"] and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not docker.try_runtime(engine, "broken").works
+    assert not docker_check.try_runtime(engine, "broken").works
     owner = os.stat(os.devnull).st_uid
-    docker.try_runtime(engine, "bare")
+    docker_check.try_runtime(engine, "bare")
     assert os.stat(os.devnull).st_uid == owner, "runsc's sandbox took the host's /dev/null over"
-    assert docker.try_runtime(engine, "runc").works
+    assert docker_check.try_runtime(engine, "runc").works
     assert engine.demand("GET", "/containers/json?all=1") == []
     assert engine.demand("GET", "/images/json") == []
     deadline = time.monotonic() + 10

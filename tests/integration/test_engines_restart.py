@@ -21,13 +21,15 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import daemons, files, images
+from sandbox import images
 from sandbox.errors import SandboxError, UnavailableError
-from sandbox.isolation.docker_client import Endpoint
+from sandbox.host import daemons
+from sandbox.host.docker import Endpoint
 from sandbox.kernel import syscalls
-from sandbox.manager import Manager, Running
-from sandbox.processid import ProcessId
-from sandbox.store import Store
+from sandbox.lifecycle.manager import Manager, Running
+from sandbox.state import files
+from sandbox.state.processid import ProcessId
+from sandbox.state.store import Store
 from tests import leaks
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -23,13 +23,14 @@ from typing import Any
 
 import pytest
 
-from sandbox.isolation import docker_cgroup, docker_network
-from sandbox.isolation.container import LOG_BYTES, ContainerIsolation
-from sandbox.isolation.docker_network import Lab
-from sandbox.isolation.docker_sandbox import ContainerSandbox
+from sandbox.isolation.docker import cgroup
+from sandbox.isolation.docker import network as docker_network
+from sandbox.isolation.docker.driver import LOG_BYTES, ContainerIsolation
+from sandbox.isolation.docker.network import Lab
+from sandbox.isolation.docker.sandbox import ContainerSandbox
 from sandbox.kernel import syscall_table, syscalls
-from sandbox.record import Record
 from sandbox.spec import MIB, SandboxSpec
+from sandbox.state.record import Record
 from tests import leaks
 
 pytestmark = pytest.mark.level("container")
@@ -459,7 +460,7 @@ def test_swap_is_not_added_to_the_memory(network: None, hardened: ContainerSandb
 
     def swap(sandbox: ContainerSandbox) -> int | None:
         pid = sandbox.state().pid
-        group = docker_cgroup.find(sandbox.record.data["docker"]["container"], pid or 0)
+        group = cgroup.find(sandbox.record.data["docker"]["container"], pid or 0)
         assert group is not None
         return group.swap_limit()
 

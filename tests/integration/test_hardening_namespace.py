@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from sandbox.kernel import enter
-from sandbox.manager import Manager
+from sandbox.lifecycle.manager import Manager
 from tests import leaks
 from tests.integration.hardening import count
 from tests.integration.hardening.cases import CASES, Case

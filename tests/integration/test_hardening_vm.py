@@ -21,10 +21,11 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from sandbox.errors import EngineError
-from sandbox.isolation import vm_config, vm_xml
 from sandbox.isolation.base import ExecResult
-from sandbox.isolation.vm_guest import Guest
-from sandbox.isolation.vm_sandbox import CLIENT_KEY, CONSOLE_LOG, VmSandbox
+from sandbox.isolation.vm import config
+from sandbox.isolation.vm import xml as vm_xml
+from sandbox.isolation.vm.guest import Guest
+from sandbox.isolation.vm.sandbox import CLIENT_KEY, CONSOLE_LOG, VmSandbox
 from sandbox.spec import MIB
 from tests import leaks
 from tests.integration.machines import SPEC, created, pid_of, started
@@ -278,7 +279,7 @@ def guest_of(sandbox: VmSandbox, *, host_public: str | None = None, key: Path | 
 def test_a_guest_with_another_host_key_is_not_talked_to(machine: VmSandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     import paramiko
 
-    wrong = vm_config.make_keys().host_public
+    wrong = config.make_keys().host_public
     with pytest.raises(EngineError, match="does not answer over SSH"):
         guest_of(machine, host_public=wrong).run("true", 30)
     control = guest_of(machine)

@@ -16,11 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import images, paths
-from sandbox.data import data_dir
+from sandbox import images
 from sandbox.errors import BusyError, ImageError
 from sandbox.images import build, cache, dockerd, memo, recipe
 from sandbox.images.recipe import Form, Stage, digests
+from sandbox.state import paths
+from sandbox.state.data import data_dir
 
 pytestmark = pytest.mark.needs("root", "program.mmdebstrap")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sandbox.isolation import LEVELS
-from sandbox.manager import Manager
+from sandbox.lifecycle.manager import Manager
 from sandbox.measure.isolation import examine, limits, observed, verdicts
 from sandbox.measure.isolation.limits import Group
 from sandbox.results import IsolationCheck, Verdict

@@ -15,12 +15,16 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import images, monitor, network, paths, publishing
+from sandbox import images
 from sandbox.kernel import cgroup, syscalls
-from sandbox.manager import Manager
-from sandbox.record import APP_FOLDER
+from sandbox.lifecycle import keeper
+from sandbox.lifecycle.manager import Manager
+from sandbox.network import lab as network
+from sandbox.network import publish as publishing
 from sandbox.spec import Publish
-from sandbox.store import Store, named_lock
+from sandbox.state import paths
+from sandbox.state.record import APP_FOLDER
+from sandbox.state.store import Store, named_lock
 from tests import leaks
 
 IDENT = "00000000feed"
@@ -168,7 +172,7 @@ def a_published_port() -> Iterator[None]:
 @contextmanager
 def a_monitor() -> Iterator[None]:
     with subprocess.Popen(["sleep", "60"]) as init:
-        argv = monitor.command(IDENT, init.pid, "/nonexistent/exit", monitor.KEEP)
+        argv = keeper.command(IDENT, init.pid, "/nonexistent/exit", keeper.KEEP)
         with subprocess.Popen(argv) as waiting:
             # Popen returns in the middle of the exec, when the kernel has closed the old descriptors.
             while IDENT not in Path(f"/proc/{waiting.pid}/cmdline").read_text(encoding="utf-8"):

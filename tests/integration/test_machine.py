@@ -15,20 +15,20 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from sandbox import network
-from sandbox.checkpoints import Checkpoint
+from sandbox.failpoints import Failpoint
 from sandbox.kernel.cgroup import Group, all_groups
-from sandbox.manager import Manager, Running
+from sandbox.lifecycle.manager import Manager, Running
+from sandbox.network import lab
 from sandbox.spec import SandboxSpec
-from sandbox.store import Store
+from sandbox.state.store import Store
 from tests import machine
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.level("namespace"), pytest.mark.slow, pytest.mark.timeout(300)]
 _SETTLE = 5.0
 """Seconds in which the kernel takes the links of a dead namespace away."""
-WAY_IN = tuple(one for one in Checkpoint if one < Checkpoint.ENDING)
-WAY_OUT = tuple(one for one in Checkpoint if one >= Checkpoint.REMOVING)
+WAY_IN = tuple(one for one in Failpoint if one < Failpoint.ENDING)
+WAY_OUT = tuple(one for one in Failpoint if one >= Failpoint.REMOVING)
 
 
 class InTheKernel(machine.Lifecycle):
@@ -44,9 +44,9 @@ class InTheKernel(machine.Lifecycle):
         return Manager.make_spec("reactor", "namespace", name=name, memory="64m")
 
     def die(self, at: int, verb: str, name: str) -> None:
-        checkpoint = (WAY_IN if verb == "run" else WAY_OUT)[at]
+        failpoint = (WAY_IN if verb == "run" else WAY_OUT)[at]
         command = ["run", "-d", "reactor", "--name", name] if verb == "run" else ["rm", "-f", name]
-        plan = json.dumps({"at": [checkpoint.value, 0], "signals": ["SIGKILL"]})
+        plan = json.dumps({"at": [failpoint.value, 0], "signals": ["SIGKILL"]})
         done = subprocess.run(
             [sys.executable, "-m", "tests.integration.dying", plan, *command],
             cwd=ROOT,
@@ -59,9 +59,9 @@ class InTheKernel(machine.Lifecycle):
 
     def made(self) -> dict[str, bool]:
         groups = {ident: bool(Group(ident).pids()) for ident in all_groups()}
-        expected = {network.interface_name(ident) for ident, alive in groups.items() if alive}
+        expected = {lab.interface_name(ident) for ident, alive in groups.items() if alive}
         deadline = time.monotonic() + _SETTLE
-        while (links := set(network.stray_links(()))) - expected and time.monotonic() < deadline:
+        while (links := set(lab.stray_links(()))) - expected and time.monotonic() < deadline:
             time.sleep(0.01)
         if not self.dirty:
             assert links == expected, "a link without a sandbox, or a sandbox without its link"
@@ -76,7 +76,7 @@ class InTheKernel(machine.Lifecycle):
     def teardown(self) -> None:
         super().teardown()
         assert not Store().used_addresses()
-        assert not os.path.exists(f"/sys/class/net/{network.BRIDGE}"), "the lab outlived its last user"
+        assert not os.path.exists(f"/sys/class/net/{lab.BRIDGE}"), "the lab outlived its last user"
 
 
 TestMachine = InTheKernel.TestCase

@@ -18,17 +18,17 @@ from typing import Any
 
 import pytest
 
-from sandbox import files, paths
 from sandbox.errors import EngineError, NewerRecordError, SandboxError, StoreError, UnavailableError
-from sandbox.isolation import local_exit
+from sandbox.isolation.local import exit
 from sandbox.kernel import syscalls
 from sandbox.kernel.cgroup import Group
-from sandbox.manager import Manager, Running
+from sandbox.lifecycle.manager import Manager, Running
 from sandbox.phases import Status
-from sandbox.processid import ProcessId
-from sandbox.record import VERSION
 from sandbox.spec import SandboxSpec
-from sandbox.store import RECORD_FILE, Store
+from sandbox.state import files, paths
+from sandbox.state.processid import ProcessId
+from sandbox.state.record import VERSION
+from sandbox.state.store import RECORD_FILE, Store
 from tests import leaks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -204,7 +204,7 @@ def _json(process: ProcessId) -> dict[str, Any]:
 def test_a_process_of_somebody_else_is_never_signalled_nor_entered(running: Running, stranger: ProcessId) -> None:
     """Even when pid, start time and boot are those of a process that lives: the kernel says whose it is."""
     change(running, process=_json(stranger))
-    (running.record.directory / local_exit.MONITOR_FILE).write_text(
+    (running.record.directory / exit.MONITOR_FILE).write_text(
         json.dumps([stranger.pid, stranger.start_time, stranger.boot_id])
     )
     manager = Manager()

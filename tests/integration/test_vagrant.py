@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import images, vmbox
-from sandbox.capability import kvm_works
+from sandbox import images
+from sandbox.host import kvm_works
 from sandbox.images import Form
+from sandbox.images import vagrant as vmbox
 
 pytestmark = [pytest.mark.level("vm"), pytest.mark.needs("program.vagrant"), pytest.mark.slow]
 
@@ -63,7 +64,7 @@ def box() -> Iterator[str]:
     images.ensure(Form.VM, lambda _: None)
     known = vmbox.find()
     done = subprocess.run(
-        [sys.executable, "-m", "sandbox.vmbox"],
+        [sys.executable, "-m", "sandbox.images.vagrant"],
         cwd=ROOT,
         env={name: value for name, value in os.environ.items() if name != "SUDO_UID"},
         capture_output=True,

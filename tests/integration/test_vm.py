@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import network
 from sandbox.errors import EngineError, SpecError
-from sandbox.isolation import vm, vm_domain
-from sandbox.isolation.vm_sandbox import VmSandbox
+from sandbox.isolation.vm import domain, driver
+from sandbox.isolation.vm.sandbox import VmSandbox
+from sandbox.network import lab
 from sandbox.spec import MIB
 from tests.integration.machines import BOOT_TIMEOUT, SPEC, created, level, pid_of, shell, started
 
@@ -113,8 +113,8 @@ def test_a_machine_that_dies_ends_what_is_attached() -> None:
             with pytest.raises(EngineError, match="not running"):
                 sandbox.kill(signal.SIGTERM)
             sandbox.destroy()
-            assert not Path(f"/sys/class/net/{network.interface_name(sandbox.record.id)}").exists()
-            assert vm_domain.log_files(sandbox.record.id) == []
+            assert not Path(f"/sys/class/net/{lab.interface_name(sandbox.record.id)}").exists()
+            assert domain.log_files(sandbox.record.id) == []
     finally:
         os.close(null)
 
@@ -152,7 +152,7 @@ def test_stop_asks_first_and_then_switches_off() -> None:
 
 
 def test_a_guest_that_cannot_boot_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vm, "MIN_MEMORY", 1)
+    monkeypatch.setattr(driver, "MIN_MEMORY", 1)
     with created(replace(SPEC, memory=68 * MIB)) as sandbox:
         with pytest.raises(EngineError) as caught:
             sandbox.boot(time.monotonic() + BOOT_TIMEOUT)
@@ -164,13 +164,13 @@ def test_the_sweep_finds_what_the_store_forgot() -> None:
     with created(SPEC) as sandbox:
         ident = sandbox.record.id
         others = [found for found in level().hypervisor.idents() if found != ident]
-        others += [path.name[4:16] for path in vm_domain.log_files() if ident not in path.name]
+        others += [path.name[4:16] for path in domain.log_files() if ident not in path.name]
         name = f"virtual machine sbx-{ident}"
         assert name in level().sweep(others, dry_run=True)
         assert level().hypervisor.exists(ident)
         assert name in level().sweep(others, dry_run=False)
         assert not level().hypervisor.exists(ident)
-        assert vm_domain.log_files(ident) == []
+        assert domain.log_files(ident) == []
         assert not [line for line in level().sweep(others, dry_run=True) if ident in line]
 
 

@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 
 import sandbox
-from sandbox import pool, request
 from sandbox.errors import SpecError, UnavailableError
-from sandbox.isolation import local_warm
-from sandbox.manager import Manager, Running
+from sandbox.isolation.local import warm as local_warm
+from sandbox.lifecycle import warm as pool
+from sandbox.lifecycle.manager import Manager, Running
+from sandbox.request import resolve as request
 from sandbox.spec import SandboxSpec
 from tests.integration.conftest import nothing_left_behind
 

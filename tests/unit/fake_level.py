@@ -13,12 +13,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from sandbox.capability import Missing
-from sandbox.checkpoints import Checkpoint, reached
 from sandbox.errors import EngineError
+from sandbox.failpoints import Failpoint, reached
+from sandbox.host import Missing
 from sandbox.isolation.base import Attached, ExecResult, Isolation, Progress, Sandbox, State, Stats, WindowSize
-from sandbox.record import Record
 from sandbox.spec import Limits, SandboxSpec
+from sandbox.state.record import Record
 
 LEVEL = "fake"
 
@@ -45,7 +45,7 @@ class FakeIsolation(Isolation):
         sandbox = FakeSandbox(record, self.root)
         undo.callback(sandbox.destroy)
         sandbox.write(running=False, paused=False, code=None)
-        reached(Checkpoint.CONTAINER_CREATED)
+        reached(Failpoint.CONTAINER_CREATED)
         return sandbox
 
     def adopt(self, record: Record) -> FakeSandbox:
@@ -158,4 +158,4 @@ class FakeSandbox(Sandbox):
 
     def destroy(self) -> None:
         self.path.unlink(missing_ok=True)
-        reached(Checkpoint.CONTAINER_REMOVED)
+        reached(Failpoint.CONTAINER_REMOVED)

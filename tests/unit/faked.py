@@ -21,16 +21,16 @@ from contextlib import ExitStack, suppress
 from typing import Any
 
 import sandbox.isolation
-from sandbox.capability import Missing
 from sandbox.cli import main
 from sandbox.errors import CommandNotFoundError, EngineError, SpecError
+from sandbox.host import Missing
 from sandbox.interrupts import LOOK_EVERY
 from sandbox.isolation.base import Attached, ExecResult, Isolation, Progress, Sandbox, State, Stats, WindowSize
 from sandbox.phases import Phase, Status
-from sandbox.processid import ProcessId
-from sandbox.record import Record
 from sandbox.spec import SANDBOX_UID, Limits, SandboxSpec
-from sandbox.store import Store
+from sandbox.state.processid import ProcessId
+from sandbox.state.record import Record
+from sandbox.state.store import Store
 
 LEVEL = "namespace"
 

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -39,36 +38,6 @@ def test_make_check_leaves_none_out() -> None:
     line = next(line for line in makefile.splitlines() if line.startswith("check:"))
     found = [word for word in line.partition("##")[0].split() if word.startswith("check-")]
     assert found == [f"check-{name}" for name in CHECKS]
-
-
-def _contracts() -> list[dict[str, object]]:
-    with (ROOT / "pyproject.toml").open("rb") as file:
-        found = tomllib.load(file)["tool"]["importlinter"]["contracts"]
-    assert isinstance(found, list)
-    return found
-
-
-def _parts() -> set[str]:
-    """Every module and package right below `sandbox`."""
-    return {
-        f"sandbox.{path.stem}"
-        for path in (ROOT / "sandbox").iterdir()
-        if path.name != "__init__.py" and (path.suffix == ".py" or (path / "__init__.py").exists())
-    }
-
-
-def test_every_part_has_its_layer() -> None:
-    layers = next(contract["layers"] for contract in _contracts() if contract["type"] == "layers")
-    assert isinstance(layers, list)
-    placed = {name.strip().strip("()") for layer in layers for name in layer.replace(":", "|").split("|")}
-    assert _parts() - placed == set()
-
-
-def test_the_kernels_contract_names_every_other_part() -> None:
-    contract = next(contract for contract in _contracts() if contract.get("source_modules") == ["sandbox.kernel"])
-    named = contract["forbidden_modules"]
-    assert isinstance(named, list)
-    assert _parts() - {"sandbox.kernel", "sandbox.__main__"} - set(named) == set()
 
 
 def test_the_command_line_loads_no_engine() -> None:

@@ -1,4 +1,4 @@
-"""Interrupts that wait until what undoes is done, and checkpoints that cost nothing and are all explained."""
+"""Interrupts that wait until what undoes is done, and failpoints that cost nothing and are all explained."""
 
 # ruff: noqa: PT012 - the block that is held back is the statement under test
 from __future__ import annotations
@@ -14,8 +14,8 @@ from types import FrameType
 
 import pytest
 
-from sandbox import checkpoints
-from sandbox.checkpoints import Checkpoint, reached
+from sandbox import failpoints
+from sandbox.failpoints import Failpoint, reached
 from sandbox.interrupts import LOOK_EVERY, deferred, wait_event, wait_readable
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,15 +108,15 @@ def test_other_threads_are_left_alone() -> None:
 
 
 def test_nobody_listens_in_production() -> None:
-    assert checkpoints.listener is None
-    reached(Checkpoint.STARTED)
+    assert failpoints.listener is None
+    reached(Failpoint.STARTED)
 
 
-def test_every_checkpoint_is_explained() -> None:
+def test_every_failpoint_is_explained() -> None:
     text = (ROOT / "docs" / "lifecycle.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\d+) \| ([A-Z_]+) \|", text, re.M)
-    assert [(int(number), name) for number, name in rows] == [(one.value, one.name) for one in Checkpoint]
-    assert all(one.what for one in Checkpoint)
+    assert [(int(number), name) for number, name in rows] == [(one.value, one.name) for one in Failpoint]
+    assert all(one.what for one in Failpoint)
 
 
 def wait_for_pipe() -> None:

@@ -29,7 +29,7 @@ from sandbox.results import IsolationCheck, Verdict
 
 if TYPE_CHECKING:
     from sandbox.isolation.base import ExecResult, Progress, Sandbox
-    from sandbox.manager import Manager, Running
+    from sandbox.lifecycle.manager import Manager, Running
 
 PROBE_TIMEOUT = 60.0
 """Seconds for one run of the probe; an emulated guest takes several."""

@@ -11,8 +11,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from sandbox import codec
 from sandbox.measure.isolation import antagonist, inside
+from sandbox.state import codec
 
 MAX_OUTPUT = 256 * 1024
 """Bytes of a probe's output that are read. The sandbox is not trusted to be brief."""

@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sandbox import network
 from sandbox.kernel import caps, nftables
 from sandbox.measure.isolation import blockdevice
 from sandbox.measure.isolation.observed import Host, Resident, Secrets, clean
-from sandbox.processid import boot_id
+from sandbox.network import lab
 from sandbox.spec import SANDBOX_UID
+from sandbox.state.processid import boot_id
 
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 _ACCEPT_TIMEOUT = 1.0
@@ -111,7 +111,7 @@ class Witness:
         )
 
     def _listen(self, stack: ExitStack) -> None:
-        places = [("bridge address", "inet", network.HOST_ADDRESS), ("loopback", "inet", "127.0.0.1")]
+        places = [("bridge address", "inet", lab.HOST_ADDRESS), ("loopback", "inet", "127.0.0.1")]
         other = _other_address()
         if other:
             places.append(("other address", "inet", other))
@@ -270,7 +270,7 @@ def has_default_route(pid: int) -> bool | None:
 def forwarding_barred() -> bool:
     """Whether the host's table that drops what is forwarded from the bridge is loaded."""
     try:
-        return nftables.table_exists("inet", network.TABLE)
+        return nftables.table_exists("inet", lab.TABLE)
     except OSError:
         return False
 
@@ -285,7 +285,7 @@ def _other_address() -> str | None:
         with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
             peer.connect((probe, 9))
             address = str(peer.getsockname()[0])
-            if address != network.HOST_ADDRESS and not address.startswith("127."):
+            if address != lab.HOST_ADDRESS and not address.startswith("127."):
                 return address
     return None
 

@@ -23,7 +23,7 @@ import pytest
 
 from sandbox import images
 from sandbox.kernel import seccomp, syscall_table
-from sandbox.manager import Manager
+from sandbox.lifecycle.manager import Manager
 from sandbox.spec import MIB, SANDBOX_UID
 from tests.integration.hardening import numbers, switches
 

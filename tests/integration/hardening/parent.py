@@ -29,7 +29,7 @@ import pytest
 
 from sandbox.errors import SandboxError
 from sandbox.kernel import syscall_table, syscalls
-from sandbox.manager import Manager, Running
+from sandbox.lifecycle.manager import Manager, Running
 from sandbox.spec import MIB, SandboxSpec
 from tests.integration.hardening import probes, switches
 from tests.integration.hardening.cases import CASES, Case

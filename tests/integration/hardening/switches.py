@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from sandbox import network, starting
-from sandbox.isolation import local, namespace
 from sandbox.isolation.base import environment as environment_asked_for
+from sandbox.isolation.local import namespace
+from sandbox.isolation.local import sandbox as local
 from sandbox.kernel import (
     caps,
     cgroup,
@@ -33,6 +33,8 @@ from sandbox.kernel import (
     syscalls,
     walls,
 )
+from sandbox.lifecycle import start
+from sandbox.network import lab
 from sandbox.spec import SandboxSpec
 
 Switch = Callable[[pytest.MonkeyPatch], None]
@@ -206,7 +208,7 @@ def not_read_only(path: str) -> Switch:
 
 def tmpfs_without_size(patch: pytest.MonkeyPatch) -> None:
     """The default is half of the host's memory (tmpfs(5)); nor is that noticed when limits are read back."""
-    patch.setattr(starting, "check_limits", _nothing)
+    patch.setattr(start, "check_limits", _nothing)
     real = syscalls.mount
 
     def mount(source: str, target: str, kind: str | None = None, flags: int = 0, data: str | None = None) -> None:
@@ -280,7 +282,7 @@ def no_limit(controller: str) -> Switch:
                 write(path, value)
 
         patch.setattr(cgroup, "_write", skipping)
-        patch.setattr(starting, "check_limits", _nothing)
+        patch.setattr(start, "check_limits", _nothing)
 
     return switch
 
@@ -305,7 +307,7 @@ def hosts_pids(patch: pytest.MonkeyPatch) -> None:
 def hosts_network(patch: pytest.MonkeyPatch) -> None:
     """No link is made for it then, and /sys is left out: it belongs to the owner of the network namespace."""
     _flags(patch, syscalls.CLONE_NEWNET)
-    patch.setattr(network, "attach", _nothing)
+    patch.setattr(lab, "attach", _nothing)
     patch.setattr(ifconfig, "up", _nothing)
     _mounts(patch, lambda kind: kind == "sysfs", None)
 
@@ -316,7 +318,7 @@ def way_out(patch: pytest.MonkeyPatch) -> None:
 
     def with_route(self: enter.Child) -> None:
         command = ["nsenter", f"--net=/proc/{self.pid}/ns/net", "ip", "route", "add", "default"]
-        subprocess.run([*command, "via", network.HOST_ADDRESS], check=True)
+        subprocess.run([*command, "via", lab.HOST_ADDRESS], check=True)
         release(self)
 
     patch.setattr(enter.Child, "release", with_route)

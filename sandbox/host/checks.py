@@ -1,0 +1,156 @@
+"""The capabilities by name, and what each isolation level requires.
+
+A check looks at the host and returns a `Finding`; it never raises for what is missing. `Survey` runs each check at
+most once, and recalls from the state directory what the running kernel has already shown that it can do.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import TYPE_CHECKING
+
+from sandbox.host import kernel, kvm, libvirt, programs, verdicts
+from sandbox.host.finding import Finding
+
+if TYPE_CHECKING:
+    from sandbox.host.docker_check import Engine
+
+__all__ = ["CHECKS", "OPTIONAL", "REQUIRED", "Finding", "Optional", "Survey"]
+
+Check = Callable[["Survey"], Finding]
+
+_LIMITS = ("cgroup.cpu", "cgroup.memory", "cgroup.pids")
+_LAB = ("program.nft", "net.nftables", "net.bridge", "net.veth", "python.pyroute2")
+_COMMON = ("root", *_LIMITS, *_LAB, "program.mmdebstrap")
+
+REQUIRED: dict[str, tuple[str, ...]] = {
+    "process": _COMMON,
+    "namespace": (*_COMMON, *(f"ns.{kind}" for kind in kernel.REQUIRED_NAMESPACES), "seccomp"),
+    "container": (*_COMMON, "docker.daemon", "python.docker"),
+    "gvisor": (*_COMMON, "docker.daemon", "python.docker", "docker.runsc"),
+    "vm": (
+        *_COMMON,
+        "net.tun",
+        "program.qemu",
+        "program.mkfs.ext4",
+        "libvirt.daemon",
+        "libvirt.kvm-group",
+        "python.libvirt",
+        "python.paramiko",
+    ),
+}
+"""Isolation level to the capabilities without which it does not work, the telling ones first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Optional:
+    """A capability that no level requires, and what is lost without it."""
+
+    name: str
+    without: str
+
+
+OPTIONAL: tuple[Optional, ...] = (
+    Optional("kvm", "virtual machines are emulated (TCG), 20 to 30 times slower at computing; every figure says so"),
+    Optional("program.wrk", "sandbox compare cannot measure throughput"),
+    Optional("program.h2load", "sandbox bench cannot send at a fixed rate"),
+    Optional("ns.time", "sandboxes share the host's clock offsets"),
+    Optional("cgroup.cpuset", "sandboxes cannot be pinned to CPUs"),
+    Optional("overlayfs", "Docker falls back to a slower storage driver"),
+    Optional("program.vagrant", "the Vagrantfile cannot be used"),
+)
+
+
+def _docker_daemon(survey: Survey) -> Finding:
+    from sandbox.host import docker_check  # http.client costs 15 ms, which a level without Docker need not pay
+
+    return docker_check.daemon(survey.engine)
+
+
+def _docker_runsc(survey: Survey) -> Finding:
+    from sandbox.host import docker_check
+
+    return docker_check.runsc(survey.engine)
+
+
+CHECKS: dict[str, Check] = {
+    "root": lambda _: kernel.root(),
+    **{f"cgroup.{name}": partial(lambda name, _: kernel.controller(name), name) for name in kernel.CONTROLLERS},
+    **{f"ns.{kind}": partial(lambda kind, _: kernel.namespace(kind), kind) for kind in kernel.NAMESPACES},
+    "seccomp": lambda _: kernel.seccomp(),
+    "overlayfs": lambda _: kernel.overlayfs(),
+    "net.bridge": lambda _: kernel.link("bridge"),
+    "net.veth": lambda _: kernel.link("veth"),
+    "net.nftables": lambda _: kernel.nftables(),
+    "net.tun": lambda _: kernel.tun(),
+    "docker.daemon": _docker_daemon,
+    "docker.runsc": _docker_runsc,
+    "libvirt.daemon": lambda _: libvirt.daemon(),
+    "libvirt.kvm-group": lambda _: libvirt.kvm_group(),
+    "kvm": lambda _: kvm.finding(),
+    **{f"program.{name}": partial(lambda name, _: programs.program(name), name) for name in programs.PROGRAMS},
+    **{f"python.{name}": partial(lambda name, _: programs.module(name), name) for name in programs.MODULES},
+}
+"""Capability to the function that looks for it."""
+
+_REMEMBERED = frozenset(
+    name for name in CHECKS if name.startswith("ns.") or name in {"net.bridge", "net.veth", "net.nftables", "overlayfs"}
+)
+"""What a kernel can do once it can do until it is replaced; looking costs a process or two each."""
+
+
+class Survey:
+    """One look at the host."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, Finding] = {}
+        self._known = verdicts.recall("kernel", self._key()) or {}
+
+    @staticmethod
+    def _key() -> str:
+        return f"euid {os.geteuid()}"
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The Docker daemon."""
+        from sandbox.host.docker_check import Engine
+
+        return Engine()
+
+    def look(self, name: str) -> Finding:
+        """Check one capability, at most once.
+
+        Raises:
+            KeyError: there is no capability of that name.
+        """
+        if name not in self._found:
+            self._found[name] = self._look(name)
+        return self._found[name]
+
+    def _look(self, name: str) -> Finding:
+        looking = CHECKS[name]
+        if name in self._known:
+            return Finding(name, True, str(self._known[name]))
+        try:
+            finding = looking(self)
+        except Exception as error:  # a survey of an unknown host: whatever a check trips over is its finding
+            return Finding(name, False, f"it could not be checked: {type(error).__name__}: {error}", "report this")
+        if finding.ok and name in _REMEMBERED:
+            self._known[name] = finding.detail
+            verdicts.remember("kernel", self._key(), self._known)
+        return finding
+
+    def level(self, level: str) -> list[Finding]:
+        """The findings on all that a level requires.
+
+        Without root there is one finding, for little else can be seen.
+
+        Raises:
+            KeyError: there is no level of that name.
+        """
+        required = REQUIRED[level]
+        root = self.look("root")
+        return [self.look(name) for name in required] if root.ok else [root]

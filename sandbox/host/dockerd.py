@@ -1,0 +1,159 @@
+"""The configuration of dockerd: the runtime runsc is registered in it, without touching what somebody else wrote."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from sandbox.errors import EngineError
+from sandbox.host import daemons
+from sandbox.host.docker_check import RUNTIME, RUNTIME_ARGS, DockerError, Engine
+from sandbox.host.programs import which
+from sandbox.state import paths
+from sandbox.state.processid import start_time
+
+NAME = "dockerd"
+SYSTEM_CONFIG = Path("/etc/docker/daemon.json")
+SYSTEM_PID = Path("/var/run/docker.pid")
+CONTAINERD_PID = Path("/var/run/docker/containerd/containerd.pid")
+_RELOAD_TIMEOUT = 10.0
+
+
+def own_config() -> Path:
+    """The configuration of a dockerd that we start."""
+    return paths.host_dir() / "dockerd.json"
+
+
+def entry() -> dict[str, Any]:
+    """How runsc is registered; empty where it is not installed."""
+    path = which(RUNTIME)
+    return {RUNTIME: {"path": path, "runtimeArgs": list(RUNTIME_ARGS)}} if path else {}
+
+
+def advice() -> str:
+    """What to add by hand to a configuration that is not ours."""
+    return f'add to {SYSTEM_CONFIG}: "runtimes": {json.dumps(entry())}, and reload dockerd'
+
+
+def merged(theirs: dict[str, Any]) -> dict[str, Any]:
+    """Somebody's configuration with our runtime added; what they say of a runtime of that name wins."""
+    runtimes = {**entry(), **(theirs.get("runtimes") or {})}
+    return {**theirs, "runtimes": runtimes} if runtimes else dict(theirs)
+
+
+def start() -> str:
+    """Start a dockerd of our own, with the host's configuration and runsc.
+
+    Returns:
+        What was done, one line.
+
+    Raises:
+        EngineError: the host's configuration is not JSON, or dockerd does not come up.
+    """
+    _write(own_config(), merged(_theirs()))
+    _sweep()
+    engine = Engine()
+
+    def ready() -> bool:
+        try:
+            engine.version()
+        except DockerError:
+            return False
+        return True
+
+    process = daemons.start(NAME, [NAME, "--config-file", str(own_config())], ready=ready)
+    return f"started dockerd (pid {process.pid}, log {daemons.log_path(NAME)})"
+
+
+def register() -> tuple[str | None, str | None]:
+    """Make a dockerd that runs know runsc.
+
+    Returns:
+        What was done, and what the administrator has to do: one of them, one line.
+
+    Raises:
+        EngineError: the configuration cannot be written or read.
+    """
+    if os.environ.get("DOCKER_HOST"):
+        return None, f"on the host of {os.environ['DOCKER_HOST']}: {advice()}"
+    if daemons.running(NAME) is not None:
+        _write(own_config(), merged(_theirs()))
+        daemons.send(NAME, signal.SIGHUP)
+        where = own_config()
+    elif SYSTEM_CONFIG.exists() and RUNTIME not in (_theirs().get("runtimes") or {}):
+        return None, advice()
+    elif SYSTEM_CONFIG.exists():  # it is there, and dockerd has not read it since
+        _reload()
+        where = SYSTEM_CONFIG
+    else:
+        _write(SYSTEM_CONFIG, {"runtimes": entry()})
+        _reload()
+        where = SYSTEM_CONFIG
+    deadline = time.monotonic() + _RELOAD_TIMEOUT
+    while time.monotonic() < deadline:
+        try:
+            if Engine().runtime() is not None:
+                return f"registered the runtime runsc with dockerd ({where})", None
+        except DockerError as error:
+            raise EngineError(f"dockerd does not answer after its reload: {error}") from error
+        time.sleep(0.1)
+    return None, f"{where} is written, but dockerd does not heed it: restart dockerd"
+
+
+def _sweep() -> None:
+    """Remove pid files that outlived their daemons.
+
+    dockerd takes any process of that number for its predecessor and refuses to start, or for its containerd and waits
+    for it in vain: after a SIGKILL (a zombie that init has not reaped counts too) and in a copy of a machine.
+    """
+    for path, name in ((SYSTEM_PID, NAME), (CONTAINERD_PID, "containerd")):
+        try:
+            pid = int(path.read_text(encoding="ascii"))
+            comm = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip()
+            lives = comm == name and start_time(pid) is not None
+        except (OSError, ValueError):
+            lives = False
+        if not lives:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
+def _theirs() -> dict[str, Any]:
+    try:
+        found = json.loads(SYSTEM_CONFIG.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise EngineError(f"{SYSTEM_CONFIG} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise EngineError(f"{SYSTEM_CONFIG} is not a JSON object")
+    return found
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+        temporary = path.with_name(f".{path.name}.new")
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise EngineError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _reload() -> None:
+    """Make the daemon read its configuration again: `runtimes` is one of the options that dockerd(8) reloads.
+
+    The signal is sent from here under systemd too: Debian's unit reloads with /bin/kill, which a small system lacks.
+    """
+    try:
+        pid = int(SYSTEM_PID.read_text(encoding="ascii"))
+        if Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip() != NAME:
+            raise EngineError(f"{SYSTEM_PID} does not name a dockerd", "restart dockerd")
+        os.kill(pid, signal.SIGHUP)
+    except (OSError, ValueError) as error:
+        raise EngineError(f"dockerd could not be told to reload: {error}", "restart dockerd") from error

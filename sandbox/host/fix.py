@@ -1,0 +1,294 @@
+"""Mends what `sandbox doctor` finds missing, on Debian and its kin; elsewhere it only says what to install.
+
+Each step looks first and acts only on what it finds, so a second run does nothing.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import invalidate_caches, metadata
+from pathlib import Path
+from typing import Any
+
+from sandbox.errors import EngineError, SandboxError, UnavailableError
+from sandbox.host import apt, daemons, dockerd, libvirt
+from sandbox.host.checks import OPTIONAL, REQUIRED, Survey
+from sandbox.host.distribution import OPTIONAL_PACKAGES, PACKAGES, distribution, systemd
+from sandbox.host.finding import Finding
+from sandbox.host.programs import which
+from sandbox.host.sockets import listens
+from sandbox.state.store import named_lock
+
+Progress = Callable[[str], None]
+
+DISTRIBUTION_NAME = "sandbox-manager"
+NOT_INSTALLED = frozenset({"program.vagrant"})
+"""Left to the user: large, and no level needs it."""
+
+
+@dataclass
+class Outcome:
+    """What mending came to.
+
+    Attributes:
+        done: what was changed, a line each; empty when there was nothing to do.
+        advice: what is left to the administrator, a line each.
+        failed: steps that did not succeed, a line each; the steps after them were taken all the same.
+    """
+
+    done: list[str] = field(default_factory=list)
+    advice: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+
+def fix(progress: Progress) -> Outcome:
+    """Install and start what is missing.
+
+    Args:
+        progress: takes one line for each thing that happens.
+
+    Raises:
+        UnavailableError: this is not root.
+        StoreError: the state directory cannot be written.
+    """
+    if os.geteuid() != 0:
+        raise UnavailableError("mending this host needs root", "sudo sandbox doctor --fix")
+    outcome = Outcome()
+    if not distribution().debian:
+        _say_what_to_install(outcome)
+        return outcome
+    with named_lock("doctor"):
+        for step in (_packages, _kvm_group, _docker, _runsc, _libvirt, _binding):
+            before = len(outcome.done)
+            try:
+                step(outcome, progress)
+            except SandboxError as error:  # one level's failure is no reason to withhold the others
+                outcome.failed.append(str(error))
+            for line in outcome.done[before:]:
+                progress(line)
+    return outcome
+
+
+def stop(progress: Progress) -> list[str]:
+    """Stop the daemons that `fix` started on this host, and no others.
+
+    Returns:
+        A line for each.
+
+    Raises:
+        EngineError: one does not end.
+    """
+    done = []
+    with named_lock("doctor"):
+        for name in daemons.ours():
+            if daemons.stop(name):
+                done.append(f"stopped {name}")
+                progress(done[-1])
+    return done
+
+
+def lacking() -> list[Finding]:
+    """Everything that a level requires, or a command can use, and that is not there."""
+    survey = Survey()
+    names = dict.fromkeys([*(name for required in REQUIRED.values() for name in required)])
+    names |= dict.fromkeys(item.name for item in OPTIONAL if item.name.startswith("program."))
+    return [finding for name in names if not (finding := survey.look(name)).ok]
+
+
+def _say_what_to_install(outcome: Outcome) -> None:
+    for finding in lacking():
+        outcome.advice.append(f"{finding.detail}: {finding.remedy}")
+
+
+def wanted_packages(names: list[str]) -> list[str]:
+    """Packages that bring capabilities, without those whose program is there and merely does not run."""
+    wanted: dict[str, None] = {}
+    for name in names:
+        if name in NOT_INSTALLED or name not in PACKAGES or _installed(name):
+            continue
+        if name == "python.libvirt":
+            wanted |= dict.fromkeys(_binding_packages())
+        else:
+            wanted |= dict.fromkeys(PACKAGES[name] + OPTIONAL_PACKAGES.get(name, ()))
+    return list(wanted)
+
+
+def _installed(name: str) -> bool:
+    if name == "docker.daemon":
+        return which("dockerd") is not None  # Docker's own packages are as good as the distribution's
+    if name == "docker.runsc":
+        return which("runsc") is not None
+    if name == "libvirt.daemon":
+        return which("virsh") is not None and _libvirt_daemon() is not None
+    return False
+
+
+def _packages(outcome: Outcome, progress: Progress) -> None:
+    names = [finding.name for finding in lacking()]
+    if "net.bridge" in names and which("ip") is None:
+        names.append("program.ip")
+    if "net.nftables" in names and which("nft") is None:
+        names.append("program.nft")
+    packages = wanted_packages(names)
+    if not packages:
+        return
+    apt.update(progress)
+    found = apt.available(packages)
+    optional = {package for extra in OPTIONAL_PACKAGES.values() for package in extra}
+    outcome.advice += [
+        f"{distribution().name} has no package {package}: install it from its makers"
+        for package in packages
+        if package not in found and package not in optional
+    ]
+    if found:
+        apt.install(found, progress)
+        outcome.done.append("installed " + " ".join(found))
+
+
+def _kvm_group(outcome: Outcome, progress: Progress) -> None:
+    """Do what udev does elsewhere: the device belongs to the group kvm, which libvirt's user for QEMU is in."""
+    del progress
+    if libvirt.kvm_group().ok:
+        return
+    found = libvirt.KVM_DEVICE.stat()
+    try:
+        group = grp.getgrnam("kvm").gr_gid
+    except KeyError:
+        outcome.advice.append(f"there is no group kvm to give {libvirt.KVM_DEVICE} to")
+        return
+    if found.st_uid != 0 or found.st_gid != 0:
+        outcome.advice.append(f"{libvirt.KVM_DEVICE} belongs to others; {libvirt.kvm_group().remedy}")
+        return
+    os.chown(libvirt.KVM_DEVICE, 0, group)
+    libvirt.KVM_DEVICE.chmod(0o660)
+    outcome.done.append(
+        f"gave {libvirt.KVM_DEVICE} to the group kvm, as udev does: libvirt starts machines quickly now"
+    )
+
+
+def _docker(outcome: Outcome, progress: Progress) -> None:
+    if Survey().look("docker.daemon").ok or which("dockerd") is None:
+        return
+    if os.environ.get("DOCKER_HOST"):
+        outcome.advice.append(f"DOCKER_HOST is {os.environ['DOCKER_HOST']}: start that daemon, or unset it")
+    elif systemd():
+        progress("starting docker")
+        outcome.done.append(_systemctl("docker"))
+    else:
+        progress("starting dockerd")
+        outcome.done.append(dockerd.start())
+
+
+def _runsc(outcome: Outcome, progress: Progress) -> None:
+    survey = Survey()
+    if which("runsc") is None or not survey.look("docker.daemon").ok or survey.engine.runtime() is not None:
+        return
+    progress("registering the runtime runsc with dockerd")
+    done, advice = dockerd.register()
+    outcome.done += [done] if done else []
+    outcome.advice += [advice] if advice else []
+
+
+def _libvirt_daemon() -> str | None:
+    """The daemon that serves qemu:///system: the monolithic one, or the modular one where there is no other."""
+    return next((name for name in ("libvirtd", "virtqemud") if which(name)), None)
+
+
+def _libvirt(outcome: Outcome, progress: Progress) -> None:
+    name = _libvirt_daemon()
+    if libvirt.daemon().ok or name is None or which("virsh") is None:
+        return
+    progress(f"starting {name}")
+    if systemd():
+        outcome.done.append(_systemctl(name if name == "libvirtd" else f"{name}.socket"))
+        if which("virtlogd") is not None and not listens(libvirt.VIRTLOGD_SOCKET):
+            outcome.done.append(_systemctl("virtlogd.socket"))
+        return
+    if which("virtlogd") is not None and not listens(libvirt.VIRTLOGD_SOCKET):
+        process = daemons.start("virtlogd", ["virtlogd"], ready=lambda: listens(libvirt.VIRTLOGD_SOCKET))
+        outcome.done.append(f"started virtlogd (pid {process.pid}, log {daemons.log_path('virtlogd')})")
+    if libvirt.daemon().ok:  # it ran, and missed virtlogd only
+        return
+    process = daemons.start(name, [name], ready=lambda: libvirt.daemon().ok)
+    outcome.done.append(f"started {name} (pid {process.pid}, log {daemons.log_path(name)})")
+
+
+def _systemctl(unit: str) -> str:
+    done = subprocess.run(
+        ["systemctl", "enable", "--now", unit], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        words = done.stderr.strip().splitlines() or ["no reason given"]
+        raise EngineError(f"systemctl enable --now {unit} failed: {words[-1]}", f"journalctl -u {unit}")
+    return f"enabled and started {unit}"
+
+
+def _system_interpreter() -> bool:
+    """Whether this is the distribution's own interpreter, outside any virtual environment."""
+    return sys.prefix == sys.base_prefix == "/usr"
+
+
+def _binding_packages() -> list[str]:
+    if _system_interpreter():
+        return ["python3-libvirt"]
+    packages = [package for package in PACKAGES["python.libvirt"] if package != "python3-dev"]
+    if sys.base_prefix == "/usr":  # an interpreter from elsewhere brings its own headers
+        packages.append(f"python{sys.version_info.major}.{sys.version_info.minor}-dev")
+    return packages
+
+
+def _owner_of(directory: Path) -> dict[str, Any]:
+    """Arguments that make a subprocess run as the owner of an environment: no file of root's in a user's checkout."""
+    found = directory.stat()
+    if found.st_uid == os.geteuid():
+        return {}
+    home = pwd.getpwuid(found.st_uid).pw_dir
+    return {
+        "user": found.st_uid,
+        "group": found.st_gid,
+        "extra_groups": [],
+        "env": {**os.environ, "HOME": home},
+        "cwd": "/",
+    }
+
+
+def _binding(outcome: Outcome, progress: Progress) -> None:
+    """Build libvirt's Python binding into this environment: it is compiled against the libvirt of this host."""
+    invalidate_caches()
+    if Survey().look("python.libvirt").ok:
+        return
+    if _system_interpreter():
+        outcome.advice.append("the Python module libvirt is not there: apt-get install python3-libvirt")
+        return
+    if (Path(sysconfig.get_path("stdlib")) / "EXTERNALLY-MANAGED").exists() and sys.prefix == sys.base_prefix:
+        outcome.advice.append("this Python is managed by the distribution: install sandbox in a virtual environment")
+        return
+    wanted = [
+        requirement.partition(";")[0].strip()
+        for requirement in metadata.requires(DISTRIBUTION_NAME) or []
+        if requirement.replace('"', "'").replace(" ", "").endswith("extra=='vm'")
+    ]
+    if not wanted or shutil.which("pkg-config") is None:
+        outcome.advice.append("the Python module libvirt cannot be built here: install sandbox with its extra vm")
+        return
+    progress(f"pip install {' '.join(wanted)}")
+    argv = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--no-input", *wanted]
+    done = subprocess.run(
+        argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, **_owner_of(Path(sys.prefix))
+    )
+    if done.returncode != 0:
+        lines = [line for line in done.stderr.splitlines() if "error" in line.lower()] or done.stderr.splitlines()
+        raise EngineError(
+            f"pip could not install {' '.join(wanted)}: {lines[-1].strip() if lines else 'no reason given'}",
+            "try: " + " ".join(argv),
+        )
+    invalidate_caches()
+    outcome.done.append(f"installed {' '.join(wanted)} in {sys.prefix}")

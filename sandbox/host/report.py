@@ -1,0 +1,128 @@
+"""All that is known of this host, in one document: what `sandbox doctor` prints."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sandbox.host.checks import CHECKS, OPTIONAL, REQUIRED, Finding, Survey
+from sandbox.host.distribution import distribution, systemd
+from sandbox.kernel import cgroup
+from sandbox.state.processid import boot_id
+
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One isolation level: available when nothing is missing."""
+
+    name: str
+    missing: tuple[Finding, ...]
+
+    @property
+    def available(self) -> bool:
+        """Whether everything that it requires is there."""
+        return not self.missing
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """An optional capability that is not there, and what is lost without it."""
+
+    finding: Finding
+    without: str
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What the verdicts hold for.
+
+    Attributes:
+        distribution: for people.
+        kernel: release, as uname -r.
+        machine: architecture, as uname -m.
+        boot_id: of this boot.
+        cgroups: "v1", "v2" or "hybrid".
+        init: "systemd" or "other".
+    """
+
+    distribution: str
+    kernel: str
+    machine: str
+    boot_id: str
+    cgroups: str
+    init: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The whole document."""
+
+    host: Host
+    levels: tuple[Level, ...]
+    notes: tuple[Note, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every level is available."""
+        return all(level.available for level in self.levels)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON types."""
+        return {
+            "version": VERSION,
+            "host": asdict(self.host),
+            "levels": [
+                {
+                    "level": level.name,
+                    "available": level.available,
+                    "missing": [
+                        {"what": finding.name, "reason": finding.detail, "remedy": finding.remedy}
+                        for finding in level.missing
+                    ],
+                }
+                for level in self.levels
+            ],
+            "notes": [
+                {
+                    "what": note.finding.name,
+                    "reason": note.finding.detail,
+                    "remedy": note.finding.remedy,
+                    "without": note.without,
+                }
+                for note in self.notes
+            ],
+            "checks": [
+                {"what": finding.name, "ok": finding.ok, "detail": finding.detail, "remedy": finding.remedy}
+                for finding in self.findings
+            ],
+        }
+
+
+def look() -> Report:
+    """Look at this host. Never raises for what it lacks."""
+    survey = Survey()
+    levels = tuple(Level(name, tuple(finding for finding in survey.level(name) if not finding.ok)) for name in REQUIRED)
+    if not survey.look("root").ok:
+        return Report(_host(), levels, (), (survey.look("root"),))
+    notes = tuple(
+        Note(finding, optional.without) for optional in OPTIONAL if not (finding := survey.look(optional.name)).ok
+    )
+    return Report(_host(), levels, notes, tuple(survey.look(name) for name in CHECKS))
+
+
+def _host() -> Host:
+    name = os.uname()
+    mounts = Path("/proc/mounts").read_text(encoding="utf-8")
+    return Host(
+        distribution=distribution().name,
+        kernel=name.release,
+        machine=name.machine,
+        boot_id=boot_id(),
+        cgroups=cgroup.read_hierarchy(mounts).mode,
+        init="systemd" if systemd() else "other",
+    )

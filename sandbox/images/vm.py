@@ -1,0 +1,380 @@
+"""Makes a VM's kernel, initramfs and disk out of the root filesystem and Debian's kernel.
+
+Nothing here needs root's special powers or a loop device: the initramfs is a cpio archive that is written byte by
+byte, the disk is filled by mke2fs(8) while it is made. Both are the same for all sandboxes, and only ever read.
+"""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import math
+import os
+import stat
+import struct
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+from sandbox.errors import ImageError
+from sandbox.images import ext4
+from sandbox.state.data import data_dir
+
+KERNEL_FILE = "vmlinuz"
+INITRD_FILE = "initrd"
+DISK_FILE = "disk.raw"
+
+GUEST_HOME = "usr/lib/sandbox-vm"
+"""Where the guest sees what it needs beside the root filesystem; the scripts in vm/ know this path."""
+GUEST_DIR = "guest"
+"""The same, as the initramfs holds it."""
+APP = "app"
+"""An application's files: below both of these, and where the guest shows them."""
+
+DROPBEAR_LIBRARIES = ("libtomcrypt.so.1", "libtommath.so.1", "libcrypt.so.1", "libz.so.1")
+"""What Debian's dropbear is linked with beside the C library, which the root filesystem has in any case."""
+
+_LIBRARY_DIRS = ("lib/*-linux-gnu", "usr/lib/*-linux-gnu")
+_MTIME = 1704067200
+_BLOCK = 4096
+_SLACK = 8 * 1024 * 1024
+"""Bytes of the disk beyond what the files take: group descriptors, bitmaps, and directories that grow."""
+
+Progress = Callable[[str], None]
+
+
+def build_vm(rootfs: Path, kernel_tree: Path, target: Path, progress: Progress) -> None:
+    """Write the kernel, the initramfs and the disk into a directory.
+
+    Args:
+        rootfs: the root filesystem, as a directory; it is not changed.
+        kernel_tree: packages extracted side by side: a kernel with its modules, busybox-static, dropbear-bin.
+        target: an existing directory.
+        progress: told what is being done.
+
+    Raises:
+        ImageError: a tree lacks something, mke2fs failed, or the disk is full.
+    """
+    try:
+        progress("unpacking the VM's kernel")
+        (target / KERNEL_FILE).write_bytes(unpack_kernel(_only(kernel_tree, "boot/vmlinuz-*").read_bytes()))
+        progress("writing the VM's initramfs")
+        with (target / INITRD_FILE).open("wb") as file:
+            for part in cpio(initramfs(rootfs, kernel_tree)):
+                file.write(part)
+        progress("writing the VM's disk")
+        with tempfile.TemporaryDirectory(dir=target, prefix=".disk-") as scratch:
+            staging = Path(scratch) / "root"
+            stage_disk(rootfs, staging)
+            make_filesystem(staging, target / DISK_FILE)
+    except OSError as error:
+        raise ImageError(f"the VM's image could not be written: {error}") from error
+
+
+# --- the kernel --------------------------------------------------------------------------------------------------
+
+_SETUP_SECTS, _HEADER_MAGIC, _PAYLOAD = 0x1F1, 0x202, 0x248
+"""Offsets in a bzImage: Documentation/arch/x86/boot.rst, "The Real-Mode Kernel Header"."""
+_LZ4_LEGACY = b"\x02\x21\x4c\x18"
+
+
+def unpack_kernel(image: bytes) -> bytes:
+    """The uncompressed kernel inside a bzImage, which starts by its PVH note (an ELF file).
+
+    Emulated, a kernel takes 0.2 to 0.8 s to unpack itself at every boot; here it is done once. An image that is no
+    bzImage, or is packed by a method unknown here, is returned as it is: it boots as well, only later.
+
+    Raises:
+        ImageError: it is damaged.
+    """
+    if image[_HEADER_MAGIC : _HEADER_MAGIC + 4] != b"HdrS":
+        return image
+    offset, length = struct.unpack_from("<II", image, _PAYLOAD)
+    begin = (image[_SETUP_SECTS] + 1) * 512 + offset
+    payload = image[begin : begin + length]
+    try:
+        if payload.startswith(_LZ4_LEGACY):
+            kernel = unpack_lz4(payload)
+        elif payload.startswith(b"\x1f\x8b"):
+            kernel = gzip.decompress(payload[:-4])
+        elif payload.startswith(b"\xfd7zXZ"):
+            kernel = lzma.decompress(payload[:-4])
+        else:
+            return image
+    except (IndexError, ValueError, struct.error, lzma.LZMAError, EOFError, OSError) as error:
+        raise ImageError(f"the kernel cannot be unpacked: {error}") from error
+    # The payload ends with its unpacked size (scripts/Makefile.lib, size_append).
+    (size,) = struct.unpack("<I", payload[-4:])
+    if len(kernel) != size or not kernel.startswith(b"\x7fELF"):
+        raise ImageError("the kernel unpacks to something that is no kernel", "sandbox images rm, then build again")
+    return kernel
+
+
+def unpack_lz4(payload: bytes) -> bytes:
+    """LZ4's legacy frame, as the kernel's build writes it (LZ4 Frame Format, "Legacy frame").
+
+    Raises:
+        IndexError, ValueError, struct.error: it is damaged.
+    """
+    out = bytearray()
+    position = 4
+    while position + 4 < len(payload):
+        (size,) = struct.unpack_from("<I", payload, position)
+        position += 4
+        _unpack_lz4_block(payload[position : position + size], out)
+        position += size
+    return bytes(out)
+
+
+def _unpack_lz4_block(block: bytes, out: bytearray) -> None:
+    """One block of sequences: token, literals, offset, match (LZ4 Block Format)."""
+    position, end, begin = 0, len(block), len(out)
+
+    def extended(length: int) -> int:
+        nonlocal position
+        more = 255
+        while more == 255:
+            more = block[position]
+            position += 1
+            length += more
+        return length
+
+    while position < end:
+        token = block[position]
+        position += 1
+        literals = token >> 4
+        if literals == 15:
+            literals = extended(literals)
+        out += block[position : position + literals]
+        position += literals
+        if position >= end:
+            return
+        offset = block[position] | block[position + 1] << 8
+        position += 2
+        match = token & 15
+        if match == 15:
+            match = extended(match)
+        match += 4
+        start = len(out) - offset
+        if offset == 0 or start < begin:
+            raise ValueError("a match reaches before its block")
+        if offset >= match:
+            out += out[start : start + match]
+        else:  # it overlaps what it writes: a pattern that repeats
+            out += (out[start:] * (match // offset + 1))[:match]
+
+
+# --- the initramfs -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry of an archive.
+
+    Attributes:
+        name: path without a leading '/'.
+        mode: with the bits of the file's type.
+        content: bytes of a file.
+        device: major and minor number of a device.
+    """
+
+    name: str
+    mode: int
+    content: bytes = b""
+    device: tuple[int, int] = (0, 0)
+
+
+def file_entry(name: str, content: bytes, permissions: int) -> Entry:
+    """A regular file."""
+    return Entry(name, stat.S_IFREG | permissions, content)
+
+
+def directory_entry(name: str, permissions: int = 0o755) -> Entry:
+    """A directory."""
+    return Entry(name, stat.S_IFDIR | permissions)
+
+
+def initramfs(rootfs: Path, kernel_tree: Path) -> Iterator[Entry]:
+    """What the initramfs holds: busybox, the drivers, an SSH server, and the scripts of vm/.
+
+    The guest's part, below GUEST_DIR, is completed by a second archive of each machine's own; see `config_archive`.
+
+    Raises:
+        ImageError: a tree lacks something.
+    """
+    source = data_dir("vm")
+    busybox = _find(kernel_tree, "bin/busybox").read_bytes()
+    for directory in ("bin", "dev", "lib", "lib/modules", "sysroot", GUEST_DIR, f"{GUEST_DIR}/lib"):
+        yield directory_entry(directory)
+    # The kernel opens it for the init's three descriptors before anything is mounted.
+    yield Entry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1))
+    yield file_entry("bin/busybox", busybox, 0o755)
+    names = module_names((source / "initramfs" / "modules").read_text(encoding="utf-8"))
+    for name in names:
+        module = _only(kernel_tree, f"lib/modules/*/kernel/**/{name}.ko")
+        yield file_entry(f"lib/modules/{name}.ko", module.read_bytes(), 0o644)
+    yield file_entry("modules", "".join(f"{name}\n" for name in names).encode(), 0o644)
+    yield file_entry("init", (source / "initramfs" / "init").read_bytes(), 0o755)
+    for name in ("init", "enter", "common"):
+        yield file_entry(f"{GUEST_DIR}/{name}", (source / "guest" / name).read_bytes(), 0o755)
+    yield file_entry(f"{GUEST_DIR}/dropbear", _find(kernel_tree, "usr/sbin/dropbear").read_bytes(), 0o755)
+    yield file_entry(f"{GUEST_DIR}/busybox", busybox, 0o755)
+    for name in DROPBEAR_LIBRARIES:
+        if _library(rootfs, name) is None:
+            found = _library(kernel_tree, name)
+            if found is None:
+                raise ImageError(f"neither the root filesystem nor the kernel's packages have {name}")
+            yield file_entry(f"{GUEST_DIR}/lib/{name}", found.read_bytes(), 0o644)
+
+
+def _library(tree: Path, name: str) -> Path | None:
+    return next((path for pattern in _LIBRARY_DIRS for path in tree.glob(f"{pattern}/{name}")), None)
+
+
+def config_archive(files: Mapping[str, bytes]) -> bytes:
+    """One machine's configuration, to be appended to the initramfs: the kernel unpacks one archive after the other.
+
+    Args:
+        files: name to content; root alone can read them in the guest.
+    """
+    entries = [file_entry(f"{GUEST_DIR}/etc/{name}", content, 0o600) for name, content in files.items()]
+    return b"".join(cpio([directory_entry(f"{GUEST_DIR}/etc", 0o700), *entries]))
+
+
+def app_archive(source: Path) -> Iterator[bytes]:
+    """An application's files, to be appended likewise. They are root's inside, and readable for everybody.
+
+    Raises:
+        OSError: they cannot be read.
+        ImageError: there is something among them that is no file, directory or symbolic link.
+    """
+    return cpio(_copied(source, f"{GUEST_DIR}/{APP}"))
+
+
+def _copied(source: Path, name: str) -> Iterator[Entry]:
+    mode = source.lstat().st_mode
+    if stat.S_ISLNK(mode):
+        yield Entry(name, stat.S_IFLNK | 0o777, os.fsencode(os.readlink(source)))
+    elif stat.S_ISREG(mode):
+        yield file_entry(name, source.read_bytes(), 0o755 if mode & 0o111 else 0o644)
+    elif stat.S_ISDIR(mode):
+        yield directory_entry(name)
+        for path in sorted(source.iterdir()):
+            yield from _copied(path, f"{name}/{path.name}")
+    else:
+        raise ImageError(f"{source} is no file, directory or symbolic link", "take it out of the application's files")
+
+
+def module_names(text: str) -> list[str]:
+    """The lines of vm/initramfs/modules without comments."""
+    return [name for line in text.splitlines() if (name := line.partition("#")[0].strip())]
+
+
+def cpio(entries: Iterable[Entry]) -> Iterator[bytes]:
+    """An archive in the "newc" format (Documentation/driver-api/early-userspace/buffer-format.rst).
+
+    Uncompressed: emulated, reading 5 MB takes less time than unpacking 2 MB.
+    """
+    for number, entry in enumerate(chain(entries, (Entry("TRAILER!!!", 0),)), start=1):
+        path = os.fsencode(entry.name) + b"\0"
+        major, minor = entry.device
+        fields = (number, entry.mode, 0, 0, 1, _MTIME, len(entry.content), 0, 0, major, minor, len(path), 0)
+        head = b"070701" + b"".join(b"%08X" % field for field in fields) + path
+        yield head + bytes(-len(head) % 4) + entry.content + bytes(-len(entry.content) % 4)
+
+
+# --- the disk ----------------------------------------------------------------------------------------------------
+
+
+def stage_disk(rootfs: Path, staging: Path) -> None:
+    """Copy the root filesystem, and add the names that the guest's part is seen by; nothing is replaced.
+
+    Raises:
+        ImageError: a tree lacks something.
+    """
+    _run(["cp", "--archive", "--reflink=auto", "--", str(rootfs), str(staging)])
+    home = staging / GUEST_HOME
+    if os.path.lexists(home):
+        raise ImageError(f"the root filesystem has a {GUEST_HOME} of its own")
+    home.mkdir(mode=0o755)
+    app = staging / APP
+    app.mkdir(mode=0o755, exist_ok=True)
+    for needed in ("usr/bin/tini", "usr/bin/setpriv"):
+        _find(staging, needed)
+    # dropbear looks for the keys that may log in below /root/.ssh.
+    (staging / "root" / ".ssh").symlink_to(f"/{GUEST_HOME}/etc")
+    for path in (home, home.parent, app, staging / "root", staging / "root" / ".ssh", staging):
+        os.utime(path, (_MTIME, _MTIME), follow_symlinks=False)
+
+
+def make_filesystem(source: Path, disk: Path) -> None:
+    """An ext4 filesystem of a directory, of the size that it needs.
+
+    Without a journal and checksums, which a filesystem that is never written to does not need, and which cost an
+    emulated guest time. With a fixed UUID and times, so that the same tree gives the same bytes.
+
+    Raises:
+        ImageError: mke2fs failed.
+    """
+    size, inodes = disk_size(source)
+    with disk.open("wb") as file:
+        file.truncate(size)
+    fixed_time = {**os.environ, "E2FSPROGS_FAKE_TIME": str(_MTIME), "SOURCE_DATE_EPOCH": str(_MTIME)}
+    identity = "5b5b5b5b-0000-4000-8000-5a4d0a5e0001"
+    _run(
+        [
+            "mke2fs", "-q", "-F", "-t", "ext4", "-b", str(_BLOCK), "-I", "256", "-N", str(inodes), "-m", "0",
+            "-O", "^has_journal,^metadata_csum,^resize_inode,^orphan_file,^64bit",
+            "-E", f"root_owner=0:0,hash_seed={identity},lazy_itable_init=0",
+            "-U", identity, "-L", "sandbox", "-d", str(source), str(disk),
+        ],
+        env=fixed_time,
+    )  # fmt: skip
+    # Only e2fsck needs it, which this filesystem never sees; the other levels have none.
+    _run(["debugfs", "-w", "-R", "rmdir lost+found", str(disk)], env=fixed_time)
+    try:
+        ext4.forget_times(disk)
+    except (OSError, ValueError) as error:
+        raise ImageError(f"the disk's times cannot be set: {error}") from error
+
+
+def disk_size(source: Path) -> tuple[int, int]:
+    """Bytes of a disk that holds a directory, a multiple of 1 MiB, and the number of inodes."""
+    inodes, blocks = 64, 0
+    for parent, directories, files in os.walk(source):
+        inodes += len(directories) + len(files)
+        blocks += 1  # of the directory itself; larger ones are covered by the slack
+        for name in files:
+            found = os.lstat(os.path.join(parent, name))
+            if stat.S_ISREG(found.st_mode):
+                blocks += math.ceil(found.st_size / _BLOCK)
+    total = blocks * _BLOCK * 102 // 100 + inodes * 256 + _SLACK
+    mib = 1024 * 1024
+    return math.ceil(total / mib) * mib, inodes
+
+
+def _find(tree: Path, name: str) -> Path:
+    path = tree / name
+    if not path.is_file():
+        raise ImageError(f"{tree} has no /{name}")
+    return path
+
+
+def _only(tree: Path, pattern: str) -> Path:
+    found = sorted(tree.glob(pattern))
+    if len(found) != 1:
+        raise ImageError(f"{tree} has {len(found)} files {pattern}, and just one is wanted")
+    return found[0]
+
+
+def _run(command: list[str], env: dict[str, str] | None = None) -> None:
+    try:
+        done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise ImageError(f"{command[0]} is not installed", "apt-get install e2fsprogs coreutils") from None
+    if done.returncode != 0:
+        words = done.stderr.strip().splitlines()
+        raise ImageError(f"{command[0]} failed: {words[-1] if words else f'exit code {done.returncode}'}")

@@ -1,0 +1,270 @@
+"""Levels `container` and `gvisor`: a Docker container, with the default runtime or with runsc.
+
+All of a container is named after the sandbox and labelled with its id, so that any later command finds it by the
+engine alone. Bodies of calls are in the terms of the Docker Engine API (https://docs.docker.com/reference/api/engine/).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
+from typing import Any, ClassVar
+
+from sandbox import host, images
+from sandbox.errors import ImageError, SandboxError, SpecError, UnavailableError
+from sandbox.failpoints import Failpoint, reached
+from sandbox.host.docker import Endpoint, Engine, RefusalError
+from sandbox.isolation.base import INIT, SHM_BYTES, Isolation, Progress, environment, writable
+from sandbox.isolation.docker import engines, gvisor, network, seccomp
+from sandbox.isolation.docker import mounts as docker_mounts
+from sandbox.isolation.docker import sandbox as docker_sandbox
+from sandbox.isolation.docker.network import Lab
+from sandbox.isolation.docker.sandbox import ContainerSandbox
+from sandbox.isolation.docker.usage import NANO
+from sandbox.spec import MIB, SANDBOX_UID, SandboxSpec
+from sandbox.state.record import Record
+
+LABEL_ID = "org.sandbox.id"
+LABEL_LEVEL = "org.sandbox.isolation"
+LOG_BYTES = 10 * MIB
+"""A container that writes without end must not fill the host's disk."""
+
+_ENGINE_ENV: dict[str, str | None] = {"HOSTNAME": None}
+"""What dockerd adds to every environment."""
+_GONE = 404
+
+
+class ContainerIsolation(Isolation):
+    """Docker with its default runtime (runc)."""
+
+    name = "container"
+    shares_kernel = True
+    runtime: ClassVar[str | None] = None
+
+    def __init__(self, lab: Lab | None = None) -> None:
+        self.lab = lab or Lab()
+        self._engines: dict[Endpoint, Engine] = {}
+        self._image: str | None = None
+
+    def engine(self, endpoint: Endpoint | None = None) -> Engine:
+        """The connection to an engine, by default the one that the docker command would use.
+
+        Raises:
+            EngineError: the Docker configuration file is damaged.
+        """
+        endpoint = endpoint or Endpoint.current()
+        if endpoint not in self._engines:
+            self._engines[endpoint] = Engine(endpoint, self.name)
+        return self._engines[endpoint]
+
+    def missing(self) -> Sequence[host.Missing]:
+        return host.missing_for(self.name)
+
+    def check(self, spec: SandboxSpec) -> None:
+        """Every field of the spec can be honoured, but for mounts where the engine is on another host."""
+        if not (spec.mounts or spec.app):
+            return
+        endpoint = Endpoint.current()
+        if not endpoint.local:
+            raise SpecError(
+                f"files of this host cannot be mounted by an engine on another ({endpoint})",
+                "a local dockerd, or sandbox cp",
+            )
+        for mount in spec.mounts:
+            docker_mounts.identity(mount.source)
+
+    def prepare(self, spec: SandboxSpec, progress: Progress) -> None:
+        engine = self.engine()
+        with engine.talking("dockerd cannot be used"):
+            pass  # the first call connects: an engine that is not there is known before an image is built for it
+        self._image = images.ensure(images.Form.DOCKER, progress).reference
+        engines.note(self.lab.name, engine.endpoint)
+        network.ensure(engine, self.lab)
+
+    def create(self, spec: SandboxSpec, record: Record, undo: ExitStack) -> ContainerSandbox:
+        engine = self.engine()
+        sandbox = self.sandbox_class(record, engine)
+        # By name and before the call: the engine may have made it although no answer came.
+        undo.callback(sandbox.destroy)
+        record.data["docker"] = {"endpoint": engine.endpoint.to_json()}
+        sandbox.sources = docker_mounts.identities(spec, record)
+        try:
+            with engine.talking("the container could not be created") as api:
+                sandbox.uncertain = True
+                body = self.body(spec, record, _version(api.api_version))
+                made = api.create_container_from_config(body, name=sandbox.name)
+                sandbox.uncertain = False
+        except RefusalError as error:
+            sandbox.uncertain = False
+            raise self._create_refused(error) from error
+        record.data["docker"]["container"] = made["Id"]
+        reached(Failpoint.CONTAINER_CREATED)
+        return sandbox
+
+    def _create_refused(self, error: RefusalError) -> SandboxError:
+        if "unknown runtime" in error.reason.lower():
+            lacking = self.missing()
+            remedy = lacking[0].remedy if lacking else "sandbox doctor --fix"
+            return UnavailableError(f"dockerd does not know the runtime {self.runtime}", remedy)
+        if error.status == _GONE and "no such image" in error.reason.lower():
+            return ImageError("dockerd does not have the sandbox's image", "sandbox images build")
+        return error
+
+    def body(self, spec: SandboxSpec, record: Record, version: tuple[int, ...]) -> dict[str, Any]:
+        """The create call's body: everything in one call, the network and its address too.
+
+        Raises:
+            ImageError: the image has not been built.
+        """
+        endpoint: dict[str, Any] = {"IPAMConfig": {"IPv4Address": record.address}}
+        body: dict[str, Any] = {
+            "Image": self._reference(),
+            "Hostname": spec.name,
+            "Labels": {LABEL_ID: record.id, LABEL_LEVEL: self.name},
+            "Entrypoint": list(INIT),
+            "Cmd": list(spec.argv),
+            # A name without a value takes out what the engine would add by itself.
+            "Env": [
+                key if value is None else f"{key}={value}" for key, value in (_ENGINE_ENV | environment(spec)).items()
+            ],
+            "User": f"{SANDBOX_UID}:{SANDBOX_UID}",
+            "WorkingDir": spec.workdir,
+            "Healthcheck": {"Test": ["NONE"]},
+            "HostConfig": self.host_config(spec) | {"Mounts": docker_mounts.bodies(spec, record)},
+            "NetworkingConfig": {"EndpointsConfig": {self.lab.name: endpoint}},
+        }
+        # The hardware address moved from the container to its endpoint with version 1.44 of the API.
+        (endpoint if version >= (1, 44) else body)["MacAddress"] = record.mac
+        return body
+
+    def _reference(self) -> str:
+        if self._image is None:
+            image = images.find(images.Form.DOCKER)
+            if image is None or image.reference is None:
+                raise ImageError("the Docker image has not been built", "sandbox images build")
+            self._image = image.reference
+        return self._image
+
+    def host_config(self, spec: SandboxSpec) -> dict[str, Any]:
+        """Limits and walls."""
+        config: dict[str, Any] = {
+            "NetworkMode": self.lab.name,
+            # The engine's own resolver answers at 127.0.0.11, and asks the host's name server for what it does not
+            # know; where that listens on the host's loopback it asks from the host, past the network's walls. A server
+            # that is stated is asked from inside, and on the sandbox's loopback there is none.
+            "Dns": ["127.0.0.1"],
+            "NanoCpus": round(spec.cpus * NANO),
+            "Memory": spec.memory,
+            "MemorySwap": spec.memory,  # of both together, so: no swap
+            "PidsLimit": spec.pids_limit,
+            "CapDrop": ["ALL"],
+            "SecurityOpt": ["no-new-privileges", f"seccomp={seccomp.profile()}"],
+            "ReadonlyRootfs": True,
+            "Tmpfs": {path: f"rw,nosuid,nodev,noexec,size={size},mode={mode:o}" for path, size, mode in writable(spec)},
+            "ShmSize": SHM_BYTES,
+            # Two files: with one, dockerd keeps a second beside it all the same, and reads no line of it.
+            "LogConfig": {"Type": "json-file", "Config": {"max-size": str(LOG_BYTES // 2), "max-file": "2"}},
+            "IpcMode": "private",
+            "CgroupnsMode": "private",
+            "RestartPolicy": {"Name": "no"},
+        }
+        if spec.cpuset is not None:
+            config["CpusetCpus"] = spec.cpuset
+        if self.runtime is not None:
+            config["Runtime"] = self.runtime
+        return config
+
+    @property
+    def sandbox_class(self) -> type[ContainerSandbox]:
+        """What `create` and `adopt` return."""
+        return ContainerSandbox
+
+    def adopt(self, record: Record) -> ContainerSandbox:
+        raw = record.data.get("docker", {}).get("endpoint")
+        return self.sandbox_class(record, self.engine(Endpoint.from_json(raw) if raw else None))
+
+    def sweep(self, known: Collection[str], *, dry_run: bool) -> list[str]:
+        return engines.each(self.lab.name, lambda endpoint: self._sweep(self.engine(endpoint), known, dry_run=dry_run))
+
+    def _sweep(self, engine: Engine, known: Collection[str], *, dry_run: bool) -> list[str]:
+        found = []
+        with engine.talking("the containers cannot be listed") as api:
+            listed = api.containers(all=True, filters={"label": [LABEL_ID, f"{LABEL_LEVEL}={self.name}"]})
+        for container in listed:
+            if container["Labels"][LABEL_ID] in known:
+                continue
+            name = container["Names"][0].lstrip("/") if container["Names"] else container["Id"]
+            if not dry_run:
+                self.remove(engine, container["Id"], name)
+            found.append(f"container {name}")
+        return found
+
+    def remove(self, engine: Engine, container: str, name: str) -> None:
+        """Remove a container, in whatever state.
+
+        Raises:
+            EngineError
+        """
+        docker_sandbox.remove(engine, container, name)
+
+    def release(self) -> list[str]:
+        return engines.each(self.lab.name, self._release)
+
+    def _release(self, endpoint: Endpoint) -> list[str]:
+        engine = self.engine(endpoint)
+        removed = network.remove(engine, self.lab)
+        if removed or not network.exists(engine, self.lab):  # it stays while another's container is on it
+            engines.forget(self.lab.name, endpoint)
+        return removed
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split("."))
+
+
+class GVisorIsolation(ContainerIsolation):
+    """Docker with gVisor's runtime, runsc: a kernel in user space between the workload and the host's.
+
+    The limit on processes is not the host's to hold here. Docker's --pids-limit counts host threads: those of the
+    user-space kernel itself (about 50 when idle) and several for each process inside; and when they run out, the
+    whole sandbox dies. So the limit is given as RLIMIT_NPROC, which gVisor's kernel holds for each user inside, with
+    EAGAIN as a real one would (setrlimit(2)); the host's limit stands behind it, wide enough not to be met first.
+    """
+
+    name = "gvisor"
+    shares_kernel = False
+    runtime = "runsc"
+
+    MIN_MEMORY: ClassVar[int] = 48 * MIB
+    """Bytes. The user-space kernel runs within the same limit, and needs about 20 MiB."""
+
+    def check(self, spec: SandboxSpec) -> None:
+        super().check(spec)
+        if spec.memory < self.MIN_MEMORY:
+            raise SpecError(
+                f"--memory {spec.memory // MIB}m is too little for gvisor, whose own kernel runs within it",
+                f"at least {self.MIN_MEMORY // MIB}m",
+            )
+
+    def host_config(self, spec: SandboxSpec) -> dict[str, Any]:
+        config = super().host_config(spec)
+        config["Ulimits"] = [{"Name": "nproc", "Soft": spec.pids_limit, "Hard": spec.pids_limit}]
+        config["PidsLimit"] = host_tasks(spec.pids_limit)
+        return config
+
+    @property
+    def sandbox_class(self) -> type[ContainerSandbox]:
+        return gvisor.GVisorSandbox
+
+    def remove(self, engine: Engine, container: str, name: str) -> None:
+        gvisor.release(engine, container)
+        super().remove(engine, container, name)
+
+
+def host_tasks(pids_limit: int) -> int:
+    """Host threads that a gVisor sandbox with this many processes may need, with a margin.
+
+    Measured with runsc 20221219 (ptrace): 49 idle, and 10 more for each process at the most; threads that its Go
+    runtime has made once are never given back.
+    """
+    return min(256 + 16 * pids_limit, 4_194_304)

@@ -1,0 +1,107 @@
+"""A Docker container under gVisor's runtime, runsc, as a sandbox: what differs from one under the default runtime."""
+
+from __future__ import annotations
+
+import re
+import signal
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from sandbox.errors import EngineError, SandboxError
+from sandbox.host.docker import Engine, RefusalError
+from sandbox.isolation.base import Stats
+from sandbox.isolation.docker import cgroup, inspection
+from sandbox.isolation.docker import mounts as docker_mounts
+from sandbox.isolation.docker.sandbox import ContainerSandbox
+from sandbox.spec import Limits
+
+_READ_LIMITS = "ulimit -p; stat -f -c '%b %S' /tmp"
+"""`ulimit -p` is RLIMIT_NPROC in dash(1); runsc of 2022 has no /proc/self/limits."""
+_LIMITS = re.compile(r"(\d+|unlimited)\n(\d+) (\d+)")
+_ASK_TIMEOUT = 30.0
+"""Seconds."""
+_MARK = "@@"
+_LOOK = f"cat /proc/1/status; echo {_MARK}; cat /proc/1/mountinfo || cat /proc/1/mounts"
+_OF_THE_PROCESS = ("user", "capabilities", "seccomp", "namespaces")
+
+
+class GVisorSandbox(ContainerSandbox):
+    """One container under runsc."""
+
+    kernel_shared = False
+
+    def _sees_mounts(self, pid: int) -> int:
+        """The gofer: it opens files for gVisor's kernel, which has none of the host's but by it."""
+        group = cgroup.find(self._container, pid)
+        for one in group.pids() if group is not None else ():
+            with suppress(OSError):
+                if Path(f"/proc/{one}/cmdline").read_bytes().startswith(b"runsc-gofer"):
+                    return one
+        raise docker_mounts.UnseenError("gVisor's gofer cannot be seen on this host, so its mounts cannot be checked")
+
+    def limits(self) -> Limits:
+        """CPU and memory of the control group around gVisor; processes and disk as gVisor's kernel says it inside."""
+        around = super().limits()
+        state = self.state()
+        if not state.running or state.paused:
+            return Limits(around.cpus, around.memory, None, around.source, around.disk)
+        said = self._ask(_READ_LIMITS).decode("ascii", "replace").strip()
+        match = _LIMITS.fullmatch(said)
+        if match is None:
+            raise EngineError(f"the limits cannot be read inside: {said!r}")
+        pids, blocks, size = match.groups()
+        return Limits(
+            around.cpus,
+            around.memory,
+            None if pids == "unlimited" else int(pids),
+            f"{around.source}, RLIMIT_NPROC and statfs inside",
+            int(blocks) * int(size),
+        )
+
+    def _ask(self, script: str) -> bytes:
+        """What a shell inside prints.
+
+        Raises:
+            EngineError: it cannot be run, or is cut short: the sandbox ends while it is asked, say, which runsc tells
+                in the words for a command that is not there.
+        """
+        try:
+            found = self.exec(["/bin/sh", "-c", script], timeout=_ASK_TIMEOUT)
+        except (SandboxError, TimeoutError) as error:
+            raise EngineError(f"nothing can be read inside {self.record.name}: {error}") from error
+        if found.exit_code != 0:
+            raise EngineError(f"nothing can be read inside {self.record.name}: {found.stdout + found.stderr!r}")
+        return found.stdout
+
+    def stats(self) -> Stats:
+        """Usage of the sandbox with its kernel; how many processes it runs inside cannot be seen from the host."""
+        found = super().stats()
+        return Stats(found.cpu_seconds, found.memory, None, found.received, found.sent, found.read, found.written)
+
+    def kill(self, number: int) -> None:
+        if number == signal.SIGKILL:
+            release(self.engine, self.name)
+        super().kill(number)
+
+    def effective(self) -> dict[str, Any]:
+        """Of the workload as gVisor's kernel says it; of gVisor's own process as the host's kernel has it."""
+        found = super().effective()
+        found["engine"]["process"] = {name: found[name] for name in _OF_THE_PROCESS}
+        state = self.state()
+        asked = state.running and not state.paused
+        answer = self._ask(_LOOK) if asked else b""
+        status, _, mounts = answer.decode("utf-8", "replace").partition(_MARK)
+        found |= inspection.workload(status, mounts)
+        found["seccomp"]["kernel"] = "gVisor"
+        return found
+
+    def destroy(self) -> None:
+        release(self.engine, self.name)
+        super().destroy()
+
+
+def release(engine: Engine, container: str) -> None:
+    """End a pause: runsc 2022 cannot signal what is paused, and dockerd then waits 10 s for its removal."""
+    with suppress(RefusalError), engine.talking("the container could not be let go on") as api:
+        api.unpause(container)

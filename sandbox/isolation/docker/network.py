@@ -1,0 +1,161 @@
+"""Docker's view of the lab network: an internal network on the bridge that `sandbox.network.lab` makes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from sandbox.errors import EngineError
+from sandbox.host.docker import Engine, RefusalError
+from sandbox.kernel import ifconfig, syscalls
+from sandbox.network import lab as network
+from sandbox.state.store import named_lock
+
+_BRIDGE_OPTION = "com.docker.network.bridge.name"
+
+
+@dataclass(frozen=True, slots=True)
+class Lab:
+    """Settings of the network; the defaults are those of `sandbox.network.lab`."""
+
+    name: str = network.DOCKER_NETWORK
+    bridge: str = network.BRIDGE
+    subnet: str = network.SUBNET
+    dynamic_range: str = network.DOCKER_RANGE
+    gateway: str = network.HOST_ADDRESS
+
+    def body(self) -> dict[str, Any]:
+        """Arguments of the SDK's create_network."""
+        pool = {"Subnet": self.subnet, "IPRange": self.dynamic_range, "Gateway": self.gateway}
+        return {
+            "name": self.name,
+            "driver": "bridge",
+            "internal": True,
+            "check_duplicate": True,
+            "ipam": {"Driver": "default", "Config": [pool]},
+            "options": {_BRIDGE_OPTION: self.bridge, "com.docker.network.bridge.enable_ip_masquerade": "false"},
+            "labels": {"org.sandbox.lab": "1"},
+        }
+
+    def difference(self, found: dict[str, Any]) -> str | None:
+        """The first setting in which a network (from inspect) is not this one, in words; None when it is."""
+        pools = found["IPAM"].get("Config") or [{}]
+        for what, is_, should in (
+            ("driver", found["Driver"], "bridge"),
+            ("internal", found["Internal"], True),
+            ("bridge", (found.get("Options") or {}).get(_BRIDGE_OPTION), self.bridge),
+            ("subnet", pools[0].get("Subnet"), self.subnet),
+            ("ip-range", pools[0].get("IPRange"), self.dynamic_range),
+            ("gateway", pools[0].get("Gateway"), self.gateway),
+        ):
+            if is_ != should:
+                return f"its {what} is {is_}, not {should}"
+        return None
+
+
+def ensure(engine: Engine, lab: Lab) -> None:
+    """Make the network where it is missing; safe when two commands do it at once.
+
+    Raises:
+        EngineError: a network of that name has other settings, or the engine refuses.
+    """
+    if _there(engine, lab):
+        return
+    with named_lock("docker-network"):
+        if _there(engine, lab):
+            return
+        try:
+            with engine.talking(f"the Docker network {lab.name} could not be made") as api:
+                api.create_network(**lab.body())
+        except RefusalError:
+            # The lock is this host's and this state directory's; an engine may have other users.
+            if not _there(engine, lab):
+                raise
+
+
+def exists(engine: Engine, lab: Lab) -> bool:
+    """Whether the engine has a network of that name.
+
+    Raises:
+        EngineError
+    """
+    return _inspect(engine, lab) is not None
+
+
+def _inspect(engine: Engine, lab: Lab) -> dict[str, Any] | None:
+    try:
+        with engine.talking(f"the Docker network {lab.name} cannot be inspected") as api:
+            found: dict[str, Any] = api.inspect_network(lab.name)
+    except RefusalError as error:
+        if error.status == 404:
+            return None
+        raise
+    return found
+
+
+def _there(engine: Engine, lab: Lab) -> bool:
+    found = _inspect(engine, lab)
+    if found is None:
+        return False
+    different = lab.difference(found)
+    if different is not None:
+        raise EngineError(
+            f"the Docker network {lab.name} is not ours: {different}", f"docker network rm {lab.name}, then again"
+        )
+    return True
+
+
+def remove(engine: Engine, lab: Lab) -> list[str]:
+    """Remove the network unless a container is on it; one that is gone, or never was, is fine.
+
+    Returns:
+        One line per thing removed.
+
+    Raises:
+        EngineError
+    """
+    try:
+        with engine.talking(f"the Docker network {lab.name} could not be removed") as api:
+            found = api.inspect_network(lab.name)
+            if found.get("Containers"):
+                return []
+            api.remove_network(lab.name)
+    except RefusalError as error:
+        if error.status == 404:
+            return []
+        raise
+    return [f"docker network {lab.name}"]
+
+
+def remove_default_route(pid: int) -> None:
+    """Take the route to everywhere out of a container's network namespace.
+
+    dockerd 20.10 sets one towards the bridge on every network, internal or not, and no option keeps it from that. The
+    rules of `sandbox.network.lab` let nothing out by it; without it there is no way to try.
+
+    Args:
+        pid: of a process in the namespace, on this host; one that is gone needs nothing more.
+
+    Raises:
+        EngineError
+    """
+    back = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        there = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        os.close(back)
+        return
+    try:
+        if os.path.samestat(os.fstat(back), os.fstat(there)):
+            raise EngineError("the container has the host's network")
+        syscalls.setns(there, syscalls.CLONE_NEWNET)
+        try:
+            ifconfig.delete_default_route()
+        finally:
+            syscalls.setns(back, syscalls.CLONE_NEWNET)
+    except OSError as error:
+        raise EngineError(f"the default route could not be removed: {error.strerror or error}") from error
+    finally:
+        os.close(there)
+        os.close(back)

@@ -1,0 +1,360 @@
+"""One Docker container as a sandbox, under the default runtime or under gVisor's."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any, ClassVar
+
+from sandbox.errors import EngineError, UnavailableError
+from sandbox.failpoints import Failpoint, reached
+from sandbox.host.docker import Engine, NoAnswerError, RefusalError
+from sandbox.isolation.base import Attached, ExecResult, Sandbox, State, Stats, WindowSize
+from sandbox.isolation.docker import cgroup, inspection, mounts, network
+from sandbox.isolation.docker import exec as docker_attach
+from sandbox.isolation.docker import logs as docker_stream
+from sandbox.isolation.docker import usage as docker_usage
+from sandbox.spec import SANDBOX_UID, Limits
+from sandbox.state.processid import ProcessId
+from sandbox.state.record import Record
+
+NAME_PREFIX = "sbx-"
+_GONE = 404
+_CONFLICT = 409
+_FAILED = 500
+_REMOVAL_TIMEOUT = 30.0
+"""Seconds in which a removal that the engine has begun must be done."""
+_END_NOTED = 2.0
+"""Seconds in which the engine has noted the end of what can be seen no more; it takes some 0.01."""
+_LATE_CREATION = 1.0
+"""Seconds in which a container may still appear whose create call got no answer."""
+_KEPT_BY_INIT = frozenset(
+    {signal.SIGABRT, signal.SIGBUS, signal.SIGCHLD, signal.SIGCONT, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV}
+    | {signal.SIGSTOP, signal.SIGSYS, signal.SIGTRAP, signal.SIGTTIN, signal.SIGTTOU}
+)
+"""What the init does not pass on: signals that tell of its own faults, and those that job control uses (tini(1))."""
+
+
+class ContainerSandbox(Sandbox):
+    """One container.
+
+    Attributes:
+        kernel_shared: whether its processes are processes of the engine's host.
+        uncertain: a create call got no answer, so the container may exist or still appear.
+        sources: what the host had at the sources of its mounts when it was created; see `docker_mounts.identities`.
+    """
+
+    kernel_shared: ClassVar[bool] = True
+
+    def __init__(self, record: Record, engine: Engine) -> None:
+        self.record = record
+        self.engine = engine
+        self.uncertain = False
+        self.sources: dict[str, tuple[int, int]] = {}
+
+    @property
+    def name(self) -> str:
+        """The container's name."""
+        return NAME_PREFIX + self.record.id
+
+    def boot(self, deadline: float) -> None:
+        """Nothing to do by itself: the kernel is the host's, or comes up with the start (gVisor)."""
+
+    def start(self) -> None:
+        with self.engine.talking("the container could not be started") as api:
+            api.start(self.name)
+        # The workload is on its way; meanwhile note its process, by which later commands see whether it lives.
+        found = self.inspect()
+        pid = self._pid(found)
+        self.record.process = None if pid is None else ProcessId.of(pid)
+        if pid is not None:
+            network.remove_default_route(pid)
+        if self.sources:
+            self._verify_mounts(pid)
+
+    def _verify_mounts(self, pid: int | None) -> None:
+        """Look whether what is mounted is what was meant; a command may be over before the look.
+
+        Raises:
+            EngineError: it is not, or cannot be seen.
+        """
+        try:
+            if pid is not None:
+                mounts.verify(self.record.spec, self.record, self.sources, self._sees_mounts(pid))
+                return
+        except mounts.UnseenError as error:
+            try:
+                self.wait(_END_NOTED)
+            except TimeoutError:
+                raise error from None
+        mounts.verify_sources(self.sources)
+
+    def _sees_mounts(self, pid: int) -> int:
+        """The process on this host whose root has the mounts of the inside; `pid` is the init's.
+
+        Raises:
+            UnseenError: it is not there.
+        """
+        return pid
+
+    def _pid(self, found: dict[str, Any] | None) -> int | None:
+        """Its init's pid on this host, where it runs and the engine is here."""
+        if found is None or not self.engine.endpoint.local or not found["State"]["Running"]:
+            return None
+        return found["State"]["Pid"] or None
+
+    def inspect(self) -> dict[str, Any] | None:
+        """The engine's description of it; None when it is gone.
+
+        Raises:
+            EngineError
+        """
+        try:
+            with self.engine.talking("the container cannot be inspected") as api:
+                found: dict[str, Any] = api.inspect_container(self.name)
+        except RefusalError as error:
+            if error.status == _GONE:
+                return None
+            raise
+        return found
+
+    def alive(self) -> bool:
+        """Whether it runs, paused or not."""
+        process = self.record.process
+        if process is not None and process.alive():
+            return True  # known without the engine, and without the SDK's 0.1 s
+        found = self.inspect()
+        return found is not None and bool(found["State"]["Running"])
+
+    def state(self) -> State:
+        process = self.record.process
+        if self.kernel_shared and process is not None and process.alive():
+            group = cgroup.find(self._container, process.pid)
+            paused = None if group is None else group.is_frozen()
+            if paused is not None:
+                return State(running=True, pid=process.pid, paused=paused)
+        try:
+            found = self.inspect()
+        except UnavailableError:
+            if process is None:
+                raise
+            return State(running=False)  # its init is dead, whatever became of the engine
+        if found is None or found["State"]["Status"] == "created":
+            return State(running=False)
+        state = found["State"]
+        if not state["Running"]:
+            return State(running=False, exit_code=state["ExitCode"])
+        return State(running=True, pid=self._pid(found), paused=state["Paused"])
+
+    @property
+    def _container(self) -> str:
+        """The engine's id of it, as far as the record knows; else what no container has."""
+        return str(self.record.data.get("docker", {}).get("container") or "no container")
+
+    def _group(self, found: dict[str, Any] | None) -> cgroup.ContainerGroup | None:
+        """Its control group, where the engine is on this host and the container runs."""
+        pid = self._pid(found)
+        return None if found is None or pid is None else cgroup.find(found["Id"], pid)
+
+    def limits(self) -> Limits:
+        """As the kernel has them; compared with what the engine says. See the base class.
+
+        Raises:
+            LimitError: the two differ.
+            EngineError: they cannot be read.
+        """
+        found = self.inspect()
+        if found is None:
+            raise EngineError(f"the container {self.name} is gone")
+        pid = self._pid(found)
+        return docker_usage.in_force(found, self._group(found), pid if self.kernel_shared else None)
+
+    def exec(self, argv: Sequence[str], *, timeout: float | None = None, root: bool = False) -> ExecResult:
+        ident = 0 if root else SANDBOX_UID
+        return docker_stream.run(
+            self.engine,
+            self.name,
+            argv,
+            user=f"{ident}:{ident}",
+            timeout=timeout,
+            alive=self.alive,
+        )
+
+    def logs(self, *, follow: bool = False, tail: int | None = None, since: float | None = None) -> Iterator[bytes]:
+        return docker_stream.read_log(self.engine, self.name, follow=follow, tail=tail, since=since)
+
+    def attach(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: int | None,
+        stdout: int,
+        stderr: int,
+        terminal: WindowSize | None = None,
+        root: bool = False,
+        env: Sequence[tuple[str, str]] = (),
+        workdir: str | None = None,
+    ) -> Attached:
+        ident = 0 if root else SANDBOX_UID
+        return docker_attach.attach(
+            self.engine,
+            self.name,
+            argv,
+            user=f"{ident}:{ident}",
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            terminal=terminal,
+            env=env,
+            workdir=workdir,
+            alive=self.alive,
+            kernel_shared=self.kernel_shared,
+        )
+
+    def effective(self) -> dict[str, Any]:
+        found = self.inspect()
+        if found is None:
+            raise EngineError(f"the container {self.name} is gone")
+        return inspection.read(found, self._pid(found), self.limits(), shared=self.kernel_shared)
+
+    def kill(self, number: int) -> None:
+        name = signal.Signals(number).name if number in set(signal.Signals) else str(number)
+        if number in _KEPT_BY_INIT:
+            raise EngineError(f"{name} would end at the sandbox's init, which does not pass it on", "pause, or SIGKILL")
+        found = self.inspect()
+        if found is None or not found["State"]["Running"]:
+            raise EngineError(f"{self.record.name} is not running")
+        if found["State"]["Paused"]:
+            self._kill_paused(number, name, found)
+        elif not self._signal(name):
+            raise EngineError(f"{self.record.name} is not running")
+
+    def _kill_paused(self, number: int, name: str, found: dict[str, Any]) -> None:
+        """To dockerd a signal ends the pause. SIGKILL may; others are left to wait for the end of the pause."""
+        if number == signal.SIGKILL:
+            self._signal(name)
+            return
+        pid = self._pid(found)
+        if pid is None or not self.kernel_shared:
+            raise EngineError(f"{self.record.name} is paused", f"sandbox unpause {self.record.name}, then again")
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+    def pause(self) -> None:
+        try:
+            with self.engine.talking("the container could not be paused") as api:
+                api.pause(self.name)
+        except RefusalError:
+            if not self._paused():
+                raise
+
+    def unpause(self) -> None:
+        try:
+            with self.engine.talking("the container could not be let go on") as api:
+                api.unpause(self.name)
+        except RefusalError:
+            if self._paused():
+                raise
+
+    def _paused(self) -> bool:
+        """Whether the engine holds it.
+
+        Raises:
+            EngineError: it does not run.
+        """
+        found = self.inspect()
+        if found is None or not found["State"]["Running"]:
+            raise EngineError(f"{self.record.name} is not running")
+        return bool(found["State"]["Paused"])
+
+    def stats(self) -> Stats:
+        process = self.record.process
+        if process is not None and process.alive():
+            group = cgroup.find(self._container, process.pid)
+            if group is not None:
+                return docker_usage.usage(group, process.pid)
+        found = self.inspect()
+        if found is None or not found["State"]["Running"]:
+            return Stats(None, None, None)
+        pid, group = self._pid(found), self._group(found)
+        if pid is not None and group is not None:
+            return docker_usage.usage(group, pid)
+        return docker_usage.engines_usage(self.engine, self.name)
+
+    def events(self) -> dict[str, int]:
+        """The control group's counters of limits met; empty when it cannot be seen."""
+        group = self._group(self.inspect())
+        return {} if group is None else group.events()
+
+    def stop(self, grace: float) -> int | None:
+        if self.state().paused:
+            self.unpause()  # while it is held still it cannot do what it does at SIGTERM
+        if not self._signal("SIGTERM"):
+            return self.state().exit_code
+        try:
+            return self.wait(grace)
+        except TimeoutError:
+            self._signal("SIGKILL")
+            try:
+                return self.wait(_REMOVAL_TIMEOUT)
+            except TimeoutError as error:
+                raise EngineError(f"the container {self.name} does not die") from error
+
+    def _signal(self, name: str) -> bool:
+        """Send a signal to the init; False when nothing runs there."""
+        try:
+            with self.engine.talking(f"{name} could not be sent") as api:
+                api.kill(self.name, name)
+        except RefusalError as error:
+            if error.status in (_GONE, _CONFLICT):  # 409: it is not running
+                return False
+            raise
+        return True
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        state = self.state()
+        if not state.running:
+            return state.exit_code
+        limit: Any = None if timeout is None else max(timeout, 0.001)  # the SDK's types say int; seconds may be parts
+        try:
+            with self.engine.talking("the container's end cannot be waited for") as api:
+                return int(api.wait(self.name, timeout=limit, condition="not-running")["StatusCode"])
+        except NoAnswerError:
+            raise TimeoutError(f"sandbox {self.record.name} still runs after {timeout:g} s") from None
+        except RefusalError as error:
+            if error.status == _GONE:
+                return None
+            raise
+
+    def destroy(self) -> None:
+        deadline = time.monotonic() + _LATE_CREATION
+        while not remove(self.engine, self.name, self.name) and self.uncertain and time.monotonic() < deadline:
+            time.sleep(0.05)
+        reached(Failpoint.CONTAINER_REMOVED)
+
+
+def remove(engine: Engine, container: str, name: str) -> bool:
+    """Kill and remove a container with its anonymous volumes; False when there is none.
+
+    Raises:
+        EngineError: it could not be removed.
+    """
+    deadline = time.monotonic() + _REMOVAL_TIMEOUT
+    asked = False
+    while True:
+        try:
+            with engine.talking(f"the container {name} could not be removed") as api:
+                api.remove_container(container, force=True, v=True)
+        except RefusalError as error:
+            if error.status == _GONE:
+                return asked
+            # 409: somebody else's removal is under way. 500: a mount is still busy for a moment.
+            if error.status not in (_CONFLICT, _FAILED) or time.monotonic() > deadline:
+                raise
+            asked = True
+            time.sleep(0.05)
+        else:
+            return True

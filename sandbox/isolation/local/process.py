@@ -1,0 +1,147 @@
+"""Level `process`: the control. A chroot, another user and a control group; no other wall, and no claim to be one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from sandbox.errors import EngineError
+from sandbox.failpoints import Failpoint, reached
+from sandbox.host import Missing
+from sandbox.isolation.base import Isolation, Progress, environment
+from sandbox.isolation.local import logs, mounts
+from sandbox.isolation.local import sandbox as local
+from sandbox.kernel import cgroup, enter, rootfs, syscalls
+from sandbox.kernel.cgroup import Group
+from sandbox.kernel.command import Place
+from sandbox.network import lab
+from sandbox.spec import SANDBOX_UID, SandboxSpec
+from sandbox.state import files, paths
+from sandbox.state.record import Record
+from sandbox.state.store import Store
+
+ROOT_DIR = "root"
+"""The mount point below the sandbox's directory. The mounts are the host's own: a mount namespace would be a wall."""
+
+INIT = ("/usr/bin/tini", "-s", "--")
+"""Not pid 1 here, so it asks to reap orphans by prctl(PR_SET_CHILD_SUBREAPER)."""
+
+
+class ProcessIsolation(Isolation):
+    """No isolation to speak of."""
+
+    name = "process"
+    shares_kernel = True
+    own_network = False
+    _image: str | None = None
+
+    def missing(self) -> Sequence[Missing]:
+        return local.missing(self.name)
+
+    def check(self, spec: SandboxSpec) -> None:
+        mounts.check(spec)
+
+    def prepare(self, spec: SandboxSpec, progress: Progress) -> None:
+        self._image = local.prepare_root(progress)
+
+    def create(self, spec: SandboxSpec, record: Record, undo: ExitStack) -> ProcessSandbox:
+        group = Group(record.id)
+        sandbox = ProcessSandbox(record)
+        root = record.directory / ROOT_DIR
+        undo.callback(sandbox.destroy)
+        try:
+            group.create()
+            group.limit(cpus=spec.cpus, memory=spec.memory, pids=spec.pids_limit, cpuset=spec.cpuset)
+            reached(Failpoint.CGROUP_MADE)
+            root.mkdir(exist_ok=True)
+            image = self._image or local.root_path()
+            with mounts.layout(spec, record, image) as layout:
+                rootfs.assemble(image, str(root), layout)
+            reached(Failpoint.ROOT_MOUNTED)
+            lab.serve_on_host(record.address)
+            reached(Failpoint.ADDRESS_SERVED)
+            child = enter.spawn_chrooted(
+                enter.Plan(
+                    argv=(*INIT, *spec.argv),
+                    env=tuple(environment(spec).items()),
+                    uid=SANDBOX_UID,
+                    root=str(root),
+                    log=str(record.log_path),
+                    cgroup_files=tuple(str(path) for path in group.join_files()),
+                    workdir=spec.workdir,
+                    file_size=logs.cap(spec),
+                )
+            )
+        except OSError as error:
+            raise EngineError(f"the process could not be made: {error}") from error
+        sandbox.adopt_child(child)
+        local.remember(record, child)
+        reached(Failpoint.CHILD_READY)
+        return sandbox
+
+    def adopt(self, record: Record) -> ProcessSandbox:
+        return ProcessSandbox(record)
+
+    def sweep(self, known: Collection[str], *, dry_run: bool) -> list[str]:
+        found = local.sweep_groups(known, dry_run=dry_run)
+        for target in _mounted_roots():
+            ident = target.parent.name
+            if ident not in known:
+                if not dry_run:
+                    _unmount(target)
+                found.append(f"mount {target}")
+        for address in lab.stray_addresses(Store()):
+            if not dry_run:
+                lab.unserve_on_host(address)
+            found.append(f"address {address} on {lab.BRIDGE}")
+        return found
+
+    def release(self) -> list[str]:
+        cgroup.remove_parent()
+        return []
+
+
+class ProcessSandbox(local.LocalSandbox):
+    """One process in a chroot."""
+
+    @property
+    def _root(self) -> Path:
+        return self.record.directory / ROOT_DIR
+
+    def _place(self, uid: int) -> Place:
+        files = tuple(str(path) for path in self.group.join_files())
+        return Place(files, uid, root=str(self._root))
+
+    def _network_bytes(self) -> tuple[int | None, int | None]:
+        return None, None  # the host's links are everybody's
+
+    def destroy(self) -> None:
+        self._end()
+        try:
+            _unmount(self._root)
+            if files.is_directory(self._root):
+                self._root.rmdir()
+        except OSError as error:
+            raise EngineError(f"the root of {self.record.name} could not be unmounted: {error}") from error
+        reached(Failpoint.ROOT_UNMOUNTED)
+        lab.unserve_on_host(self.record.address)
+
+
+def _mounted_roots() -> list[Path]:
+    """Mount points of our roots, whoever made them, as often as something is mounted there."""
+    base = Path(os.path.realpath(paths.sandboxes_dir()))
+    targets = [Path(point) for point in files.mounts_below(base)]
+    return [one for one in targets if one.name == ROOT_DIR and one.parent.parent == base]
+
+
+def _unmount(root: Path) -> None:
+    """Detach the whole tree of mounts at a root, as often as something is mounted there.
+
+    os.path.ismount would not do: it does not see a bind mount within one file system.
+    """
+    real = Path(os.path.realpath(root.parent)) / root.name
+    for target in _mounted_roots():
+        if target == real:
+            syscalls.umount(root, syscalls.MNT_DETACH)

@@ -1,0 +1,345 @@
+"""What sandboxes have in common whose workload is a process of this host's kernel, with no engine in between."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from abc import abstractmethod
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+from sandbox import host, images
+from sandbox.errors import CannotInvokeError, CommandNotFoundError, EngineError, ImageError, SpecError
+from sandbox.failpoints import Failpoint, reached
+from sandbox.interrupts import wait_readable
+from sandbox.isolation.base import Attached, ExecResult, Progress, Sandbox, State, Stats, WindowSize, environment
+from sandbox.isolation.local import exec as local_attach
+from sandbox.isolation.local import exit, inspection, signals
+from sandbox.isolation.local import logs as local_logs
+from sandbox.isolation.local.exec import LocalAttached, Sink
+from sandbox.kernel.cgroup import PARENT, Group, all_groups
+from sandbox.kernel.command import Command, Place
+from sandbox.kernel.enter import WORKDIR_STEP, Child, ChildError
+from sandbox.spec import SANDBOX_UID, Limits
+from sandbox.state.processid import ProcessId
+from sandbox.state.record import ID_PATTERN, Record
+
+_DEATH = 5.0
+"""Seconds to wait for an init that got SIGKILL."""
+
+
+def root_path() -> str:
+    """The directory of the root filesystem.
+
+    Raises:
+        ImageError: it has not been built.
+    """
+    image = images.find(images.Form.ROOTFS)
+    if image is None or image.path is None:
+        raise ImageError("the root filesystem has not been built", "sandbox images build")
+    return str(image.path)
+
+
+def prepare_root(progress: Progress) -> str:
+    """The directory of the root filesystem, built where it is missing."""
+    return str(images.ensure(images.Form.ROOTFS, progress).path)
+
+
+def missing(level: str) -> Sequence[host.Missing]:
+    """What the host lacks for a level."""
+    return host.missing_for(level)
+
+
+class LocalSandbox(Sandbox):
+    """A sandbox whose init is a process of this host. Subclasses say how to make, join and clear it away."""
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        self.group = Group(record.id)
+        self._child: Child | None = None
+        self._exit_code: int | None = None
+        self._ours = False
+
+    def adopt_child(self, child: Child, *, ours: bool = True) -> None:
+        """Take over a child that was made and waits; one that is not this process's own cannot be reaped by it."""
+        self._child = child
+        self._ours = ours
+
+    def boot(self, deadline: float) -> None:
+        """The host's kernel is the sandbox's kernel: there is nothing to boot."""
+
+    def start(self) -> None:
+        if self._child is None:
+            raise EngineError(f"sandbox {self.record.name} was not made by this command", "sandbox rm it, and run anew")
+        try:
+            self._child.release()
+        except ChildError as error:
+            if error.step == WORKDIR_STEP:
+                raise CannotInvokeError(_bad_workdir(self.record.spec.workdir, error)) from None
+            raise EngineError(f"the workload could not be started: {error.strerror}") from error
+
+    def _init(self) -> ProcessId | None:
+        """Its init, if it lives. What a record names is believed only if the kernel has it in the sandbox's group."""
+        process = self.record.process
+        return process if process is not None and process.within(f"{PARENT}/{self.record.id}") else None
+
+    def state(self) -> State:
+        process = self.record.process
+        if process is None:
+            return State(running=False)
+        if self._ours:
+            self._reap(process.pid)
+        # Our own child is asked for by waitpid(2) alone: while it exits it is in no group any more, nor a zombie yet.
+        if self._ours or self._init() is not None:
+            return State(running=True, pid=process.pid, paused=self.group.frozen())
+        if self._exit_code is None and not self._ours:
+            self._exit_code = exit.code(self.record)
+        return State(running=False, exit_code=self._exit_code)
+
+    def _reap(self, pid: int) -> None:
+        """Collect the exit code, which only the parent can; after that the pid is nobody's."""
+        try:
+            found, status = os.waitpid(pid, os.WNOHANG)
+        except ChildProcessError:
+            self._ours = False
+            return
+        if found:
+            code = os.waitstatus_to_exitcode(status)
+            self._exit_code = code if code >= 0 else 128 - code
+            self._ours = False
+
+    def limits(self) -> Limits:
+        try:
+            cpus, memory, pids = self.group.read_limits()
+        except OSError as error:
+            raise EngineError(f"the limits cannot be read: {error}") from error
+        process = self._init()
+        disk = None if process is None else inspection.disk_limit(process.pid)
+        return Limits(cpus, memory, pids, f"cgroup {self.group.where.mode}, statvfs", disk)
+
+    def stats(self) -> Stats:
+        cpu, memory, pids = self.group.usage()
+        received, sent = self._network_bytes()
+        read, written = self.group.block_io()
+        return Stats(cpu, memory, pids, received, sent, read, written)
+
+    @abstractmethod
+    def _network_bytes(self) -> tuple[int | None, int | None]:
+        """Bytes received and sent over its own interface; None where it has none of its own."""
+
+    def effective(self) -> dict[str, Any]:
+        process = self._init()
+        return inspection.effective(self.record, self.group, None if process is None else process.pid)
+
+    def events(self) -> dict[str, int]:
+        """The control group's counters of limits met."""
+        return self.group.events()
+
+    def _pid(self) -> int:
+        process = self._init()
+        if process is None:
+            raise EngineError(f"sandbox {self.record.name} is not running")
+        return process.pid
+
+    def kill(self, number: int) -> None:
+        pid = self._pid()
+        if number == signal.SIGKILL:
+            self._kill()
+            return
+        try:
+            signals.send(pid, number)
+        except ProcessLookupError:
+            raise EngineError(f"sandbox {self.record.name} is not running") from None
+        except ValueError as error:
+            raise EngineError(str(error)) from None
+
+    def pause(self) -> None:
+        self._pid()
+        try:
+            self.group.freeze()
+        except FileNotFoundError as error:
+            raise EngineError(f"sandbox {self.record.name} cannot be paused: {error.strerror}") from error
+        except (OSError, TimeoutError) as error:
+            raise EngineError(f"sandbox {self.record.name} cannot be paused: {error}") from error
+
+    def unpause(self) -> None:
+        self._pid()
+        try:
+            self.group.thaw()
+        except OSError as error:
+            raise EngineError(f"sandbox {self.record.name} cannot be unpaused: {error}") from error
+
+    @abstractmethod
+    def _place(self, uid: int) -> Place:
+        """Where a command goes that joins it as user `uid`."""
+
+    def _run(self, what: Command, *, root: bool, stdin: int | None, stdout: Sink, stderr: Sink) -> LocalAttached:
+        self._pid()
+        if self.group.frozen():
+            # It would be held still with the rest, and its caller with it.
+            raise EngineError(f"sandbox {self.record.name} is paused", f"sandbox unpause {self.record.name}")
+        name = what.argv[0]
+        try:
+            place = self._place(0 if root else SANDBOX_UID)
+            return local_attach.run(
+                place, what, stdin=stdin, stdout=stdout, stderr=stderr, alive=lambda: self._init() is not None
+            )
+        except ChildError as error:
+            if error.step == WORKDIR_STEP:
+                raise CannotInvokeError(_bad_workdir(what.workdir, error)) from None
+            if error.step != name and error.errno == errno.EAGAIN:  # fork(2): a control group's limit is reached
+                raise EngineError(
+                    f"{name!r} was not started: the sandbox has as many processes as it may", "a higher --pids-limit"
+                ) from None
+            if error.step != name:
+                hint = "it may have ended a moment ago"
+                raise EngineError(f"the sandbox could not be joined: {error.strerror}", hint) from error
+            if error.errno in (errno.ENOENT, errno.ENOTDIR):
+                raise CommandNotFoundError(f"there is no command {name!r} inside") from None
+            raise CannotInvokeError(f"{name!r} cannot be executed: {os.strerror(error.errno or 0)}") from error
+        except OSError as error:
+            raise EngineError(f"the command could not be started: {error.strerror}") from error
+
+    def exec(self, argv: Sequence[str], *, timeout: float | None = None, root: bool = False) -> ExecResult:
+        out: list[bytes] = []
+        err: list[bytes] = []
+        what = Command(tuple(argv), environment(self.record.spec), self.record.spec.workdir)
+        running = self._run(what, root=root, stdin=None, stdout=out.append, stderr=err.append)
+        try:
+            code = running.wait(timeout)
+        except TimeoutError:
+            raise TimeoutError(f"{argv[0]!r} took longer than {timeout:g} s") from None
+        finally:
+            running.close()
+        return ExecResult(code, b"".join(out), b"".join(err))
+
+    def attach(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: int | None,
+        stdout: int,
+        stderr: int,
+        terminal: WindowSize | None = None,
+        root: bool = False,
+        env: Sequence[tuple[str, str]] = (),
+        workdir: str | None = None,
+    ) -> Attached:
+        """As `Sandbox.attach`. The command dies with the thread that calls this, see `kernel.command`."""
+        variables = environment(self.record.spec)
+        if terminal is not None:
+            variables.setdefault("TERM", "xterm")
+        what = Command(
+            tuple(argv),
+            variables | dict(env),
+            self.record.spec.workdir if workdir is None else workdir,
+            None if terminal is None else (terminal.rows, terminal.columns),
+        )
+        sinks = [local_attach.to_descriptor(descriptor) for descriptor in (stdout, stderr)]
+        return self._run(what, root=root, stdin=stdin, stdout=sinks[0], stderr=sinks[1])
+
+    def logs(self, *, follow: bool = False, tail: int | None = None, since: float | None = None) -> Iterator[bytes]:
+        if since is not None:
+            raise SpecError(
+                f"--since cannot be honoured at level {self.record.spec.isolation}: its log keeps no times",
+                "--tail takes the last lines",
+            )
+        return local_logs.read(self.record.log_path, tail=tail, follow=follow, running=lambda: self.state().running)
+
+    def stop(self, grace: float) -> int | None:
+        process = self._init()
+        if process is not None:
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGTERM)
+            with suppress(OSError):  # no freezer, so nothing is frozen
+                self.group.thaw()
+            try:
+                self.wait(grace)
+            except TimeoutError:
+                self._kill()
+                self.wait(5.0)
+        self._kill()
+        return self.state().exit_code
+
+    def _kill(self) -> None:
+        try:
+            self.group.kill()
+        except (OSError, TimeoutError) as error:
+            raise EngineError(str(error)) from error
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        process = self.record.process if self._ours else self._init()
+        if process is None:
+            return self.state().exit_code
+        try:
+            pidfd = os.pidfd_open(process.pid)
+        except ProcessLookupError:
+            return self.state().exit_code
+        try:
+            runs = self._ours or self._init() is not None
+            if runs and not wait_readable(pidfd, timeout):
+                raise TimeoutError(f"sandbox {self.record.name} still runs after {timeout:g} s")
+        finally:
+            os.close(pidfd)
+        return self.state().exit_code
+
+    def _end(self) -> None:
+        """Kill everything of it, reap what is ours, and remove the control group."""
+        if self._child is not None:
+            self._child.close()
+        try:
+            # Before the workload ends: what would be written down then is about to be removed.
+            exit.dismiss(self.record)
+            self.group.kill()
+            reached(Failpoint.PROCESSES_KILLED)
+            self.group.remove()
+        except (OSError, TimeoutError) as error:
+            raise EngineError(f"the control group of {self.record.name} could not be removed: {error}") from error
+        reached(Failpoint.CGROUP_REMOVED)
+        try:
+            if self.record.process is not None and self._ours:
+                # Not without end: it is waited for by its namespace, too, and a command of ours that nobody has
+                # waited for keeps that from ending (pid_namespaces(7)).
+                self.wait(_DEATH)
+        except TimeoutError as error:
+            raise EngineError(str(error)) from error
+
+
+def _bad_workdir(path: str, error: ChildError) -> str:
+    return f"the working directory {path!r} cannot be entered inside: {os.strerror(error.errno or 0)}"
+
+
+def remember(record: Record, child: Child) -> None:
+    """Note the process in the record.
+
+    Raises:
+        EngineError: it is gone already.
+    """
+    record.process = ProcessId.of(child.pid)
+    if record.process is None:
+        try:
+            child.check()
+        except ChildError as error:
+            raise EngineError(f"the sandbox's first process died: {error.strerror}") from None
+        raise EngineError("the sandbox's first process died at once")
+
+
+def sweep_groups(known: Collection[str], *, dry_run: bool) -> list[str]:
+    """Remove control groups of ours whose id is not known, with what runs in them.
+
+    Raises:
+        EngineError: one cannot be removed.
+    """
+    found = []
+    for ident in all_groups():
+        if ident in known or not ID_PATTERN.fullmatch(ident):
+            continue
+        if not dry_run:
+            try:
+                Group(ident).remove()
+            except (OSError, TimeoutError) as error:
+                raise EngineError(f"the control group {ident} could not be removed: {error}") from error
+        found.append(f"control group {ident}")
+    return found

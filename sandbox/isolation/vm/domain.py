@@ -1,0 +1,341 @@
+"""libvirt: the calls that make, ask and end a sandbox's domain, and the files that libvirt keeps of one.
+
+This module alone imports the library; it does so at the first connection.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+from sandbox.errors import EngineError, UnavailableError
+from sandbox.isolation.vm.xml import DISK, NAME_PREFIX, domain_name
+from sandbox.state.record import ID_PATTERN
+
+URI = "qemu:///system"
+LOG_DIR = Path("/var/log/libvirt/qemu")
+PID_DIR = Path("/run/libvirt/qemu")
+"""Where libvirt keeps a domain's pid, and its state for the case that libvirtd is restarted."""
+_GONE = (42, 55)
+"""VIR_ERR_NO_DOMAIN, VIR_ERR_OPERATION_INVALID (libvirt/virterror.h): the domain ended between two questions."""
+_RUNNING = (1, 2)
+"""VIR_DOMAIN_RUNNING, VIR_DOMAIN_BLOCKED (libvirt/libvirt-domain.h)."""
+_STATUS_HEAD = 512
+"""Bytes; the state is in the first element of that file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """What the live domain says of itself.
+
+    Attributes:
+        running: executing, not paused or ended.
+        vcpus: their number.
+        quota: CPU time per second of the whole process; None for no quota.
+        memory: bytes.
+        cpu_seconds: used by QEMU since its start.
+        resident: bytes of the host's memory that QEMU holds; None when it is not said.
+    """
+
+    running: bool
+    vcpus: int
+    quota: float | None
+    memory: int
+    cpu_seconds: float
+    resident: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Bytes since the domain's start, as the guest sees them; None where libvirt does not know.
+
+    Attributes:
+        received, sent: over its network card.
+        read, written: from and to its disk.
+    """
+
+    received: int | None
+    sent: int | None
+    read: int | None
+    written: int | None
+
+
+class Hypervisor:
+    """A connection to libvirt, opened at the first question."""
+
+    def __init__(self, uri: str = URI) -> None:
+        self.uri = uri
+        self._connection: Any = None
+
+    @contextmanager
+    def _talking(self, what: str) -> Iterator[Any]:
+        """The connection; libvirt's words become an EngineError.
+
+        Raises:
+            UnavailableError: the binding is not installed.
+            EngineError: libvirt refuses.
+        """
+        try:
+            import libvirt
+        except ImportError as error:
+            raise UnavailableError(
+                "the Python binding of libvirt is not installed", "pip install 'sandbox-manager[vm]'"
+            ) from error
+        try:
+            yield self._connected()
+        except libvirt.libvirtError as error:
+            raise EngineError(f"{what}: {error.get_error_message() or error}") from error
+
+    def _connected(self) -> Any:
+        """A connection that answers: the old one learns of libvirtd's restart by a question alone."""
+        import libvirt
+
+        if self._connection is not None:
+            try:
+                self._connection.getLibVersion()
+                return self._connection
+            except libvirt.libvirtError:
+                self._connection = None
+        # Its default prints every error to stderr, those that are handled here too.
+        libvirt.registerErrorHandler(lambda _context, _error: None, None)
+        self._connection = libvirt.open(self.uri)
+        # Not left to the interpreter's end, at which the library is taken apart before its objects.
+        atexit.register(_close, self._connection)
+        return self._connection
+
+    def connect(self) -> None:
+        """Open the connection.
+
+        Raises:
+            UnavailableError, EngineError
+        """
+        with self._talking("libvirt cannot be reached"):
+            pass
+
+    def qemu_owner(self) -> tuple[int, int]:
+        """User and group id that libvirt runs QEMU as, from its capabilities.
+
+        Raises:
+            EngineError: it does not say.
+        """
+        with self._talking("libvirt's capabilities cannot be read") as connection:
+            capabilities = ET.fromstring(connection.getCapabilities())  # noqa: S314 - libvirtd's own
+        for model in capabilities.iterfind("./host/secmodel"):
+            label = model.findtext("baselabel", "")
+            match = re.fullmatch(r"\+(\d+):\+(\d+)", label)
+            if model.findtext("model") == "dac" and match:
+                return int(match[1]), int(match[2])
+        raise EngineError("libvirt does not say which user QEMU runs as", "enable its DAC security driver")
+
+    def create_paused(self, xml: str) -> None:
+        """Start QEMU with the guest's processors stopped. The domain is transient: it is gone when QEMU is.
+
+        Raises:
+            EngineError
+        """
+        import libvirt
+
+        flags = libvirt.VIR_DOMAIN_START_PAUSED | libvirt.VIR_DOMAIN_START_VALIDATE
+        with self._talking("the virtual machine could not be created") as connection:
+            connection.createXML(xml, flags)
+
+    def resume(self, ident: str) -> None:
+        """Let the guest's processors run; running ones go on.
+
+        Raises:
+            EngineError
+        """
+        with self._talking("the virtual machine could not be started") as connection:
+            domain = connection.lookupByName(domain_name(ident))
+            if domain.state()[0] not in _RUNNING:
+                domain.resume()
+
+    def suspend(self, ident: str) -> None:
+        """Stop the guest's processors; stopped ones stay so.
+
+        Raises:
+            EngineError
+        """
+        with self._talking("the virtual machine could not be paused") as connection:
+            connection.lookupByName(domain_name(ident)).suspend()
+
+    def _lookup(self, connection: Any, ident: str) -> Any | None:
+        import libvirt
+
+        try:
+            return connection.lookupByName(domain_name(ident))
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                return None
+            raise
+
+    def exists(self, ident: str) -> bool:
+        """Whether there is a domain, running or not."""
+        with self._talking("the virtual machine cannot be looked up") as connection:
+            return self._lookup(connection, ident) is not None
+
+    def live(self, ident: str) -> Live | None:
+        """What the domain says of itself; None when there is none.
+
+        Raises:
+            EngineError
+        """
+        import libvirt
+
+        with self._talking("the virtual machine cannot be inspected") as connection:
+            domain = self._lookup(connection, ident)
+            if domain is None:
+                return None
+            try:
+                state, memory_kib, _, vcpus, nanoseconds = domain.info()
+                scheduler = domain.schedulerParameters() if self._has_cpu_cgroup(domain) else {}
+                resident = domain.memoryStats().get("rss")
+            except libvirt.libvirtError as error:
+                if error.get_error_code() in _GONE:
+                    return None  # it ended between two questions
+                raise
+        quota, period = scheduler.get("global_quota", 0), scheduler.get("global_period", 0)
+        return Live(
+            running=state in _RUNNING,
+            vcpus=vcpus,
+            quota=quota / period if quota > 0 and period > 0 else None,
+            memory=memory_kib * 1024,
+            cpu_seconds=nanoseconds / 1e9,
+            resident=None if resident is None else resident * 1024,
+        )
+
+    def traffic(self, ident: str, interface: str) -> Traffic | None:
+        """What went over a domain's card and disk since its start; None when there is no such domain.
+
+        Raises:
+            EngineError
+        """
+        import libvirt
+
+        with self._talking("the virtual machine cannot be inspected") as connection:
+            domain = self._lookup(connection, ident)
+            if domain is None:
+                return None
+            try:
+                # libvirt turns a tap's counters round: what the host sent is what the guest received.
+                received, _, _, _, sent, *_ = domain.interfaceStats(interface)
+                _, read, _, written, _ = domain.blockStats(DISK)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() in _GONE:
+                    return None
+                raise
+        return Traffic(*(value if value >= 0 else None for value in (received, sent, read, written)))
+
+    def description(self, ident: str) -> str | None:
+        """The live domain as XML, with what libvirt added; None when there is none.
+
+        Raises:
+            EngineError
+        """
+        import libvirt
+
+        with self._talking("the virtual machine cannot be inspected") as connection:
+            domain = self._lookup(connection, ident)
+            try:
+                return None if domain is None else str(domain.XMLDesc(0))
+            except libvirt.libvirtError as error:
+                if error.get_error_code() in _GONE:
+                    return None
+                raise
+
+    @staticmethod
+    def _has_cpu_cgroup(domain: Any) -> bool:
+        """Whether libvirt has a control group for the domain's CPU time."""
+        import libvirt
+
+        try:
+            domain.schedulerType()
+        except libvirt.libvirtError:
+            return False
+        return True
+
+    def destroy(self, ident: str) -> bool:
+        """End QEMU and forget the domain. Returns whether there was one.
+
+        Raises:
+            EngineError
+        """
+        import libvirt
+
+        with self._talking("the virtual machine could not be removed") as connection:
+            domain = self._lookup(connection, ident)
+            if domain is None:
+                return False
+            try:
+                persistent = bool(domain.isPersistent())
+                if domain.isActive():
+                    domain.destroy()
+                if persistent:
+                    domain.undefine()
+            except libvirt.libvirtError as error:
+                # A transient domain is gone as soon as its QEMU has ended, which it may do by itself meanwhile.
+                if error.get_error_code() not in _GONE:
+                    raise
+        return True
+
+    def idents(self) -> list[str]:
+        """Ids of all domains that are ours, by their name.
+
+        Raises:
+            EngineError
+        """
+        with self._talking("the virtual machines cannot be listed") as connection:
+            names = [domain.name() for domain in connection.listAllDomains()]
+        return sorted(ident for name in names if (ident := ident_of(name)) is not None)
+
+
+def _close(connection: Any) -> None:
+    import libvirt
+
+    with contextlib.suppress(libvirt.libvirtError):  # it may be dead
+        connection.close()
+
+
+def ident_of(name: str) -> str | None:
+    """The id in a domain's name, None where it is none of ours."""
+    ident = name.removeprefix(NAME_PREFIX)
+    return ident if ident != name and ID_PATTERN.fullmatch(ident) else None
+
+
+def qemu_pid(ident: str) -> int | None:
+    """QEMU's process on this host; libvirt keeps it in a file, and has no call for it."""
+    try:
+        return int((PID_DIR / f"{domain_name(ident)}.pid").read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+
+
+def is_paused(ident: str) -> bool:
+    """Whether libvirt has the guest's processors stand still, by the status file that it writes at each change.
+
+    libvirtd is not asked: this is looked at in loops, and holds while libvirtd is being restarted.
+    """
+    try:
+        with (PID_DIR / f"{domain_name(ident)}.xml").open("rb") as file:
+            head = file.read(_STATUS_HEAD)
+    except OSError:
+        return False
+    return re.search(rb"<domstatus state=['\"]paused['\"]", head) is not None
+
+
+def log_files(ident: str | None = None) -> list[Path]:
+    """What libvirt logs of a domain and leaves behind, rotated ones included; for all of ours without an id."""
+    found = []
+    with contextlib.suppress(OSError):
+        for path in LOG_DIR.glob(f"{NAME_PREFIX}*.log*"):
+            owner = ident_of(path.name.partition(".log")[0])
+            if owner is not None and ident in (None, owner):
+                found.append(path)
+    return sorted(found)

@@ -1,0 +1,397 @@
+"""One virtual machine, from created to destroyed."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shlex
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from sandbox.errors import EngineError, SandboxError, SpecError
+from sandbox.failpoints import Failpoint, reached
+from sandbox.interrupts import wait_readable
+from sandbox.isolation.base import Attached, ExecResult, Sandbox, State, Stats, WindowSize
+from sandbox.isolation.vm import console as vm_console
+from sandbox.isolation.vm import domain as vm_domain
+from sandbox.isolation.vm import inspection, xml
+from sandbox.isolation.vm import logs as vm_log
+from sandbox.isolation.vm.console import Console
+from sandbox.isolation.vm.domain import Hypervisor
+from sandbox.isolation.vm.exec import VmAttached, judge
+from sandbox.isolation.vm.guest import TERMINAL_TYPE, Guest
+from sandbox.network.lab import interface_name
+from sandbox.spec import SANDBOX_UID, Limits
+from sandbox.state.record import Record
+
+CLIENT_KEY = "client_key"
+INITRD = "initrd"
+CONSOLE = "console"
+CONSOLE_LOG = "console.log"
+ENDED = "ended"
+"""Files in the sandbox's directory: the host's SSH key, the initramfs with the configuration, the serial console, what
+was said on it, and the exit code of a workload that was switched off, written before that."""
+
+ENTER = "/usr/lib/sandbox-vm/enter"
+
+START_TIMEOUT = 30.0
+"""Seconds for the init's answer to the word `start`."""
+SIGNAL_TIMEOUT = 10.0
+"""Seconds for its answer to the word `signal`."""
+KILL_TIMEOUT = 2.0
+"""Seconds that the guest has to end itself, so that its init says the last word; then it is switched off."""
+KILLED = 137
+"""The exit code of what SIGKILL ended (128 + 9): the machine was switched off under the workload."""
+_QUESTION_TIMEOUT = 30.0
+
+
+class VmSandbox(Sandbox):
+    """A domain, its files, and the guest in it."""
+
+    def __init__(self, record: Record, hypervisor: Hypervisor) -> None:
+        self.record = record
+        self._hypervisor = hypervisor
+        self._console: Console | None = None
+        self._guest: Guest | None = None
+
+    # --- start ---------------------------------------------------------------------------------------------------
+
+    def confirm_confined(self) -> None:
+        """Check that QEMU is neither root nor without its seccomp filter.
+
+        Raises:
+            EngineError: it is.
+        """
+        process = self.record.process
+        with suppress(OSError):
+            if process is not None:
+                status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
+                uids, seccomp = re.search(r"^Uid:\s+(.*)$", status, re.M), re.search(r"^Seccomp:\s+(\d)", status, re.M)
+                if uids is None or "0" in uids[1].split():
+                    raise EngineError("QEMU runs as root", 'user = "libvirt-qemu" in /etc/libvirt/qemu.conf')
+                if seccomp is None or seccomp[1] != "2":
+                    raise EngineError(
+                        "QEMU runs without its seccomp filter", "seccomp_sandbox = 1 in /etc/libvirt/qemu.conf"
+                    )
+                return
+        raise EngineError("QEMU ended at once", f"see {vm_domain.LOG_DIR}/{xml.domain_name(self.record.id)}.log")
+
+    def open_console(self) -> None:
+        """Connect to the console while the guest's processors still stand, so that no word of it is missed."""
+        self._console = Console(self.record.directory / CONSOLE, self.record.data["nonce"])
+
+    def boot(self, deadline: float) -> None:
+        console = self._held_console()
+        self._hypervisor.resume(self.record.id)
+        console.wait((vm_console.BOOT,), deadline, self._alive)
+
+    def start(self) -> None:
+        with self._held_console() as console:
+            console.send(vm_console.START)
+            console.wait((vm_console.START,), time.monotonic() + START_TIMEOUT, self._alive)
+        self._console = None
+
+    def _held_console(self) -> Console:
+        if self._console is None:
+            raise EngineError(f"sandbox {self.record.name} was not made by this command", "sandbox rm it, and run anew")
+        return self._console
+
+    def _alive(self) -> bool:
+        process = self.record.process
+        return process is not None and process.alive()
+
+    # --- while it runs -------------------------------------------------------------------------------------------
+
+    def state(self) -> State:
+        process = self.record.process
+        if process is not None and process.alive():
+            return State(running=True, pid=process.pid, paused=vm_domain.is_paused(self.record.id))
+        return State(running=False, exit_code=self._exit_code())
+
+    def _exit_code(self) -> int | None:
+        """What the guest's init said, or what is known because we ended the machine."""
+        nonce = self.record.data.get("nonce")
+        if nonce is None:
+            return None
+        code = vm_console.exit_code(self.record.directory / CONSOLE_LOG, nonce)
+        if code is None:
+            with suppress(OSError, ValueError):
+                return int((self.record.directory / ENDED).read_text(encoding="ascii"))
+        return code
+
+    def _refuse_ended(self) -> None:
+        if not self._alive():
+            raise EngineError(f"sandbox {self.record.name} is not running")
+
+    def _inside(self) -> Guest:
+        self._refuse_ended()
+        if vm_domain.is_paused(self.record.id):
+            raise EngineError(f"sandbox {self.record.name} is paused", f"sandbox unpause {self.record.name}")
+        if self._guest is None:
+            key = self.record.directory / CLIENT_KEY
+            self._guest = Guest(self.record.address, self.record.data["host_key"], key, self._alive)
+        return self._guest
+
+    def _ask(self, command: str) -> str:
+        """The output of a command of the guest's root.
+
+        Raises:
+            EngineError: it failed, or there was no answer.
+        """
+        try:
+            code, out, err = self._inside().run(command, _QUESTION_TIMEOUT)
+        except TimeoutError:
+            raise EngineError(f"the guest of {self.record.name} does not answer") from None
+        if code != 0:
+            raise EngineError(f"the guest of {self.record.name} says: {err.decode('utf-8', 'replace').strip()}")
+        return out.decode("utf-8", "replace")
+
+    def limits(self) -> Limits:
+        live = self._hypervisor.live(self.record.id)
+        if live is None:
+            raise EngineError(f"sandbox {self.record.name} is not running")
+        pids, block, blocks = self._ask(f"cat {xml.GUEST_GROUP}/pids.max && stat -f -c '%S %b' /tmp").split()
+        cpus = float(live.vcpus) if live.quota is None else live.quota
+        return Limits(
+            cpus,
+            live.memory,
+            int(pids) if pids.isdigit() else None,
+            "live domain + guest cgroup v2",
+            disk=int(block) * int(blocks),
+        )
+
+    def _command(
+        self, name: str, argv: Sequence[str], *, root: bool, env: Sequence[tuple[str, str]], directory: str
+    ) -> str:
+        """A command line for the guest's root shell that has vm/guest/enter run a command.
+
+        Raises:
+            SpecError: a NUL, which no argument and no variable can hold.
+        """
+        entries = [f"{key}={value}" for key, value in env]
+        uid = "0" if root else str(SANDBOX_UID)
+        line = shlex.join([ENTER, name, uid, directory, str(len(entries)), *entries, *argv])
+        if "\0" in line:
+            raise SpecError("the command or its environment has a NUL byte", "text without NUL")
+        return line
+
+    def _ender(self, guest: Guest, name: str) -> Callable[[], None]:
+        """What ends a command and all that it started: they have a control group of their own."""
+        group = f"{xml.GUEST_GROUP}/exec-{name}"
+
+        def end() -> None:
+            with suppress(EngineError, TimeoutError):
+                if self._alive() and not vm_domain.is_paused(self.record.id):
+                    guest.run(f"echo 1 > {group}/cgroup.kill && sleep 0.1; rmdir {group}", _QUESTION_TIMEOUT)
+
+        return end
+
+    def exec(self, argv: Sequence[str], *, timeout: float | None = None, root: bool = False) -> ExecResult:
+        name = secrets.token_hex(6)
+        directory = self.record.spec.workdir
+        guest = self._inside()
+        command = self._command(name, argv, root=root, env=(), directory=directory)
+        try:
+            code, out, err = guest.run(command, timeout)
+        except BaseException as error:
+            self._ender(guest, name)()
+            if isinstance(error, TimeoutError):
+                raise TimeoutError(f"{argv[0]!r} took longer than {timeout:g} s") from None
+            raise
+        said, _, err = err.partition(b"\n")
+        judge(name, said, argv[0], directory)
+        return ExecResult(code, out, err)
+
+    def attach(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: int | None,
+        stdout: int,
+        stderr: int,
+        terminal: WindowSize | None = None,
+        root: bool = False,
+        env: Sequence[tuple[str, str]] = (),
+        workdir: str | None = None,
+    ) -> Attached:
+        name = secrets.token_hex(6)
+        directory = workdir or self.record.spec.workdir
+        guest = self._inside()
+        if terminal is not None and "TERM" not in dict(env):
+            env = [*env, ("TERM", TERMINAL_TYPE)]
+        line = self._command(name, argv, root=root, env=env, directory=directory)
+        attached = VmAttached(
+            guest.start(line, terminal),
+            output=(stdout, stderr),
+            terminal=terminal is not None,
+            alive=self._alive,
+            end=self._ender(guest, name),
+        )
+        try:
+            judge(name, attached.first_line(), argv[0], directory)
+            attached.begin(stdin)
+        except BaseException:
+            attached.close()
+            raise
+        return attached
+
+    def effective(self) -> dict[str, Any]:
+        pid = self.record.process.pid if self.record.process is not None and self._alive() else None
+        answer: dict[str, str] | None = None
+        limits: Limits | None = None
+        description: str | None = None
+        if pid is not None:
+            description = self._hypervisor.description(self.record.id)
+            with suppress(SandboxError):  # paused, or it does not answer: None says so
+                answer = inspection.sections(self._ask(inspection.QUESTION))
+                limits = self.limits()
+        return {
+            **inspection.guest(answer, self.record.address),
+            "limits": inspection.limits(limits),
+            "domain": inspection.domain(description),
+            "engine": inspection.engine(pid),
+        }
+
+    def stats(self) -> Stats:
+        live = self._hypervisor.live(self.record.id)
+        traffic = self._hypervisor.traffic(self.record.id, interface_name(self.record.id))
+        if live is None or traffic is None:
+            return Stats(None, None, None)
+        pids: int | None = None
+        with suppress(SandboxError, ValueError):  # a guest that does not answer cannot be observed: None says so
+            pids = int(self._ask(f"cat {xml.GUEST_GROUP}/pids.current"))
+        return Stats(
+            live.cpu_seconds,
+            live.resident,
+            pids,
+            received=traffic.received,
+            sent=traffic.sent,
+            read=traffic.read,
+            written=traffic.written,
+        )
+
+    def logs(self, *, follow: bool = False, tail: int | None = None, since: float | None = None) -> Iterator[bytes]:
+        if since is not None:
+            raise SpecError(
+                "--since: a virtual machine's log has no times, so that what is older cannot be told", "--tail"
+            )
+        return vm_log.read(self.record.log_path, tail=tail, follow=self._alive if follow else None)
+
+    def pause(self) -> None:
+        self._refuse_ended()
+        self._hypervisor.suspend(self.record.id)
+
+    def unpause(self) -> None:
+        self._refuse_ended()
+        self._hypervisor.resume(self.record.id)
+
+    # --- end -----------------------------------------------------------------------------------------------------
+
+    def kill(self, number: int) -> None:
+        self._refuse_ended()
+        if not 1 <= number <= signal.SIGRTMAX:
+            raise EngineError(f"{number} is not the number of a signal", f"1 to {int(signal.SIGRTMAX)}")
+        if number == signal.SIGKILL:
+            self._kill()
+            return
+        if vm_domain.is_paused(self.record.id):
+            raise EngineError(
+                f"sandbox {self.record.name} is paused and takes no signal but SIGKILL",
+                f"sandbox unpause {self.record.name}",
+            )
+        with self._talk() as console:
+            console.send(f"{vm_console.SIGNAL} {number}")
+            try:
+                console.wait((vm_console.SIGNAL, vm_console.EXIT), time.monotonic() + SIGNAL_TIMEOUT, self._alive)
+            except EngineError:
+                if self._alive():
+                    raise  # else it ended by the signal, before it could say so
+
+    def _kill(self) -> None:
+        """End the sandbox: by its init, which says so, or else by libvirt."""
+        self._leave()
+        if not vm_domain.is_paused(self.record.id):
+            with suppress(EngineError, TimeoutError), self._talk() as console:
+                console.send(f"{vm_console.SIGNAL} {int(signal.SIGKILL)}")
+                self.wait(KILL_TIMEOUT)
+                return
+        self._switch_off()
+
+    def _switch_off(self) -> None:
+        """End QEMU, which nothing in the guest can refuse."""
+        with suppress(OSError):  # a full disk costs the exit code, and must not keep the machine alive
+            (self.record.directory / ENDED).write_text(f"{KILLED}\n", encoding="ascii")
+        self._hypervisor.destroy(self.record.id)
+
+    def _talk(self) -> Console:
+        return Console(self.record.directory / CONSOLE, self.record.data["nonce"])
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        process = self.record.process
+        if process is not None and process.alive():
+            try:
+                descriptor = os.pidfd_open(process.pid)
+            except ProcessLookupError:
+                descriptor = None
+            if descriptor is not None:
+                try:
+                    if process.alive() and not wait_readable(descriptor, timeout):
+                        raise TimeoutError(f"sandbox {self.record.name} still runs after {timeout:g} s")
+                finally:
+                    os.close(descriptor)
+        return self._final_code()
+
+    def _final_code(self) -> int | None:
+        """The exit code, with a moment's patience for the log to be written."""
+        deadline = time.monotonic() + vm_log.FLUSH
+        while True:
+            code = self._exit_code()
+            if code is not None or time.monotonic() >= deadline or "nonce" not in self.record.data:
+                return code
+            time.sleep(0.02)
+
+    def stop(self, grace: float) -> int | None:
+        self._leave()
+        if self._alive():
+            try:
+                with self._talk() as console:
+                    console.send(vm_console.STOP)
+                    if vm_domain.is_paused(self.record.id):
+                        self._hypervisor.resume(self.record.id)
+                    return self.wait(grace)
+            except (EngineError, TimeoutError):
+                # It does not listen, or does not end.
+                self._switch_off()
+        return self._final_code()
+
+    def _leave(self) -> None:
+        """Close what this handle holds open."""
+        if self._console is not None:
+            self._console.close()
+            self._console = None
+        if self._guest is not None:
+            self._guest.close()
+            self._guest = None
+
+    def destroy(self) -> None:
+        self._leave()
+        # Without a domain's name in the record libvirt was never asked for one (or the record was not saved: then
+        # the sweep finds the domain), and a host without libvirt can still clear the rest away.
+        if "domain" in self.record.data or vm_domain.qemu_pid(self.record.id) is not None:
+            self._hypervisor.destroy(self.record.id)
+        reached(Failpoint.DOMAIN_REMOVED)
+        directory = self.record.directory
+        files = [directory / name for name in (CLIENT_KEY, INITRD, CONSOLE, ENDED)]
+        for log in (directory / CONSOLE_LOG, self.record.log_path):
+            files += vm_console.rotated(log)
+        files += vm_domain.log_files(self.record.id)
+        try:
+            for path in files:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise EngineError(f"{error.filename} could not be removed: {error.strerror}") from error

@@ -1,0 +1,197 @@
+"""Ports of the host's 127.0.0.1 that lead into sandboxes: rewritten by the kernel, without a process in between.
+
+A connection to 127.0.0.1:HOST is turned to the sandbox's address on its way out (nat in the output hook), and given the
+bridge's address as its source, so that the sandbox can answer. The kernel drops what leaves a link with a loopback
+address unless that link has `route_localnet` set (ip-sysctl, Documentation/networking); it is set on our own bridge
+alone, while something is published, and behind a rule that drops whatever comes from the bridge with a loopback
+address in it: answers to published connections have the bridge's own address until conntrack rewrites them, so the
+rule meets only packets that were forged.
+
+All of it lives in a table of its own, which is there only while something is published. A port is an element of a map
+with its sandbox's id beside it, so that it can be found when nothing else of the sandbox is left.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from sandbox.errors import BusyError, EngineError
+from sandbox.kernel import nftables
+from sandbox.network.lab import BRIDGE, HOST_ADDRESS
+from sandbox.spec import Publish
+from sandbox.state.record import ID_PATTERN
+from sandbox.state.store import Store
+
+TABLE = "sandbox_publish"
+ADDRESS = "127.0.0.1"
+_MAP = "ports"
+_PREFIX = "sbx-"
+_ROUTE_LOCALNET = Path(f"/proc/sys/net/ipv4/conf/{BRIDGE}/route_localnet")
+
+# Priorities are numbers: nft 1.0 takes the name `dstnat` in the output hook only from the family `ip`.
+_RULES = f"""
+table inet {TABLE} {{
+  map {_MAP} {{
+    type inet_service : ipv4_addr . inet_service
+  }}
+  chain forged {{
+    type filter hook prerouting priority raw; policy accept;
+    iifname "{BRIDGE}" ip daddr 127.0.0.0/8 drop
+    iifname "{BRIDGE}" ip saddr 127.0.0.0/8 drop
+  }}
+  chain inward {{
+    type nat hook output priority -100; policy accept;
+    ip daddr {ADDRESS} dnat ip to tcp dport map @{_MAP}
+  }}
+  chain answerable {{
+    type nat hook postrouting priority 100; policy accept;
+    oifname "{BRIDGE}" ip saddr 127.0.0.0/8 snat ip to {HOST_ADDRESS}
+  }}
+}}
+"""
+
+
+def claim(store: Store, ident: str, ports: Iterable[Publish]) -> None:
+    """Make ports of the host a sandbox's own, before anything of it is made.
+
+    Raises:
+        BusyError: another sandbox has one, or a program listens on it.
+        EngineError: one cannot be tried.
+    """
+    for one in ports:
+        if not store.claim_port(one.host, ident):
+            raise BusyError(f"port {one.host} is published already, by {_holder(store, one.host)}", _other(one))
+        _refuse_listener(one)
+
+
+def _holder(store: Store, number: int) -> str:
+    owner = store.port_owner(number)
+    name = next((record.name for record in store.records() if record.id == owner), "a sandbox that is being removed")
+    return f"the sandbox {name}" if name != owner else name
+
+
+def _other(one: Publish) -> str:
+    return f"another port here, such as -p {one.host + 1 if one.host < 65535 else 8000}:{one.inside}"
+
+
+def _refuse_listener(one: Publish) -> None:
+    """A program that listens there would be hidden by the rewriting, without a word."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as trial:
+        # With it, connections that have ended but are still remembered (TIME_WAIT) are no obstacle; a listener is.
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind((ADDRESS, one.host))
+        except OSError as error:
+            raise BusyError(f"port {one.host} of {ADDRESS} is in use: {error.strerror}", _other(one)) from None
+
+
+def publish(ident: str, address: str, ports: Collection[Publish]) -> None:
+    """Let the ports lead to a sandbox. The caller holds the lock `network`.
+
+    Args:
+        ident: the sandbox's id.
+        address: of the sandbox on the lab network, or of the host there where it has no stack of its own.
+        ports: claimed before.
+
+    Raises:
+        EngineError: the kernel refuses; nothing is published then.
+    """
+    if not ports:
+        return
+    elements = ", ".join(f'{one.host} comment "{_PREFIX}{ident}" : {address} . {one.inside}' for one in ports)
+    try:
+        table = "" if nftables.table_exists("inet", TABLE) else _RULES
+        nftables.load(f"{table}\nadd element inet {TABLE} {_MAP} {{ {elements} }}\n")
+        # Only now: the rule against forged packets is in force.
+        _ROUTE_LOCALNET.write_text("1", encoding="ascii")
+    except OSError as error:
+        raise EngineError(f"the ports could not be published: {error.strerror or error}") from error
+
+
+def unpublish(ident: str) -> list[str]:
+    """Undo `publish`, whole or half; idempotent. The caller holds the lock `network`.
+
+    Returns:
+        One line per port.
+
+    Raises:
+        EngineError: something stays.
+    """
+    return _remove({_PREFIX + ident})
+
+
+def sweep(known: Collection[str], *, dry_run: bool) -> list[str]:
+    """Remove published ports of sandboxes whose id is not in `known`. The caller holds the lock `network`.
+
+    Returns:
+        One line per port.
+
+    Raises:
+        EngineError: something stays.
+    """
+    comments = {comment for _, comment, _, _ in _published()}
+    strangers = {
+        comment
+        for comment in comments
+        if not ID_PATTERN.fullmatch(ident := comment.removeprefix(_PREFIX)) or ident not in known
+    }
+    if dry_run:
+        return [_line(one) for one in _published() if one[1] in strangers]
+    return _remove(strangers)
+
+
+def of(ident: str) -> list[Publish]:
+    """The ports of a sandbox that are published now, as the kernel has them.
+
+    Raises:
+        EngineError
+    """
+    return [Publish(host, inside) for host, comment, _, inside in _published() if comment == _PREFIX + ident]
+
+
+def teardown() -> list[str]:
+    """Withdraw every published port; the caller holds the lock `network` and knows that nobody uses the lab.
+
+    Returns:
+        One line per port.
+
+    Raises:
+        EngineError: something stays.
+    """
+    return _remove({comment for _, comment, _, _ in _published()})
+
+
+def remains() -> list[str]:
+    """What there is of publishing, a line each; empty when nothing is published."""
+    return [f"nftables table inet {TABLE}"] if nftables.table_exists("inet", TABLE) else []
+
+
+def _published() -> list[tuple[int, str, str, int]]:
+    try:
+        return nftables.map_elements("inet", TABLE, _MAP)
+    except OSError as error:
+        raise EngineError(f"published ports cannot be listed: {error.strerror or error}") from error
+
+
+def _remove(comments: Collection[str]) -> list[str]:
+    found = _published()
+    mine = [one for one in found if one[1] in comments]
+    try:
+        if len(mine) == len(found):
+            if nftables.table_exists("inet", TABLE):
+                # The setting first: no moment in which it is in force and the rule against forged packets is not.
+                if _ROUTE_LOCALNET.exists():
+                    _ROUTE_LOCALNET.write_text("0", encoding="ascii")
+                nftables.load(f"delete table inet {TABLE}\n")
+        elif mine:
+            numbers = ", ".join(str(one[0]) for one in mine)
+            nftables.load(f"delete element inet {TABLE} {_MAP} {{ {numbers} }}\n")
+    except OSError as error:
+        raise EngineError(f"published ports could not be withdrawn: {error.strerror or error}") from error
+    return [_line(one) for one in mine]
+
+
+def _line(one: tuple[int, str, str, int]) -> str:
+    return f"published port {ADDRESS}:{one[0]}"

@@ -1,0 +1,1 @@
+"""Turn what a user typed into a SandboxSpec, or refuse it with one line."""

@@ -1,0 +1,91 @@
+"""Locks that the kernel drops when their holder dies, however it dies: flock(2) on what is there anyway, or on a file.
+
+Who may hold which together, and in which order they are taken, is in docs/state.md.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+
+from sandbox.errors import BusyError, NotFoundError, StoreError
+from sandbox.state import paths
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+def hold(ident: str, *, wait: bool) -> int:
+    """A descriptor that holds the lock of one sandbox, which is on its directory itself, until it is closed.
+
+    Raises:
+        BusyError, NotFoundError, StoreError: as `Store.lock`.
+    """
+    directory = paths.sandboxes_dir() / ident
+    try:
+        descriptor = os.open(directory, _DIRECTORY)
+    except FileNotFoundError:
+        raise NotFoundError(f"there is no sandbox with the id {ident}") from None
+    except OSError as error:
+        raise StoreError(f"{directory} cannot be locked: {error.strerror}", "sandbox prune removes it") from error
+    try:
+        _flock(descriptor, wait=wait, what=f"sandbox {ident}")
+        # Removed while we waited: what we hold is the lock of a directory that is no more.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), directory.lstat()):
+                return descriptor
+        raise NotFoundError(f"there is no sandbox with the id {ident} any more")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+@contextmanager
+def named_lock(name: str, *, wait: bool = True) -> Iterator[None]:
+    """Hold a lock of the whole host, such as `network` or `images`.
+
+    Raises:
+        BusyError: another command holds it and `wait` is false.
+        StoreError: the lock file cannot be made.
+    """
+    with explained("no lock could be taken"):
+        paths.locks_dir().mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(paths.locks_dir() / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        _flock(descriptor, wait=wait, what=name)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def dropping_claims() -> Iterator[None]:
+    """Hold the lock of those who drop claims: what one has found to be dead is not another's by the time it acts.
+
+    It is on a directory that is there anyway: a removal needs no room on the disk.
+    """
+    with ExitStack() as stack:
+        with suppress(FileNotFoundError):
+            descriptor = os.open(paths.names_dir(), _DIRECTORY)
+            stack.callback(os.close, descriptor)
+            _flock(descriptor, wait=True, what="claims")
+        yield
+
+
+def _flock(descriptor: int, *, wait: bool, what: str) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise BusyError(f"another command is working on {what}") from None
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Turn an OSError into one line that says what was being done."""
+    try:
+        yield
+    except PermissionError as error:
+        raise StoreError(f"{what}: {error.strerror}: {error.filename}", "run it as root") from error
+    except OSError as error:
+        raise StoreError(f"{what}: {error.strerror}: {error.filename or paths.state_dir()}") from error

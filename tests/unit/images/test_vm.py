@@ -1,0 +1,265 @@
+"""The VM's kernel, initramfs and disk: formats, and that nothing of the root filesystem is replaced."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+import stat
+import struct
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sandbox.errors import ImageError
+from sandbox.images import ext4, vm
+from sandbox.images.vm import Entry
+from sandbox.state.data import data_dir
+
+ELF = b"\x7fELF" + bytes(range(256)) * 9
+MAGIC = b"\x02\x21\x4c\x18"
+
+
+def lz4_literals(data: bytes) -> bytes:
+    """One LZ4 block of literals alone."""
+    length = len(data)
+    if length < 15:
+        return bytes([length << 4]) + data
+    rest = length - 15
+    return b"\xf0" + b"\xff" * (rest // 255) + bytes([rest % 255]) + data
+
+
+def legacy(*blocks: bytes, size: int) -> bytes:
+    return MAGIC + b"".join(struct.pack("<I", len(block)) + block for block in blocks) + struct.pack("<I", size)
+
+
+def bzimage(payload: bytes) -> bytes:
+    """A boot sector with a setup header, four sectors of setup, and a payload 64 bytes behind them."""
+    image = bytearray(5 * 512 + 64)
+    image[0x1F1] = 4
+    image[0x202:0x206] = b"HdrS"
+    struct.pack_into("<II", image, 0x248, 64, len(payload))
+    return bytes(image) + payload
+
+
+@given(st.lists(st.binary(min_size=1, max_size=700), min_size=1, max_size=4))
+def test_lz4_literals_come_back(parts: list[bytes]) -> None:
+    packed = legacy(*(lz4_literals(part) for part in parts), size=sum(map(len, parts)))
+    assert vm.unpack_lz4(packed) == b"".join(parts)
+
+
+def test_lz4_matches_overlapping_and_not() -> None:
+    # "abc", a match of 9 at distance 3 (it overlaps itself), "d", a match of 4 at distance 13, "e".
+    block = b"\x35abc\x03\x00" + b"\x10d\x0d\x00" + b"\x10e"
+    assert vm.unpack_lz4(legacy(block, size=18)) == b"abc" * 4 + b"d" + b"abca" + b"e"
+
+
+def test_lz4_long_match() -> None:
+    # One literal, then a match of 4 + 15 + 255 + 7 at distance 1.
+    assert vm.unpack_lz4(legacy(b"\x1fx\x01\x00\xff\x07\x10y", size=283)) == b"x" * 282 + b"y"
+
+
+@pytest.mark.parametrize("block", [b"\x10a\x00\x00", b"\x10a\x09\x00", b"\x1fa\x01\x00\xff", b"\x1fa\x01"])
+def test_damaged_lz4_is_an_image_error(block: bytes) -> None:
+    with pytest.raises(ImageError, match="cannot be unpacked"):
+        vm.unpack_kernel(bzimage(legacy(block, size=1)))
+
+
+def test_kernels_of_both_packings_unpack() -> None:
+    size = struct.pack("<I", len(ELF))
+    assert vm.unpack_kernel(bzimage(legacy(lz4_literals(ELF), size=len(ELF)))) == ELF
+    assert vm.unpack_kernel(bzimage(gzip.compress(ELF) + size)) == ELF
+
+
+def test_an_unknown_kernel_is_left_as_it_is() -> None:
+    for image in (b"MZ" + bytes(600), b"", bzimage(b"\x28\xb5\x2f\xfd and more, as zstd has it")):
+        assert vm.unpack_kernel(image) == image
+
+
+def test_a_kernel_of_the_wrong_size_or_kind_is_refused() -> None:
+    for payload in (legacy(lz4_literals(ELF), size=1), legacy(lz4_literals(b"no ELF"), size=6)):
+        with pytest.raises(ImageError, match="no kernel"):
+            vm.unpack_kernel(bzimage(payload))
+
+
+def read_cpio(data: bytes) -> list[tuple[str, int, bytes, tuple[int, int]]]:
+    """An independent reader of the format, up to and without the trailer."""
+    found: list[tuple[str, int, bytes, tuple[int, int]]] = []
+    at = 0
+    while True:
+        assert at % 4 == 0
+        assert data[at : at + 6] == b"070701"
+        fields = [int(data[at + 6 + i * 8 : at + 14 + i * 8], 16) for i in range(13)]
+        size, name_size = fields[6], fields[11]
+        name = data[at + 110 : at + 110 + name_size]
+        assert name.endswith(b"\0")
+        begin = -(-(at + 110 + name_size) // 4) * 4
+        if name == b"TRAILER!!!\0":
+            assert not data[begin:]
+            return found
+        found.append((name[:-1].decode(), fields[1], data[begin : begin + size], (fields[9], fields[10])))
+        at = -(-(begin + size) // 4) * 4
+
+
+@given(st.lists(st.tuples(st.text("abc/.", min_size=1, max_size=9), st.binary(max_size=9)), max_size=5))
+def test_cpio_comes_back(files: list[tuple[str, bytes]]) -> None:
+    entries = [vm.file_entry(name, content, 0o640) for name, content in files]
+    entries.append(Entry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1)))
+    found = read_cpio(b"".join(vm.cpio(entries)))
+    assert found == [(entry.name, entry.mode, entry.content, entry.device) for entry in entries]
+
+
+def test_the_configuration_is_for_root_alone() -> None:
+    found = read_cpio(vm.config_archive({"settings": b"a=1\n", "host_key": b"k"}))
+    assert [(name, oct(mode)) for name, mode, _, _ in found] == [
+        ("guest/etc", "0o40700"),
+        ("guest/etc/settings", "0o100600"),
+        ("guest/etc/host_key", "0o100600"),
+    ]
+
+
+def test_an_application_is_readable_and_belongs_to_nobody(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir(mode=0o700)
+    (tmp_path / "sub" / "run").write_bytes(b"#!/bin/sh\n")
+    (tmp_path / "sub" / "run").chmod(0o4700)
+    (tmp_path / "secret").write_bytes(b"x")
+    (tmp_path / "secret").chmod(0o600)
+    (tmp_path / "link").symlink_to("sub/run")
+    (tmp_path / "\udcff").write_bytes(b"")
+    found = read_cpio(b"".join(vm.app_archive(tmp_path)).replace(b"\xff", b"?"))
+    assert [(name, oct(mode), content) for name, mode, content, _ in found] == [
+        ("guest/app", "0o40755", b""),
+        ("guest/app/link", "0o120777", b"sub/run"),
+        ("guest/app/secret", "0o100644", b"x"),
+        ("guest/app/sub", "0o40755", b""),
+        ("guest/app/sub/run", "0o100755", b"#!/bin/sh\n"),
+        ("guest/app/?", "0o100644", b""),
+    ]
+
+
+def test_an_application_has_no_pipes_nor_devices(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ImageError, match="no file, directory or symbolic link"):
+        list(vm.app_archive(tmp_path))
+
+
+def kernel_tree(root: Path) -> Path:
+    names = vm.module_names((data_dir("vm") / "initramfs" / "modules").read_text())
+    libraries = [f"usr/lib/x86_64-linux-gnu/{name}" for name in vm.DROPBEAR_LIBRARIES]
+    modules = [f"lib/modules/6.1/kernel/drivers/{name}.ko" for name in names]
+    for name in ("bin/busybox", "usr/sbin/dropbear", "boot/vmlinuz-6.1", *modules, *libraries):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    return root
+
+
+def test_the_initramfs_has_every_driver_in_order(tmp_path: Path) -> None:
+    rootfs = tmp_path / "rootfs"
+    (rootfs / "lib/x86_64-linux-gnu").mkdir(parents=True)
+    (rootfs / "lib/x86_64-linux-gnu/libz.so.1").write_bytes(b"the root filesystem's own")
+    entries = {entry.name: entry for entry in vm.initramfs(rootfs, kernel_tree(tmp_path / "kernel"))}
+    names = entries["modules"].content.decode().split()
+    assert names.index("virtio") > names.index("virtio_ring")
+    assert names.index("virtio_net") > names.index("net_failover") > names.index("failover")
+    assert all(entries[f"lib/modules/{name}.ko"].content for name in names)
+    assert entries["init"].mode == stat.S_IFREG | 0o755
+    assert entries["dev/console"].device == (5, 1)
+    # What the root filesystem has is not brought along again.
+    assert "guest/lib/libz.so.1" not in entries
+    assert "guest/lib/libtomcrypt.so.1" in entries
+
+
+@pytest.mark.parametrize("name", ["bin/busybox", "usr/sbin/dropbear", "lib/modules/6.1/kernel/drivers/virtio_net.ko"])
+def test_a_tree_without_a_part_is_an_image_error(tmp_path: Path, name: str) -> None:
+    tree = kernel_tree(tmp_path / "kernel")
+    (tree / name).unlink()
+    with pytest.raises(ImageError, match=Path(name).name):
+        list(vm.initramfs(tmp_path, tree))
+
+
+def rootfs_tree(root: Path) -> Path:
+    for name in ("usr/bin/tini", "usr/bin/setpriv", "etc/passwd"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(name.encode() * 2000)
+    (root / "usr/lib").mkdir()
+    (root / "root").mkdir(mode=0o700)
+    (root / "bin").symlink_to("usr/bin")
+    return root
+
+
+needs_mke2fs = pytest.mark.skipif(
+    shutil.which("mke2fs") is None or shutil.which("debugfs") is None, reason="e2fsprogs is not on PATH"
+)
+
+
+def debugfs(disk: Path, request: str) -> str:
+    return subprocess.run(["debugfs", "-R", request, str(disk)], capture_output=True, text=True, check=True).stdout
+
+
+@needs_mke2fs
+def test_the_disk_is_the_root_filesystem_and_three_names(tmp_path: Path) -> None:
+    rootfs = rootfs_tree(tmp_path / "rootfs")
+    staging, disk = tmp_path / "staging", tmp_path / "disk.raw"
+    vm.stage_disk(rootfs, staging)
+    added = {path.relative_to(staging) for path in staging.rglob("*")} - {
+        p.relative_to(rootfs) for p in rootfs.rglob("*")
+    }
+    assert {str(path) for path in added} == {"app", "usr/lib/sandbox-vm", "root/.ssh"}
+    vm.make_filesystem(staging, disk)
+    assert debugfs(disk, "cat /etc/passwd") == "etc/passwd" * 2000
+    listing = debugfs(disk, "ls -p /")
+    assert "lost+found" not in listing
+    assert "bin" in listing
+    assert subprocess.run(["e2fsck", "-fn", str(disk)], capture_output=True, check=False).returncode in (0, 4)
+
+
+@needs_mke2fs
+def test_the_same_tree_gives_the_same_disk(tmp_path: Path) -> None:
+    staging = tmp_path / "staging"
+    vm.stage_disk(rootfs_tree(tmp_path / "rootfs"), staging)
+    for name, read in (("one", 1_000_000_000), ("two", 1_100_000_000)):
+        for path in [staging, *staging.rglob("*")]:
+            os.utime(path, (read, path.lstat().st_mtime), follow_symlinks=False)
+        vm.make_filesystem(staging, tmp_path / name)
+        time.sleep(1.1)  # the times of status change are now, in whole seconds
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+@needs_mke2fs
+def test_a_disk_of_another_kind_is_not_written_to(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    for content in (bytes(64 * 1024), None):
+        if content is None:  # 64bit and metadata_csum, as mke2fs makes it by default
+            disk.write_bytes(bytes(8 * 1024 * 1024))
+            subprocess.run(["mke2fs", "-q", "-F", "-t", "ext4", "-O", "64bit,metadata_csum", str(disk)], check=True)
+        else:
+            disk.write_bytes(content)
+        before = disk.read_bytes()
+        with pytest.raises(ValueError, match="not the kind"):
+            ext4.forget_times(disk)
+        assert disk.read_bytes() == before
+
+
+def test_what_the_root_filesystem_has_is_not_replaced(tmp_path: Path) -> None:
+    rootfs = rootfs_tree(tmp_path / "rootfs")
+    (rootfs / vm.GUEST_HOME).mkdir()
+    with pytest.raises(ImageError, match="of its own"):
+        vm.stage_disk(rootfs, tmp_path / "staging")
+
+
+def test_a_root_filesystem_without_tini_is_refused(tmp_path: Path) -> None:
+    rootfs = rootfs_tree(tmp_path / "rootfs")
+    (rootfs / "usr/bin/tini").unlink()
+    with pytest.raises(ImageError, match="tini"):
+        vm.stage_disk(rootfs, tmp_path / "staging")
+
+
+@needs_mke2fs
+def test_a_failing_tool_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="mke2fs failed"):
+        vm.make_filesystem(tmp_path / "nothing", tmp_path / "disk")

@@ -1,0 +1,627 @@
+"""The Docker driver's pure parts, and the engine's errors in our words. The rest is tried on a real dockerd."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import requests
+from docker import errors
+from urllib3.exceptions import ProtocolError, ReadTimeoutError
+
+from sandbox import host as capability
+from sandbox import images
+from sandbox.errors import (
+    CannotInvokeError,
+    CommandNotFoundError,
+    EngineError,
+    ImageError,
+    LimitError,
+    SandboxError,
+    SpecError,
+    UnavailableError,
+)
+from sandbox.host import Missing
+from sandbox.host.docker import Endpoint, Engine, NoAnswerError, RefusalError
+from sandbox.isolation.base import INIT, State
+from sandbox.isolation.docker import cgroup as docker_cgroup
+from sandbox.isolation.docker import engines, inspection, logs, usage
+from sandbox.isolation.docker import mounts as docker_mounts
+from sandbox.isolation.docker import seccomp as docker_seccomp
+from sandbox.isolation.docker.driver import LABEL_ID, ContainerIsolation, GVisorIsolation
+from sandbox.isolation.docker.network import Lab
+from sandbox.isolation.docker.sandbox import ContainerSandbox
+from sandbox.kernel import seccomp, seccomp_compiler, syscall_table
+from sandbox.kernel.cgroup import Hierarchy, read_hierarchy
+from sandbox.spec import MIB, Mount, SandboxSpec
+from sandbox.state.processid import ProcessId
+from sandbox.state.record import Record
+from tests.unit.kernel.test_seccomp import interpret
+
+SPEC = SandboxSpec("web-1", "reactor", "container", ("/bin/server", "--port", "8080"), env=(("A", "b=c d"),))
+RECORD = Record("0123456789ab", SPEC, "198.18.2.7")
+LOCAL = Endpoint(host="unix:///run/test.sock")
+
+
+@pytest.fixture
+def clean_env(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    for name in ("DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    return tmp_path
+
+
+def test_the_sdk_is_not_loaded_with_the_driver() -> None:
+    script = (
+        "import sandbox.isolation.docker.driver, sys; print(*{'docker', 'requests', 'paramiko'} & set(sys.modules))"
+    )
+    found = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert found.stdout.strip() == ""
+
+
+# Which engine
+
+
+def test_the_engine_is_the_one_of_the_docker_command(clean_env: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Endpoint.current() == Endpoint()
+    assert str(Endpoint()) == "unix:///var/run/docker.sock"
+    (clean_env / "config.json").write_text('{"currentContext": "far"}')
+    assert Endpoint.current() == Endpoint(context="far")
+    monkeypatch.setenv("DOCKER_HOST", "tcp://192.0.2.1:2375")
+    assert Endpoint.current() == Endpoint(host="tcp://192.0.2.1:2375")
+    monkeypatch.setenv("DOCKER_CONTEXT", "near")
+    assert Endpoint.current() == Endpoint(context="near")
+    monkeypatch.setenv("DOCKER_CONTEXT", "default")
+    assert Endpoint.current() == Endpoint(host="tcp://192.0.2.1:2375")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "7"])
+def test_a_damaged_configuration_is_one_line(clean_env: Path, text: str) -> None:
+    (clean_env / "config.json").write_text(text)
+    with pytest.raises(EngineError, match=r"config\.json cannot be read"):
+        Endpoint.current()
+
+
+def test_an_endpoint_survives_the_record() -> None:
+    for endpoint in (Endpoint(), Endpoint(host="ssh://a@b"), Endpoint(context="far")):
+        assert Endpoint.from_json(json.loads(json.dumps(endpoint.to_json()))) == endpoint
+    assert [one.local for one in (Endpoint(), LOCAL, Endpoint(host="tcp://a:1"), Endpoint(context="x"))] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+def test_a_context_that_is_not_there(clean_env: Path) -> None:
+    with (
+        pytest.raises(UnavailableError, match="no Docker context 'far'"),
+        Engine(Endpoint(context="far"), "container").talking("x"),
+    ):
+        pass
+
+
+# Errors
+
+
+def api_error(status: int, text: str) -> errors.APIError:
+    response = requests.Response()
+    response.status_code = status
+    return errors.APIError("refused", response=response, explanation=text)
+
+
+def wrapped(cause: Exception) -> errors.DockerException:
+    error = errors.DockerException("Error while fetching server API version")
+    error.__cause__ = cause
+    return error
+
+
+def explained(error: Exception, endpoint: Endpoint = LOCAL) -> SandboxError:
+    engine = Engine(endpoint, "container")
+    engine._api = SimpleNamespace()
+    with pytest.raises(SandboxError) as caught, engine.talking("it could not be done"):
+        raise error
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+TIMED_OUT = ReadTimeoutError(None, "/", "Read timed out.")  # type: ignore[arg-type]
+
+
+def test_a_refusal_carries_status_and_words() -> None:
+    found = explained(api_error(409, "Conflict.\n  The name is taken\n"))
+    assert isinstance(found, RefusalError)
+    assert (found.status, found.reason) == (409, "Conflict. The name is taken")
+    assert found.message == "it could not be done: Conflict. The name is taken"
+    assert len(explained(api_error(500, "x" * 5000)).message) < 400
+
+
+@pytest.mark.parametrize("error", [requests.ReadTimeout("x"), requests.ConnectionError(TIMED_OUT), TIMED_OUT])
+def test_no_answer_in_time(error: Exception) -> None:
+    assert isinstance(explained(error), NoAnswerError)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        requests.ConnectionError(ProtocolError("Connection aborted.", ConnectionRefusedError(111, "refused"))),
+        wrapped(requests.ConnectionError("refused")),
+        ProtocolError("Connection broken"),
+        requests.exceptions.ChunkedEncodingError("cut short"),
+    ],
+)
+def test_an_engine_that_cannot_be_reached(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capability, "missing_for", lambda _: [])
+    found = explained(error)
+    assert isinstance(found, UnavailableError)
+    assert "does not answer" in found.message
+    monkeypatch.setattr(
+        capability,
+        "missing_for",
+        lambda level: [Missing("host.root", "r", "x"), Missing("docker.daemon", "it is down", f"start {level}")],
+    )
+    found = explained(error)
+    assert (found.message, found.hint) == ("it is down", "start container")
+    assert "tcp://far:1" in explained(error, Endpoint(host="tcp://far:1")).message
+
+
+def test_no_permission_says_who_may() -> None:
+    error = requests.ConnectionError(ProtocolError("Connection aborted.", PermissionError(13, "Permission denied")))
+    assert explained(error).hint == "run it as root"
+
+
+def test_other_errors_are_not_swallowed() -> None:
+    assert "odd" in explained(errors.DockerException("odd")).message
+    engine = Engine(LOCAL, "container")
+    engine._api = SimpleNamespace()
+    with pytest.raises(KeyError), engine.talking("x"):
+        raise KeyError("a mistake of ours")
+
+
+def test_a_create_that_is_refused_says_what_would_be_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    level = GVisorIsolation()
+    monkeypatch.setattr(capability, "missing_for", lambda _: [Missing("docker.runsc", "r", "register it")])
+    found = level._create_refused(RefusalError("x", 400, "Unknown runtime specified runsc"))
+    assert isinstance(found, UnavailableError)
+    assert found.hint == "register it"
+    assert isinstance(level._create_refused(RefusalError("x", 404, "No such image: sandbox:1")), ImageError)
+    other = RefusalError("x", 409, "Conflict")
+    assert level._create_refused(other) is other
+
+
+# What is asked of the engine
+
+
+def body(level: ContainerIsolation, spec: SandboxSpec = SPEC, version: tuple[int, ...] = (1, 41)) -> dict[str, Any]:
+    level._image = "sandbox:abc"
+    return level.body(spec, RECORD, version)
+
+
+def test_the_create_call_asks_for_the_spec() -> None:
+    found = body(ContainerIsolation(), replace(SPEC, cpus=0.25, memory=64 * MIB, pids_limit=99, cpuset="0-1"))
+    assert found["Entrypoint"] + found["Cmd"] == [*INIT, *SPEC.argv]
+    assert found["User"] == "10001:10001"
+    assert found["Hostname"] == "web-1"
+    assert found["Labels"][LABEL_ID] == RECORD.id
+    assert sorted(entry.partition("=")[0] for entry in found["Env"]) == ["A", "HOME", "HOSTNAME", "LANG", "PATH"]
+    assert "A=b=c d" in found["Env"]
+    assert "HOSTNAME" in found["Env"]  # without a value: the engine's own is taken out
+    named = body(ContainerIsolation(), replace(SPEC, env=(("HOSTNAME", "x"),)))["Env"]
+    assert "HOSTNAME=x" in named
+    assert "HOSTNAME" not in named
+    host = found["HostConfig"]
+    assert (host["NanoCpus"], host["Memory"], host["MemorySwap"]) == (250_000_000, 64 * MIB, 64 * MIB)
+    assert (host["PidsLimit"], host["CpusetCpus"]) == (99, "0-1")
+    assert found["NetworkingConfig"]["EndpointsConfig"]["sandbox-lab"]["IPAMConfig"] == {"IPv4Address": "198.18.2.7"}
+
+
+def test_the_walls_are_asked_for() -> None:
+    host = body(ContainerIsolation())["HostConfig"]
+    assert host["CapDrop"] == ["ALL"]
+    assert host["SecurityOpt"] == ["no-new-privileges", f"seccomp={docker_seccomp.profile()}"]
+    assert host["ReadonlyRootfs"] is True
+    assert host["RestartPolicy"] == {"Name": "no"}
+    assert (host["IpcMode"], host["CgroupnsMode"]) == ("private", "private")
+    log = host["LogConfig"]["Config"]
+    assert int(log["max-size"]) * int(log["max-file"]) <= 10 * MIB
+    assert host["Dns"] == ["127.0.0.1"]
+    assert "Runtime" not in host
+    assert host["Mounts"] == []
+    assert not {"Binds", "Privileged", "CapAdd", "Devices", "PortBindings"} & set(host)
+    assert set(host["Tmpfs"]) == {"/tmp", "/run"}
+    for path, size in (("/tmp", 64 * MIB), ("/run", MIB)):
+        assert {"nosuid", "nodev", "noexec", f"size={size}"} <= set(host["Tmpfs"][path].split(","))
+    assert host["Tmpfs"]["/tmp"].endswith("mode=1777")
+
+
+def test_the_hardware_address_is_where_the_version_wants_it() -> None:
+    old, new = body(ContainerIsolation()), body(ContainerIsolation(), version=(1, 44))
+    assert old["MacAddress"] == RECORD.mac
+    assert "MacAddress" not in new
+    assert new["NetworkingConfig"]["EndpointsConfig"]["sandbox-lab"]["MacAddress"] == RECORD.mac
+
+
+def test_gvisor_holds_the_processes_inside() -> None:
+    host = body(GVisorIsolation())["HostConfig"]
+    assert host["Runtime"] == "runsc"
+    assert host["Ulimits"] == [{"Name": "nproc", "Soft": 128, "Hard": 128}]
+    assert host["PidsLimit"] > 1000  # threads of the host, not processes inside
+    GVisorIsolation().check(SPEC)
+    with pytest.raises(SpecError, match=r"--memory 32m.*at least 48m"):
+        GVisorIsolation().check(replace(SPEC, memory=32 * MIB))
+
+
+def test_no_image_no_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "find", lambda _: None)
+    with pytest.raises(ImageError, match="images build"):
+        ContainerIsolation().body(SPEC, RECORD, (1, 41))
+
+
+# The network
+
+
+def network(lab: Lab) -> dict[str, Any]:
+    asked = lab.body()
+    return {
+        "Driver": asked["driver"],
+        "Internal": asked["internal"],
+        "IPAM": asked["ipam"],
+        "Options": asked["options"],
+        "Containers": {},
+    }
+
+
+def test_our_network_is_known_again() -> None:
+    lab = Lab()
+    assert lab.difference(network(lab)) is None
+    assert lab.difference(network(replace(lab, subnet="10.0.0.0/8"))) == "its subnet is 10.0.0.0/8, not 198.18.0.0/16"
+    assert "bridge" in (lab.difference(network(lab) | {"Options": None}) or "")
+    assert "internal" in (lab.difference(network(lab) | {"Internal": False}) or "")
+    assert "subnet" in (lab.difference(network(lab) | {"IPAM": {"Config": None}}) or "")
+
+
+# Streams
+
+
+def frame(output: int, data: bytes) -> bytes:
+    return struct.pack(">BxxxL", output, len(data)) + data
+
+
+def response(data: bytes) -> Any:
+    return SimpleNamespace(raw=io.BytesIO(data))
+
+
+def test_frames_are_told_apart() -> None:
+    data = frame(1, b"out") + frame(2, b"err") + frame(1, b"") + frame(1, b"\x01\x00\x00\x00")
+    assert list(logs.frames(response(data))) == [(1, b"out"), (2, b"err"), (1, b"\x01\x00\x00\x00")]
+
+
+@pytest.mark.parametrize("cut", range(1, 11))
+def test_a_frame_that_was_cut_off_is_dropped(cut: int) -> None:
+    data = frame(1, b"whole") + frame(1, b"cut")[:-cut]
+    assert list(logs.frames(response(data))) == [(1, b"whole")]
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        ('exec: "x": executable file not found in $PATH: unknown', CommandNotFoundError),
+        ('exec: "/x": stat /x: no such file or directory: unknown', CommandNotFoundError),
+        ("failed to load /etc/passwd: permission denied: unknown", CannotInvokeError),
+        ('exec: "/x": exec format error: unknown', CannotInvokeError),
+        ("the disk is on fire", None),
+    ],
+)
+def test_a_runtimes_words_are_understood(words: str, kind: type[SandboxError] | None) -> None:
+    found = logs.refused("x", words)
+    assert found is None if kind is None else isinstance(found, kind)
+
+
+def test_the_words_of_timeout_are_understood() -> None:
+    words = "/usr/bin/timeout: failed to run command ‘x’: Permission denied"
+    assert isinstance(logs._invocation("x", 127, words), CommandNotFoundError)
+    assert logs._invocation("x", 126, words).message == "'x' cannot be executed: Permission denied"
+    assert isinstance(logs._invocation("x", 125, "fork: Resource temporarily unavailable"), EngineError)
+
+
+def test_a_command_of_no_words() -> None:
+    with pytest.raises(CommandNotFoundError):
+        logs.run(Engine(LOCAL, "x"), "c", [], user="0:0", timeout=None, alive=lambda: True)
+
+
+# Control groups
+
+HYBRID = """\
+12:pids:/docker/abc
+5:cpu,cpuacct:/docker/abc
+4:memory:/docker/abc
+1:name=systemd:/docker/abc
+0::/system
+"""
+
+
+def test_the_places_of_a_process() -> None:
+    places = docker_cgroup.parse_places(HYBRID)
+    assert places["pids"] == places["cpu"] == places["cpuacct"] == places["name=systemd"] == "/docker/abc"
+    assert places[""] == "/system"
+
+
+def test_a_process_that_is_not_the_containers(tmp_path: Path) -> None:
+    assert docker_cgroup.find("f" * 64, 1) is None
+    assert docker_cgroup.find("f" * 64, 2**22 + 1) is None
+
+
+def write(root: Path, **files: str) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (root / name.replace("__", ".")).write_text(text)
+
+
+def test_limits_of_v2(tmp_path: Path) -> None:
+    write(
+        tmp_path / "system.slice/docker-abc.scope", cpu__max="50000 100000\n", memory__max="67108864\n", pids__max="9\n"
+    )
+    where = Hierarchy("v2", {}, tmp_path, frozenset({"cpu", "memory", "pids"}))
+    group = docker_cgroup.ContainerGroup("abc", {"": "/system.slice/docker-abc.scope"}, where)
+    assert group.read_limits() == (0.5, 64 * MIB, 9)
+
+
+def test_limits_of_v1(tmp_path: Path) -> None:
+    mounts = "".join(f"cgroup {tmp_path}/{name} cgroup rw,{name} 0 0\n" for name in ("cpu", "memory", "pids"))
+    write(tmp_path / "cpu/docker/abc", cpu__cfs_quota_us="-1\n", cpu__cfs_period_us="100000\n")
+    write(tmp_path / "memory/docker/abc", memory__limit_in_bytes="67108864\n")
+    write(tmp_path / "pids/docker/abc", pids__max="max\n")
+    group = docker_cgroup.ContainerGroup("abc", docker_cgroup.parse_places(HYBRID), read_hierarchy(mounts))
+    assert group.read_limits() == (None, 64 * MIB, None)
+
+
+# What is made of an inspect
+
+
+def sandbox_with(monkeypatch: pytest.MonkeyPatch, found: dict[str, Any] | None) -> ContainerSandbox:
+    sandbox = ContainerSandbox(replace(RECORD, data={}), Engine(LOCAL, "container"))
+    monkeypatch.setattr(sandbox, "inspect", lambda: found)
+    return sandbox
+
+
+@pytest.mark.parametrize(
+    ("raw", "state"),
+    [
+        (None, State(False)),
+        ({"Status": "created", "Running": False, "ExitCode": 0, "Pid": 0}, State(False)),
+        ({"Status": "running", "Running": True, "Paused": False, "ExitCode": 0, "Pid": 7}, State(True, None, 7)),
+        ({"Status": "paused", "Running": True, "Paused": True, "ExitCode": 0, "Pid": 7}, State(True, None, 7, True)),
+        ({"Status": "exited", "Running": False, "ExitCode": 137, "Pid": 0}, State(False, 137)),
+        ({"Status": "dead", "Running": False, "ExitCode": 0, "Pid": 0}, State(False, 0)),
+    ],
+)
+def test_states(monkeypatch: pytest.MonkeyPatch, raw: dict[str, Any] | None, state: State) -> None:
+    assert sandbox_with(monkeypatch, None if raw is None else {"State": raw}).state() == state
+
+
+def test_limits_that_differ_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {"NanoCpus": 10**9, "Memory": 64 * MIB, "PidsLimit": 9, "Tmpfs": {"/tmp": f"rw,size={MIB},mode=1777"}}
+    found = {"Id": "abc", "State": {"Pid": 7, "Running": True}, "HostConfig": config}
+    sandbox = sandbox_with(monkeypatch, found)
+    disk = [MIB]
+    monkeypatch.setattr(usage, "disk_size", lambda _: disk[0])
+    read: list[Any] = [1.0, 64 * MIB, 9]
+    group = SimpleNamespace(read_limits=lambda: tuple(read), where=SimpleNamespace(mode="v2"))
+    monkeypatch.setattr(docker_cgroup, "find", lambda *_: group)
+    assert sandbox.limits().pids == 9
+    for place, value in ((0, 2.0), (1, None), (2, 8)):
+        read[:] = [1.0, 64 * MIB, 9]
+        read[place] = value
+        with pytest.raises(LimitError, match="in the kernel"):
+            sandbox.limits()
+    read[:] = [1.0, 64 * MIB, 9]
+    assert sandbox.limits().disk == MIB
+    disk[0] = 2 * MIB
+    with pytest.raises(LimitError, match="disk"):
+        sandbox.limits()
+
+
+def test_a_dead_init_is_dead_though_no_engine_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    sandbox = sandbox_with(monkeypatch, None)
+
+    def down() -> None:
+        raise UnavailableError("no engine")
+
+    monkeypatch.setattr(sandbox, "inspect", down)
+    with pytest.raises(UnavailableError):
+        sandbox.state()
+    sandbox.record.process = ProcessId(2**22 + 1, 1, "another boot")
+    assert sandbox.state() == State(running=False)
+
+
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGSEGV, signal.SIGCHLD])
+def test_what_the_init_keeps_is_refused(monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
+    with pytest.raises(EngineError, match="does not pass it on"):
+        sandbox_with(monkeypatch, None).kill(number)
+
+
+# The filter
+
+
+def verdict(name: str, arguments: tuple[int, ...]) -> int | str:
+    """What the profile says: an error's number, or "allow". Rules are joined by "or"; see libseccomp's manual."""
+    found: set[int | str] = set()
+    for rule in json.loads(docker_seccomp.profile())["syscalls"]:
+        if name not in rule["names"]:
+            continue
+        checks = rule.get("args", [])
+        assert len({one["index"] for one in checks}) == len(checks), "an argument is looked at once per rule"
+        assert all(one["op"] == "SCMP_CMP_MASKED_EQ" for one in checks)
+        if all(arguments[one["index"]] & one["value"] == one["valueTwo"] for one in checks):
+            found.add("allow" if rule["action"] == "SCMP_ACT_ALLOW" else rule["errnoRet"])
+    assert len(found) <= 1, name
+    return found.pop() if found else errno.EPERM
+
+
+VALUES = (0, 1, 2, 10, 16, 17, 38, 40, 63, 0x5401, 0x5411, 0x5412, 0x5413, 0x541B, 0x541C, 0x541D, 0x15412, 0x80005412)
+WIDE = tuple(1 << 32 | value for value in VALUES)
+FLAGS = (seccomp.NAMESPACE_FLAGS, *(1 << bit for bit in range(64)), *seccomp.PERSONALITIES)
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_the_profile_says_what_the_namespace_levels_filter_says(machine: str) -> None:
+    table, arch = {
+        "x86_64": (syscall_table.X86_64, 0xC000003E),
+        "aarch64": (syscall_table.AARCH64, 0xC00000B7),
+    }[machine]
+    program = seccomp.build(machine, "6.1.0")
+    for name, number in table.items():
+        values = (*VALUES, *WIDE, *FLAGS) if name in seccomp_compiler.CHECKED else VALUES[:2]
+        for value in values:
+            ours, _ = interpret(program, number, arch, (value, value))
+            theirs = verdict(name, (value, value))
+            assert ours == (seccomp_compiler.ALLOW if theirs == "allow" else 0x00050000 | int(theirs)), (name, value)
+
+
+def test_blocks_cover_all_but_what_is_refused() -> None:
+    for refused in ((), (0,), (2**32 - 1,), (0x5412, 0x541C), (6, 7)):
+        blocks = docker_seccomp.blocks_without(refused)
+        assert sum(2**32 - mask for mask, _ in blocks) == 2**32 - len(refused)  # none lies in another, so: all
+        assert not [one for one in refused for mask, value in blocks if one & mask == value]
+
+
+# Mounts
+
+
+def test_mounts_are_bound_one_by_one(tmp_path: Path) -> None:
+    spec = replace(SPEC, mounts=(Mount(str(tmp_path), "/data", read_only=True),))
+    assert body(ContainerIsolation(), spec)["HostConfig"]["Mounts"] == [
+        {
+            "Type": "bind",
+            "Source": str(tmp_path),
+            "Target": "/data",
+            "ReadOnly": True,
+            "BindOptions": {"Propagation": "private", "NonRecursive": True},
+        }
+    ]
+    app = docker_mounts.mounts(replace(SPEC, app=True), RECORD)
+    assert app == (Mount(str(RECORD.app_path), "/app", read_only=True),)
+
+
+def test_no_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "real" / "below").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    stat = (tmp_path / "real" / "below").stat()
+    assert docker_mounts.identity(str(tmp_path / "real" / "below")) == (stat.st_dev, stat.st_ino)
+    for path in ("link", "link/below", "nothing"):
+        with pytest.raises(SpecError, match="cannot be mounted"):
+            docker_mounts.identity(str(tmp_path / path))
+
+
+def test_what_is_mounted_is_compared_with_what_was_meant(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    inside = replace(SPEC, mounts=(Mount(str(source), str(source), read_only=True),))  # our own root, seen as another's
+    noted = docker_mounts.identities(inside, RECORD)
+    docker_mounts.verify(inside, RECORD, noted, os.getpid())
+    docker_mounts.verify_sources(noted)
+    with pytest.raises(docker_mounts.UnseenError, match="cannot be seen"):
+        docker_mounts.verify(inside, RECORD, noted, 2**22 + 1)  # no pid is that high (proc_sys_kernel(5), pid_max)
+    source.rename(tmp_path / "before")
+    with pytest.raises(EngineError, match="replaced"):
+        docker_mounts.verify_sources(noted)
+    source.mkdir()
+    with pytest.raises(EngineError, match="something else is mounted"):
+        docker_mounts.verify(inside, RECORD, noted, os.getpid())
+    with pytest.raises(EngineError, match="replaced"):
+        docker_mounts.verify_sources(noted)
+
+
+def test_files_of_this_host_are_not_on_another(clean_env: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = replace(SPEC, mounts=(Mount(str(clean_env), "/data"),))
+    ContainerIsolation().check(spec)
+    monkeypatch.setenv("DOCKER_HOST", "tcp://192.0.2.1:2375")
+    ContainerIsolation().check(SPEC)
+    for refused in (spec, replace(SPEC, app=True)):
+        with pytest.raises(SpecError, match="an engine on another"):
+            ContainerIsolation().check(refused)
+
+
+# What is in force
+
+
+def test_what_cannot_be_seen_is_none() -> None:
+    found = inspection.workload("", "")
+    assert found["user"] == {"uid": None, "gid": None, "groups": None, "no_new_privileges": None}
+    assert set(found["capabilities"].values()) == {None}
+    assert found["mounts"] is None
+
+
+def test_a_route_is_read() -> None:
+    text = (
+        "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n"
+        "eth0\t00000000\t010012C6\t0003\t0\t0\t0\t00000000\t0\t0\t0\n"
+        "eth0\t000012C6\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0\n"
+    )
+    assert inspection._routes(text) == ["default via 198.18.0.1 dev eth0", "198.18.0.0/16 dev eth0"]
+
+
+V1_IO = "8:0 Read 4096\n8:0 Write 512\n8:16 Read 100\n8:16 Write 0\nTotal 4708\n"
+
+
+def test_block_io(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "docker/abc", blkio__throttle__io_service_bytes_recursive=V1_IO)
+    monkeypatch.setattr(docker_cgroup, "_blkio_root", lambda: tmp_path)
+    group = docker_cgroup.ContainerGroup("abc", {"blkio": "/docker/abc"}, Hierarchy("v1", {}, None, frozenset()))
+    assert group.transferred() == (4196, 512)
+    write(tmp_path / "docker/abc", io__stat="8:0 rbytes=10 wbytes=20 rios=1\n8:16 rbytes=1 wbytes=2 rios=1\n")
+    v2 = Hierarchy("v2", {}, tmp_path, frozenset({"io"}))
+    assert docker_cgroup.ContainerGroup("abc", {"": "/docker/abc"}, v2).transferred() == (11, 22)
+    assert docker_cgroup.ContainerGroup("abc", {"": "/none"}, v2).transferred() == (None, None)
+
+
+def test_a_frozen_group(tmp_path: Path) -> None:
+    write(tmp_path / "docker/abc", freezer__state="FROZEN\n", cgroup__freeze="0\n")
+    v1 = Hierarchy("v1", {"freezer": tmp_path}, None, frozenset())
+    assert docker_cgroup.ContainerGroup("abc", {"freezer": "/docker/abc"}, v1).is_frozen() is True
+    v2 = Hierarchy("v2", {}, tmp_path, frozenset())
+    assert docker_cgroup.ContainerGroup("abc", {"": "/docker/abc"}, v2).is_frozen() is False
+    assert docker_cgroup.ContainerGroup("abc", {"": "/none"}, v2).is_frozen() is None
+
+
+# Engines that were used
+
+
+def test_engines_are_remembered(clean_env: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SANDBOX_STATE_DIR", str(clean_env))
+    assert engines.noted("net") == []
+    far = Endpoint(host="tcp://192.0.2.1:2375")
+    for one in (LOCAL, far, LOCAL):
+        engines.note("net", one)
+    assert engines.noted("net") == [LOCAL, far]
+    assert engines.noted("other") == []
+    asked: list[Endpoint] = []
+
+    def act(endpoint: Endpoint) -> list[str]:
+        asked.append(endpoint)
+        if endpoint == far:
+            raise UnavailableError("away")
+        return [str(endpoint)]
+
+    assert engines.each("net", act) == [str(Endpoint()), str(LOCAL)]
+    assert asked == [Endpoint(), LOCAL, far]
+    monkeypatch.setenv("DOCKER_HOST", "tcp://192.0.2.1:2375")
+    with pytest.raises(UnavailableError):  # the one that is meant now must answer
+        engines.each("net", act)
+    engines.forget("net", far)
+    engines.forget("net", LOCAL)
+    assert engines.noted("net") == []
+    assert not list((clean_env / "host").iterdir())
+    (clean_env / "host" / "engines-of-net.json").write_text("{")
+    assert engines.noted("net") == []

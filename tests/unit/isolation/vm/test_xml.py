@@ -1,0 +1,159 @@
+"""The domain's XML: what it says, and that values cannot become structure."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sandbox.errors import EngineError
+from sandbox.isolation.vm import xml as vm_xml
+from sandbox.isolation.vm.xml import DomainPlan
+
+PLAN = DomainPlan(
+    ident="0123456789ab",
+    accelerator="tcg",
+    vcpus=2,
+    quota=1.5,
+    cpuset="0-1",
+    memory=256 << 20,
+    kernel=Path("/images/vmlinuz"),
+    initrd=Path("/box/initrd"),
+    disk=Path("/images/disk.raw"),
+    bridge="sbx0",
+    interface="sbx0123456789a",
+    mac="02:5b:c6:12:02:00",
+    console=Path("/box/console"),
+    console_log=Path("/box/console.log"),
+    output_log=Path("/box/log"),
+    owner="+64055:+107",
+)
+
+
+def tree(plan: DomainPlan = PLAN) -> ET.Element:
+    return ET.fromstring(vm_xml.domain_xml(plan))
+
+
+def attributes(root: ET.Element, path: str) -> dict[str, str]:
+    found = root.find(path)
+    assert found is not None, path
+    return found.attrib
+
+
+def test_emulated_and_not() -> None:
+    assert tree().attrib["type"] == "qemu"
+    assert tree().findtext("cpu/model") == "Nehalem"
+    assert attributes(tree(), "cpu/feature") == {"policy": "require", "name": "rdrand"}
+    kvm = tree(replace(PLAN, accelerator="kvm"))
+    assert kvm.attrib["type"] == "kvm"
+    assert attributes(kvm, "cpu")["mode"] == "host-passthrough"
+    # A guest on real processors keeps its defences.
+    assert "mitigations" not in (kvm.findtext("os/cmdline") or "")
+
+
+def test_it_carries_the_id_twice() -> None:
+    root = tree()
+    assert root.findtext("name") == "sbx-0123456789ab"
+    assert attributes(root, f"metadata/{{{vm_xml.METADATA_NAMESPACE}}}sandbox")["id"] == "0123456789ab"
+
+
+def test_limits() -> None:
+    root = tree()
+    assert (root.findtext("memory"), attributes(root, "memory")["unit"]) == (str(256 << 20), "b")
+    assert (root.findtext("vcpu"), attributes(root, "vcpu")["cpuset"]) == ("2", "0-1")
+    assert attributes(root, "cputune/emulatorpin")["cpuset"] == "0-1"
+    assert root.findtext("cputune/global_quota") == "150000"
+    assert root.findtext("cputune/global_period") == "100000"
+    free = tree(replace(PLAN, quota=None, cpuset=None))
+    assert free.find("cputune/global_quota") is None
+    assert free.find("cputune/emulatorpin") is None
+    assert "cpuset" not in attributes(free, "vcpu")
+
+
+def test_devices_are_few_and_the_disk_is_read_only() -> None:
+    devices = tree().find("devices")
+    assert devices is not None
+    assert sorted(device.tag for device in devices) == [
+        "controller", "controller", "disk", "interface", "memballoon", "serial", "serial",
+    ]  # fmt: skip
+    assert devices.find("disk/readonly") is not None
+    assert attributes(devices, "disk/driver")["type"] == "raw"
+    usb = devices.find("controller[@type='usb']")
+    assert usb is not None
+    assert usb.attrib["model"] == "none"
+    assert attributes(devices, "memballoon")["model"] == "none"
+
+
+def test_the_network_card_is_as_assigned() -> None:
+    card = tree().find("devices/interface")
+    assert card is not None
+    assert attributes(card, "mac")["address"] == PLAN.mac
+    assert attributes(card, "source")["bridge"] == "sbx0"
+    assert attributes(card, "target")["dev"] == "sbx0123456789a"
+
+
+def test_qemu_runs_as_the_user_given() -> None:
+    root = tree()
+    assert root.findtext("seclabel/label") == "+64055:+107"
+    assert attributes(root, "seclabel")["relabel"] == "no"
+
+
+# What could end an element, an attribute, a comment or a section; what text cannot hold; and what no XML can.
+HOSTILE = st.text(
+    st.sampled_from("<>&\"'/=?!-[]{}$`\\ \t\n\r\0\x1b\ufffe\udcff") | st.characters(), min_size=1, max_size=30
+) | st.sampled_from(
+    [
+        "</name><devices><filesystem type='mount'/></devices>",
+        "x' relabel='yes",
+        'a" type="spicevmc',
+        "]]></os>",
+        "<!-- ",
+        "<?xml version='1.0'?>",
+        "<!DOCTYPE d [<!ENTITY e SYSTEM 'file:///etc/passwd'>]>&e;",
+        "&#0;",
+        "/\u2028\u0085",
+    ]
+)
+TEXT_FIELDS = [found.name for found in fields(DomainPlan) if found.type in ("str", "Path", "str | None")]
+
+
+def structure(root: ET.Element) -> list[tuple[str, tuple[str, ...]]]:
+    """Every element, in order, with the names of its attributes."""
+    return [(element.tag, tuple(element.attrib)) for element in root.iter()]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(sorted(set(TEXT_FIELDS) - {"accelerator"})), HOSTILE)
+def test_no_value_becomes_structure(field: str, value: str) -> None:
+    """It arrives as it is, or the whole domain is refused."""
+    path = isinstance(getattr(PLAN, field), Path)
+    change: dict[str, Any] = {field: Path(value) if path else value}
+    plan = replace(PLAN, **change)
+    if any(
+        (ord(c) < 32 and c not in "\t\n") or 0xD800 <= ord(c) <= 0xDFFF or ord(c) in (0xFFFE, 0xFFFF) for c in value
+    ):
+        with pytest.raises(EngineError, match="cannot be told to libvirt"):
+            vm_xml.domain_xml(plan)
+        return
+    text = vm_xml.domain_xml(plan)
+    root = ET.fromstring(text)
+    assert structure(root) == structure(tree())
+    wanted = str(getattr(plan, field))
+    values = [element.text or "" for element in root.iter()]
+    values += [given for element in root.iter() for given in element.attrib.values()]
+    assert wanted in values or f"sbx-{wanted}" in values
+    # What was not given is as it was.
+    known = [element.text or "" for element in tree().iter()]
+    known += [given for element in tree().iter() for given in element.attrib.values()]
+    assert {given for given in values if wanted not in given} <= set(known)
+
+
+@pytest.mark.parametrize("hostile", ["/\0", "/\x1b[2J", "/\udcff", "/a\rb", "/\ufffe"])
+def test_what_xml_cannot_hold_is_refused(hostile: str) -> None:
+    with pytest.raises(EngineError, match="cannot be told to libvirt"):
+        vm_xml.domain_xml(replace(PLAN, disk=Path(hostile)))

@@ -1,0 +1,238 @@
+"""The course of a comparison: order, warm-up, failures, interruption. The sandboxes here are scripted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from sandbox import results
+from sandbox.errors import EngineError, NotFoundError, NotReadyError, UnavailableError
+from sandbox.lifecycle.manager import Manager
+from sandbox.measure import compare, host, isolation, load
+from sandbox.measure.compare import Comparison, Options
+from sandbox.measure.summary import summarise
+from sandbox.phases import ORDER, Timeline
+from sandbox.results import IsolationCheck, LevelInfo, Load, Status, Verdict
+from tests.unit.documents import comparison
+
+LEVELS = ("process", "namespace", "vm")
+
+
+class Scripted:
+    """Stands in for the manager; `act` decides what the n-th sandbox does."""
+
+    def __init__(self, act: Callable[[str, int], None]) -> None:
+        self.act = act
+        self.started: list[str] = []
+        self.alive = 0
+        self.store = SimpleNamespace(records=lambda: [])
+
+    def make_spec(self, workload: str, level: str, *, cpuset: str) -> Any:
+        return SimpleNamespace(
+            workload=workload, isolation=level, cpuset=cpuset, port=8080, cpus=1.0, memory=1 << 28, pids_limit=128
+        )
+
+    def lab(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    @contextmanager
+    def running(self, spec: Any, *, progress: Callable[[str], None]) -> Iterator[Any]:
+        self.started.append(spec.isolation)
+        progress("creating")
+        self.alive += 1
+        try:
+            self.act(spec.isolation, len(self.started))
+            line = Timeline()
+            for index, phase in enumerate(ORDER):
+                line.record(phase, index * 1_000_000, (index + 1) * 1_000_000)
+            data = {"accelerator": "tcg"} if spec.isolation == "vm" else {}
+            record = SimpleNamespace(address="198.18.2.1", spec=spec, data=data)
+            stats = SimpleNamespace(memory=10 << 20)
+            yield SimpleNamespace(record=record, timeline=line, sandbox=SimpleNamespace(stats=lambda: stats))
+        finally:
+            self.alive -= 1
+
+
+class Silent:
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.steps: list[tuple[int, int]] = []
+
+    def step(self, done: int, total: int, what: str, remaining: float | None) -> None:
+        assert what
+        assert remaining is None or remaining >= 0
+        self.steps.append((done, total))
+
+    def detail(self, what: str) -> None:
+        assert what
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything around the sandboxes that would need the host."""
+    monkeypatch.setattr(compare, "_level_info", lambda level: LevelInfo(level, level, False, True, None, None))
+    monkeypatch.setattr(host, "caveats", lambda *_args, **_kwargs: [])
+    monkeypatch.setattr(load, "fetch", lambda *_args: (200, b"hello\n"))
+    figure = Load(1000, 1.0, 1000.0, 1, dict.fromkeys(results.PERCENTILES, 0.001), dict.fromkeys(load.ERRORS, 0))
+    monkeypatch.setattr(load, "saturate", lambda *_args, **_kwargs: figure)
+
+
+def nothing(level: str, number: int) -> None:
+    """Every sandbox works."""
+
+
+def run(
+    tmp_path: Path, act: Callable[[str, int], None], *, samples: int = 4, seed: int = 3, probe: bool = False
+) -> tuple[Comparison, Scripted, Silent]:
+    manager, observer = Scripted(act), Silent()
+    options = Options("reactor", LEVELS, samples=samples, duration=1, seed=seed, probe=probe)
+    one = Comparison(options, tmp_path / "results.json", observer, cast(Manager, manager))
+    one.run()
+    assert manager.alive == 0, "no sandbox outlives the run"
+    return one, manager, observer
+
+
+@pytest.mark.usefixtures("measured")
+class TestRun:
+    def test_a_round_is_each_level_once_in_an_order_of_the_seed(self, tmp_path: Path) -> None:
+        _, manager, _ = run(tmp_path, nothing, samples=6)
+        rounds = [tuple(manager.started[index : index + 3]) for index in range(0, len(manager.started), 3)]
+        assert len(rounds) == 7, "one to warm up"
+        assert all(sorted(one) == sorted(LEVELS) for one in rounds)
+        assert len(set(rounds)) > 1
+        assert run(tmp_path, nothing, samples=6)[1].started == manager.started
+        assert run(tmp_path, nothing, samples=6, seed=4)[1].started != manager.started
+
+    def test_the_warm_up_is_kept_but_not_counted(self, tmp_path: Path) -> None:
+        run(tmp_path, nothing)
+        document = results.load(tmp_path / "results.json")
+        assert document.status is Status.COMPLETE
+        assert sum(sample.round == 0 for sample in document.samples) == 3
+        assert [summary.attempted for summary in document.summary] == [4, 4, 4]
+
+    def test_the_vm_is_labelled_by_what_ran_it(self, tmp_path: Path) -> None:
+        run(tmp_path, nothing)
+        info = results.load(tmp_path / "results.json").info("vm")
+        assert (info.label, info.emulated) == ("vm (TCG, emulated)", True)
+
+    def test_a_failure_is_counted_and_told_and_the_rest_goes_on(self, tmp_path: Path) -> None:
+        def act(level: str, number: int) -> None:
+            if number == 5:
+                raise NotReadyError("it did not answer")
+
+        _, manager, observer = run(tmp_path, act)
+        document = results.load(tmp_path / "results.json")
+        failed = [summary for summary in document.summary if summary.failed]
+        assert len(manager.started) == 15
+        assert [(summary.failed, summary.attempted) for summary in failed] == [(1, 4)]
+        assert any("it did not answer" in note for note in observer.notes)
+        assert "failed" in {caveat.code for caveat in document.warnings}
+
+    def test_three_failures_in_a_row_end_the_attempts(self, tmp_path: Path) -> None:
+        def act(level: str, number: int) -> None:
+            if level == "namespace":
+                raise EngineError("broken")
+
+        _, manager, observer = run(tmp_path, act, samples=9)
+        assert manager.started.count("namespace") == 3
+        assert manager.started.count("process") == 10
+        assert "namespace: 3 failures in a row; no more are tried" in observer.notes
+
+    def test_a_level_that_turns_out_unavailable_becomes_a_row_with_its_reason(self, tmp_path: Path) -> None:
+        def act(level: str, number: int) -> None:
+            if level == "vm":
+                raise UnavailableError("no libvirt", "sandbox doctor --fix")
+
+        _, manager, _ = run(tmp_path, act)
+        info = results.load(tmp_path / "results.json").info("vm")
+        assert (info.available, info.reason, info.remedy) == (False, "no libvirt", "sandbox doctor --fix")
+        assert manager.started.count("vm") == 1
+
+    def test_an_interrupt_keeps_what_was_measured(self, tmp_path: Path) -> None:
+        def act(level: str, number: int) -> None:
+            if number == 8:
+                raise KeyboardInterrupt
+
+        one, _, _ = run(tmp_path, act)
+        document = results.load(tmp_path / "results.json")
+        assert one.interrupt is not None
+        assert document.status is Status.INCOMPLETE
+        assert len(document.samples) == 7
+        assert document.finished is not None
+        assert document.summary
+
+    def test_a_crash_keeps_what_was_measured_too(self, tmp_path: Path) -> None:
+        def act(level: str, number: int) -> None:
+            if number == 8:
+                raise RuntimeError("a bug")
+
+        with pytest.raises(RuntimeError, match="a bug"):
+            run(tmp_path, act)
+        document = results.load(tmp_path / "results.json")
+        assert (document.status, len(document.samples)) == (Status.INCOMPLETE, 7)
+
+    def test_the_file_is_complete_after_every_sample(self, tmp_path: Path) -> None:
+        seen: list[int] = []
+
+        def act(level: str, number: int) -> None:
+            document = results.load(tmp_path / "results.json")
+            assert document.status is Status.INCOMPLETE
+            seen.append(len(document.samples))
+
+        run(tmp_path, act, samples=2)
+        assert seen == list(range(9))
+
+    def test_another_page_is_a_failure(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        pages = iter([b"hello\n"] * 4 + [b"other\n"] + [b"hello\n"] * 20)
+        monkeypatch.setattr(load, "fetch", lambda *_args: (200, next(pages)))
+        run(tmp_path, nothing)
+        errors = [sample.error for sample in results.load(tmp_path / "results.json").samples if sample.error]
+        assert errors == ["/ was answered with other bytes than the first sandbox gave"]
+
+    def test_the_isolation_table_is_filled_by_the_probes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def examine(manager: object, levels: list[str], workload: str, progress: object) -> list[IsolationCheck]:
+            return [IsolationCheck(level, "kernel", Verdict.SHARED, {"inside": "x"}, "y") for level in levels]
+
+        monkeypatch.setattr(isolation, "examine", examine)
+        run(tmp_path, nothing, probe=True)
+        assert [row.level for row in results.load(tmp_path / "results.json").isolation] == list(LEVELS)
+
+
+def test_levels_are_parsed_in_the_order_of_their_walls() -> None:
+    assert compare.parse_levels("vm, process") == ("process", "vm")
+    assert len(compare.parse_levels(None)) == 5
+    for text in ("bunker", "", ","):
+        with pytest.raises(NotFoundError, match="there is no isolation level"):
+            compare.parse_levels(text)
+
+
+def test_an_unknown_workload_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    options = Options("nonsense", LEVELS, samples=1, duration=1, seed=1)
+    one = Comparison(options, tmp_path / "results.json", Silent(), cast(Manager, Scripted(nothing)))
+    with pytest.raises(NotFoundError):
+        one.check()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_sample_is_in_no_figure() -> None:
+    document = comparison(samples=3, failing=("vm",))
+    sound = comparison(samples=3)
+    figure = next(one for one in summarise(document) if one.level == "vm")
+    assert figure.startup_s is not None
+    assert figure.startup_s.n == 2
+    assert (figure.attempted, figure.failed) == (3, 1)
+    assert next(one for one in summarise(sound) if one.level == "vm").failed == 0
+
+
+def test_the_baselines_ratio_is_one() -> None:
+    figure = next(one for one in summarise(comparison()) if one.level == "process")
+    assert figure.startup_ratio is not None
+    assert (figure.startup_ratio.low, figure.startup_ratio.median, figure.startup_ratio.high) == (1, 1, 1)
