@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from sandbox import daemons
-from sandbox.capability import apt, dockerd, libvirt
-from sandbox.capability.checks import OPTIONAL, REQUIRED, Survey
+from sandbox.capability import apt, dockerd, libvirt, vagrant
+from sandbox.capability.checks import EXTRAS, OPTIONAL, REQUIRED, Survey
 from sandbox.capability.distribution import OPTIONAL_PACKAGES, PACKAGES, distribution, systemd
 from sandbox.capability.finding import Finding
 from sandbox.capability.programs import which
@@ -31,8 +31,6 @@ from sandbox.store import named_lock
 Progress = Callable[[str], None]
 
 DISTRIBUTION_NAME = "sandbox-manager"
-NOT_INSTALLED = frozenset({"program.vagrant"})
-"""Left to the user: large, and no level needs it."""
 
 
 @dataclass
@@ -99,7 +97,7 @@ def stop(progress: Progress) -> list[str]:
 def lacking() -> list[Finding]:
     """Everything that a level requires, or a command can use, and that is not there."""
     survey = Survey()
-    names = dict.fromkeys([*(name for required in REQUIRED.values() for name in required)])
+    names = dict.fromkeys(name for required in (REQUIRED | EXTRAS).values() for name in required)
     names |= dict.fromkeys(item.name for item in OPTIONAL if item.name.startswith("program."))
     return [finding for name in names if not (finding := survey.look(name)).ok]
 
@@ -113,7 +111,7 @@ def wanted_packages(names: list[str]) -> list[str]:
     """Packages that bring capabilities, without those whose program is there and merely does not run."""
     wanted: dict[str, None] = {}
     for name in names:
-        if name in NOT_INSTALLED or name not in PACKAGES or _installed(name):
+        if name not in PACKAGES or _installed(name):
             continue
         if name == "python.libvirt":
             wanted |= dict.fromkeys(_binding_packages())
@@ -129,6 +127,8 @@ def _installed(name: str) -> bool:
         return which("runsc") is not None
     if name == "libvirt.daemon":
         return which("virsh") is not None and _libvirt_daemon() is not None
+    if name == "vagrant.libvirt":
+        return vagrant.from_its_makers()  # Debian's plugin is not for them
     return False
 
 
