@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from functools import partial
 
-from sandbox import images, lab, network, publishing
+from sandbox import images, lab, network, publishing, vagrant
 from sandbox.errors import BusyError, NewerRecordError, NotFoundError, SandboxError, StoreError
 from sandbox.isolation import LEVELS, driver
 from sandbox.isolation.base import Progress, Sandbox
@@ -42,6 +42,7 @@ def prune(store: Store, *, dry_run: bool, note: Progress) -> list[str]:
             _collect(failures, removed, partial(driver(level).sweep, known, dry_run=dry_run))
     _collect(failures, removed, partial(_sweep_published, known, dry_run=dry_run))
     _collect(failures, removed, partial(images.sweep, dry_run=dry_run))
+    _collect(failures, removed, partial(vagrant.prune, dry_run=dry_run))
     if not dry_run:
         _collect(failures, removed, partial(lab.release, store))
     elif not store.used_addresses():
