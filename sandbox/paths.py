@@ -41,7 +41,7 @@ def images_dir() -> Path:
 
 def vagrant_dir() -> Path:
     """The Vagrant machine of a comparison, for as long as that runs; the domain is called after it."""
-    return state_dir() / "vagrant" / "sandbox-compare"
+    return state_dir() / "sandbox-compare"
 
 
 def locks_dir() -> Path:

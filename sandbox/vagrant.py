@@ -30,8 +30,8 @@ TABLE = "sandbox_vagrant"
 LOCK = "vagrant"
 COMPARE_LOCK = "vagrant-compare"
 """Held by a comparison for as long as it has a machine: without a holder, that is debris."""
-DOMAIN_SUFFIX = "_default"
-"""vagrant-libvirt calls a domain after the folder of the Vagrantfile and the machine in it."""
+POOL = "default"
+"""libvirt's storage pool, where vagrant-libvirt keeps disks."""
 _TIMEOUT = 60.0
 _DESTROY_TIMEOUT = 120.0
 
@@ -175,6 +175,11 @@ def _remove_network() -> None:
     virsh("net-undefine", NETWORK)
 
 
+def domain_name(folder: Path) -> str:
+    """What vagrant-libvirt calls the domain of a folder's Vagrantfile."""
+    return f"{folder.name}_default"
+
+
 def environment(folder: Path, **more: str) -> dict[str, str]:
     """What Vagrant is called with, for a machine that has nothing to do with the user's own."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("VAGRANT_")}
@@ -182,7 +187,7 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
 
 
 def clear(*, dry_run: bool = False) -> list[str]:
-    """Destroy the machine of a comparison and its folder; the caller holds COMPARE_LOCK. Idempotent.
+    """Destroy the machine of a comparison, and its folder and copy of the box; the caller holds COMPARE_LOCK.
 
     Returns:
         A line for each thing removed.
@@ -196,6 +201,7 @@ def clear(*, dry_run: bool = False) -> list[str]:
     if not dry_run:
         with deferred():
             destroy(folder)
+            _remove_images(folder)
             shutil.rmtree(folder)
     return [f"Vagrant machine of a comparison, {folder}"]
 
@@ -223,7 +229,7 @@ def destroy(folder: Path) -> None:
     except (OSError, subprocess.TimeoutExpired) as error:
         failure = str(error)
     # Vagrant knows of a machine what it has come to write down, and nothing of one that it was killed over.
-    domain = folder.name + DOMAIN_SUFFIX
+    domain = domain_name(folder)
     if domain in virsh("list", "--all", "--name").split():
         if domain in virsh("list", "--name").split():
             virsh("destroy", domain)
@@ -231,6 +237,15 @@ def destroy(folder: Path) -> None:
         release()
     elif failure:
         raise EngineError(f"vagrant destroy: {failure.splitlines()[-1]}", "sandbox prune tries again")
+
+
+def _remove_images(folder: Path) -> None:
+    """Remove what vagrant-libvirt leaves: a copy of the box's disk in libvirt's pool, named by when it was unpacked."""
+    for image in folder.glob("home/boxes/*/0/libvirt/box.img"):
+        name = f"{image.parents[2].name}_vagrant_box_image_0_{int(image.stat().st_mtime)}_box.img"
+        with suppress(EngineError):  # there is no such pool, or not yet such a volume
+            if name in virsh("vol-list", "--pool", POOL).split():
+                virsh("vol-delete", "--pool", POOL, name)
 
 
 def prune(*, dry_run: bool) -> list[str]:

@@ -127,7 +127,8 @@ class Project:
         output = self.folder / _OUTPUT
         with output.open("wb") as stream:
             process = subprocess.Popen(
-                ["vagrant", "up", "--provider", "libvirt"],
+                # Should we be killed, it goes too: `prune` finds a machine that nobody is working on.
+                ["setpriv", "--pdeathsig", "KILL", "vagrant", "up", "--provider", "libvirt"],
                 cwd=self.folder,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -149,7 +150,7 @@ class Project:
         return words
 
     def _address(self) -> str:
-        words = vagrant.virsh("domifaddr", self.folder.name + vagrant.DOMAIN_SUFFIX, "--source", "lease")
+        words = vagrant.virsh("domifaddr", vagrant.domain_name(self.folder), "--source", "lease")
         found = re.search(r"\sipv4\s+([0-9.]+)/", words)
         if found is None:
             raise EngineError("libvirt knows no address of the Vagrant machine")
