@@ -23,7 +23,8 @@ EXIT_INCOMPLETE = 1
 def command(*, mend: bool, stop: bool, verbose: bool, form: str) -> None:
     """Say which isolation levels this host can do, why not, and what mends it.
 
-    Exits with 0 when every level is available, with 1 when some level is not.
+    Exits with 0 when every level is available, with 1 when some level is not. Vagrant has a row too, and is no level:
+    without it the exit code is the same.
     """
     from sandbox.host import fix, report
 
@@ -51,14 +52,15 @@ def _progress(line: str) -> None:
 
 
 def table(report: Report, *, verbose: bool = False) -> str:
-    """The report for people: a row for each level, and one for each further reason."""
+    """The report for people: a row for each level and each extra, and one for each further reason."""
     rows: list[tuple[str, ...]] = [("LEVEL", "AVAILABLE", "WHY NOT", "REMEDY")]
-    for level in report.levels:
-        if level.available:
-            rows.append((level.name, "yes", "", ""))
-        for number, missing in enumerate(level.missing):
-            head = ("", "") if number else (level.name, "no")
-            rows.append((*head, missing.detail, missing.remedy))
+    for levels, no in ((report.levels, "no"), (report.extras, "no (optional)")):
+        for level in levels:
+            if level.available:
+                rows.append((level.name, "yes", "", ""))
+            for number, missing in enumerate(level.missing):
+                head = ("", "") if number else (level.name, no)
+                rows.append((*head, missing.detail, missing.remedy))
     lines = _columns(rows)
     host = report.host
     lines += [

@@ -41,7 +41,7 @@ def check(name: str) -> Missing | None:
 
 
 def missing_for(level: str) -> list[Missing]:
-    """What this host lacks for an isolation level; empty when the level is available.
+    """What this host lacks for an isolation level, or for "vagrant"; empty when that is available.
 
     Takes a few milliseconds once the verdicts are remembered.
 

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
-from sandbox.host import kernel, kvm, libvirt, programs, verdicts
+from sandbox.host import kernel, kvm, libvirt, programs, vagrant, verdicts
 from sandbox.host.finding import Finding
 
 if TYPE_CHECKING:
     from sandbox.host.docker_check import Engine
 
-__all__ = ["CHECKS", "OPTIONAL", "REQUIRED", "Finding", "Optional", "Survey"]
+__all__ = ["CHECKS", "EXTRAS", "OPTIONAL", "REQUIRED", "Finding", "Optional", "Survey"]
 
 Check = Callable[["Survey"], Finding]
 
@@ -44,6 +44,22 @@ REQUIRED: dict[str, tuple[str, ...]] = {
 }
 """Isolation level to the capabilities without which it does not work, the telling ones first."""
 
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "vagrant": (
+        "program.vagrant",
+        "vagrant.libvirt",
+        "program.dnsmasq",
+        "program.nft",
+        "net.nftables",
+        "program.mmdebstrap",
+        "program.qemu",
+        "program.mkfs.ext4",
+        "libvirt.daemon",
+        "libvirt.kvm-group",
+    ),
+}
+"""The same for what is no isolation level: a host without it lacks no level, and the doctor does not fail for it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Optional:
@@ -60,7 +76,6 @@ OPTIONAL: tuple[Optional, ...] = (
     Optional("ns.time", "sandboxes share the host's clock offsets"),
     Optional("cgroup.cpuset", "sandboxes cannot be pinned to CPUs"),
     Optional("overlayfs", "Docker falls back to a slower storage driver"),
-    Optional("program.vagrant", "the Vagrantfile cannot be used"),
 )
 
 
@@ -91,6 +106,7 @@ CHECKS: dict[str, Check] = {
     "libvirt.daemon": lambda _: libvirt.daemon(),
     "libvirt.kvm-group": lambda _: libvirt.kvm_group(),
     "kvm": lambda _: kvm.finding(),
+    "vagrant.libvirt": lambda _: vagrant.plugin(),
     **{f"program.{name}": partial(lambda name, _: programs.program(name), name) for name in programs.PROGRAMS},
     **{f"python.{name}": partial(lambda name, _: programs.module(name), name) for name in programs.MODULES},
 }
@@ -144,13 +160,13 @@ class Survey:
         return finding
 
     def level(self, level: str) -> list[Finding]:
-        """The findings on all that a level requires.
+        """The findings on all that a level requires, or one of `EXTRAS`.
 
         Without root there is one finding, for little else can be seen.
 
         Raises:
             KeyError: there is no level of that name.
         """
-        required = REQUIRED[level]
+        required = EXTRAS.get(level) or REQUIRED[level]
         root = self.look("root")
         return [self.look(name) for name in required] if root.ok else [root]

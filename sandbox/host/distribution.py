@@ -17,7 +17,9 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "program.h2load": ("nghttp2-client",),
     "program.qemu": ("qemu-system-x86", "qemu-utils"),
     "program.mkfs.ext4": ("e2fsprogs",),
-    "program.vagrant": ("vagrant", "vagrant-libvirt"),
+    "program.vagrant": ("vagrant",),
+    "vagrant.libvirt": ("vagrant-libvirt",),
+    "program.dnsmasq": ("dnsmasq-base",),
     "docker.daemon": ("docker.io",),
     "docker.runsc": ("runsc",),
     "libvirt.daemon": ("libvirt-daemon-system", "libvirt-daemon-driver-qemu", "libvirt-clients"),
@@ -25,8 +27,11 @@ PACKAGES: dict[str, tuple[str, ...]] = {
 }
 """Capability to the Debian packages that provide it."""
 
-OPTIONAL_PACKAGES: dict[str, tuple[str, ...]] = {"libvirt.daemon": ("libvirt-daemon-log",)}
-"""The same, for packages that only some releases have (virtlogd is part of libvirt-daemon before Debian 13)."""
+OPTIONAL_PACKAGES: dict[str, tuple[str, ...]] = {
+    "libvirt.daemon": ("libvirt-daemon-log",),
+    "program.dnsmasq": ("libvirt-daemon-driver-network", "libvirt-daemon-driver-storage"),
+}
+"""The same, for packages that only some releases have (all three are part of libvirt-daemon before Debian 13)."""
 
 
 @dataclass(frozen=True, slots=True)

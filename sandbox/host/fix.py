@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from sandbox.errors import EngineError, SandboxError, UnavailableError
-from sandbox.host import apt, daemons, dockerd, libvirt
-from sandbox.host.checks import OPTIONAL, REQUIRED, Survey
+from sandbox.host import apt, daemons, dockerd, libvirt, vagrant
+from sandbox.host.checks import EXTRAS, OPTIONAL, REQUIRED, Survey
 from sandbox.host.distribution import OPTIONAL_PACKAGES, PACKAGES, distribution, systemd
 from sandbox.host.finding import Finding
 from sandbox.host.programs import which
@@ -30,8 +30,6 @@ from sandbox.state.store import named_lock
 Progress = Callable[[str], None]
 
 DISTRIBUTION_NAME = "sandbox-manager"
-NOT_INSTALLED = frozenset({"program.vagrant"})
-"""Left to the user: large, and no level needs it."""
 
 
 @dataclass
@@ -98,7 +96,7 @@ def stop(progress: Progress) -> list[str]:
 def lacking() -> list[Finding]:
     """Everything that a level requires, or a command can use, and that is not there."""
     survey = Survey()
-    names = dict.fromkeys([*(name for required in REQUIRED.values() for name in required)])
+    names = dict.fromkeys(name for required in (REQUIRED | EXTRAS).values() for name in required)
     names |= dict.fromkeys(item.name for item in OPTIONAL if item.name.startswith("program."))
     return [finding for name in names if not (finding := survey.look(name)).ok]
 
@@ -112,7 +110,7 @@ def wanted_packages(names: list[str]) -> list[str]:
     """Packages that bring capabilities, without those whose program is there and merely does not run."""
     wanted: dict[str, None] = {}
     for name in names:
-        if name in NOT_INSTALLED or name not in PACKAGES or _installed(name):
+        if name not in PACKAGES or _installed(name):
             continue
         if name == "python.libvirt":
             wanted |= dict.fromkeys(_binding_packages())
@@ -128,6 +126,8 @@ def _installed(name: str) -> bool:
         return which("runsc") is not None
     if name == "libvirt.daemon":
         return which("virsh") is not None and _libvirt_daemon() is not None
+    if name == "vagrant.libvirt":
+        return vagrant.from_its_makers()  # Debian's plugin is not for them
     return False
 
 

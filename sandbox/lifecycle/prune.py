@@ -12,6 +12,7 @@ from sandbox.isolation.base import Progress, Sandbox
 from sandbox.lifecycle import lab_users
 from sandbox.network import lab as network
 from sandbox.network import publish as publishing
+from sandbox.network import vagrant
 from sandbox.phases import Status
 from sandbox.state.record import Record
 from sandbox.state.store import Store, named_lock
@@ -45,6 +46,7 @@ def prune(store: Store, *, dry_run: bool, note: Progress) -> list[str]:
             _collect(failures, removed, partial(driver(level).sweep, known, dry_run=dry_run))
     _collect(failures, removed, partial(_sweep_published, known, dry_run=dry_run))
     _collect(failures, removed, partial(images.sweep, dry_run=dry_run))
+    _collect(failures, removed, partial(vagrant.prune, dry_run=dry_run))
     if not dry_run:
         _collect(failures, removed, partial(lab_users.release, store))
     elif not store.used_addresses():

@@ -38,7 +38,8 @@ def startup(document: Document) -> Markup:
         dots = [sample.startup_s for sample in _sound(document, info.name) if sample.startup_s is not None]
         caption = f"{info.label}: {_with_interval(figures.scaled(summary.startup_s, 1e-3), 'ms')}"
         rows.append(_points(axis, summary.startup_s, dots, y, info.name, caption))
-        rows.append(_shares(summary, info, y))
+        if summary.phases_s:
+            rows.append(_shares(summary, info, y))
     return _svg(document, "startup", _startup_text(document), rows)
 
 

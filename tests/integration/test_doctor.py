@@ -16,7 +16,7 @@ import pytest
 
 from sandbox.cli.doctor import EXIT_INCOMPLETE
 from sandbox.host import daemons, docker_check, dockerd
-from sandbox.host.checks import CHECKS, REQUIRED
+from sandbox.host.checks import CHECKS, EXTRAS, REQUIRED
 from sandbox.host.programs import which
 from sandbox.state import paths
 
@@ -45,6 +45,7 @@ SHAPE = {
     "version": int,
     "host": {"distribution": str, "kernel": str, "machine": str, "boot_id": str, "cgroups": str, "init": str},
     "levels": [{"level": str, "available": bool, "missing": [{"what": str, "reason": str, "remedy": str}]}],
+    "extras": [{"extra": str, "available": bool, "missing": [{"what": str, "reason": str, "remedy": str}]}],
     "notes": [{"what": str, "reason": str, "remedy": str, "without": str}],
     "checks": [{"what": str, "ok": bool, "detail": str, "remedy": str}],
 }
@@ -56,6 +57,7 @@ def test_json_has_fixed_types() -> None:
     assert _types(found, SHAPE), found
     assert found["version"] == 1
     assert [level["level"] for level in found["levels"]] == list(REQUIRED)
+    assert [extra["extra"] for extra in found["extras"]] == list(EXTRAS)
     assert all(level["available"] is (not level["missing"]) for level in found["levels"])
     complete = all(level["available"] for level in found["levels"])
     assert done.returncode == (0 if complete else EXIT_INCOMPLETE)
@@ -67,7 +69,7 @@ def test_the_table_has_a_row_for_each_level() -> None:
     done = _doctor()
     rows = [line.split() for line in done.stdout.splitlines()]
     assert rows[0][:2] == ["LEVEL", "AVAILABLE"]
-    assert {row[0] for row in rows if len(row) > 1 and row[1] in {"yes", "no"}} == set(REQUIRED)
+    assert {row[0] for row in rows if len(row) > 1 and row[1] in {"yes", "no"}} == {*REQUIRED, *EXTRAS}
     assert "Traceback" not in done.stderr
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from sandbox.errors import EngineError, UnavailableError
-from sandbox.host import apt, daemons, dockerd, fix, libvirt
+from sandbox.host import apt, daemons, dockerd, fix, libvirt, vagrant
+from sandbox.host.checks import CHECKS
 from sandbox.host.distribution import Distribution
 from sandbox.host.finding import Finding
 from sandbox.host.sockets import listens
@@ -71,7 +72,21 @@ def test_packages_for_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fix, "which", lambda _: None)
     assert fix.wanted_packages(["program.nft", "docker.runsc", "cgroup.cpu"]) == ["nftables", "runsc"]
     assert "libvirt-daemon-log" in fix.wanted_packages(["libvirt.daemon"])
-    assert fix.wanted_packages(["program.vagrant"]) == [], "large, and no level needs it"
+    assert fix.wanted_packages(["program.vagrant", "vagrant.libvirt"]) == ["vagrant", "vagrant-libvirt"]
+    assert fix.wanted_packages(["program.dnsmasq"])[0] == "dnsmasq-base"
+
+
+def test_what_vagrant_needs_is_mended_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(_: object) -> Finding:
+        return Finding("program.dnsmasq", False, "dnsmasq is not installed", "sandbox doctor --fix")
+
+    monkeypatch.setitem(CHECKS, "program.dnsmasq", absent)
+    assert "program.dnsmasq" in [finding.name for finding in fix.lacking()]
+
+
+def test_debians_plugin_is_not_for_the_makers_vagrant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vagrant, "which", lambda _: "/opt/vagrant/bin/vagrant")
+    assert fix.wanted_packages(["vagrant.libvirt"]) == []
 
 
 def test_a_daemon_that_is_installed_but_off_is_not_installed_again(monkeypatch: pytest.MonkeyPatch) -> None:
