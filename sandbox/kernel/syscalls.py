@@ -132,7 +132,7 @@ def umount(target: str | os.PathLike[str], flags: int = 0) -> None:
 
 
 def pivot_root(new_root: str, put_old: str) -> None:
-    """Change the root mount, see pivot_root(2). With "." for both, the old root lies over the new one, to be detached."""
+    """Change the root mount, see pivot_root(2). With "." for both, the old root is stacked on the new one."""
     _check(_libc.syscall(_numbers["pivot_root"], _path(new_root), _path(put_old)), "pivot_root")
 
 

@@ -65,7 +65,7 @@ the core image as its input. Of all values of RLIMIT_CORE only this one prevents
 
 
 def confine(uid: int, program: bytes) -> None:
-    """Drop capabilities, change the user, set no_new_privs and install the seccomp filter, in the order that permits it."""
+    """Drop capabilities, change the user, set no_new_privs, install the seccomp filter: no other order works."""
     resource.setrlimit(resource.RLIMIT_CORE, (NO_CORE, NO_CORE))
     caps.drop_bounding()
     os.setresgid(uid, uid, uid)
