@@ -1,8 +1,7 @@
-"""What this host can do, and if not, why, and the one command that mends it.
+"""Check the capabilities of this host; for a missing one, say why, and the one command that provides it.
 
-Importing this package is cheap: everything that looks at the host is imported by the first question. Nothing here
-raises for what a host lacks. Verdicts that cost time (does KVM run a guest, does gVisor run a container) are found by
-trying, once, and remembered per boot of the host.
+Importing this package is fast: the checks are imported on first use. None of them raises if the host lacks something.
+Slow ones (does KVM run a guest, does gVisor run a container) try it once, and remember the result until the next boot.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """One thing that this host lacks.
+    """A capability that this host lacks.
 
     Attributes:
-        what: the capability's id, such as "docker.daemon".
-        reason: one line.
-        remedy: one command or one line that mends it.
+        what: id of the capability, such as "docker.daemon".
+        reason: why it is missing, one line.
+        remedy: how to provide it, one command or line.
     """
 
     what: str
@@ -30,7 +29,7 @@ class Missing:
 
 
 def check(name: str) -> Missing | None:
-    """Look at one capability of this host; None when it is there.
+    """Check one capability of this host. Returns None if the host has it.
 
     Raises:
         KeyError: there is no capability of that name.
@@ -41,9 +40,9 @@ def check(name: str) -> Missing | None:
 
 
 def missing_for(level: str) -> list[Missing]:
-    """What this host lacks for an isolation level, or for "vagrant"; empty when that is available.
+    """Return what an isolation level, or "vagrant", needs and this host lacks; empty if it is available.
 
-    Takes a few milliseconds once the verdicts are remembered.
+    Takes a few milliseconds once the slow checks are remembered.
 
     Raises:
         KeyError: there is no level of that name.
@@ -54,7 +53,7 @@ def missing_for(level: str) -> list[Missing]:
 
 
 def kvm_works() -> bool:
-    """Whether KVM runs a guest here, found by running one; remembered per boot. See `sandbox.host.kvm`."""
+    """Return whether KVM runs a guest here, tried once per boot. See `sandbox.host.kvm`."""
     from sandbox.host.kvm import verdict
 
     return verdict().works

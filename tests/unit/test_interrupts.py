@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Told(BaseException):
-    """What the handler of these tests raises."""
+    """Raised by the signal handler of these tests."""
 
 
 @pytest.fixture(autouse=True)

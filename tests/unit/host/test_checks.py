@@ -136,11 +136,11 @@ def test_what_the_kernel_can_do_is_looked_at_once_per_boot(monkeypatch: pytest.M
 
     def once(_: Survey) -> Finding:
         looked.append(1)
-        return Finding("ns.user", True, "can be made")
+        return Finding("ns.user", True, "can be created")
 
     _given(monkeypatch, "ns.user", once)
     assert Survey().look("ns.user").ok
-    assert Survey().look("ns.user") == Finding("ns.user", True, "can be made")
+    assert Survey().look("ns.user") == Finding("ns.user", True, "can be created")
     assert len(looked) == 1
     monkeypatch.setattr(verdicts, "boot_id", lambda: "another boot")
     assert Survey().look("ns.user").ok
@@ -192,7 +192,7 @@ def test_os_release() -> None:
 
 def test_remedies_elsewhere_name_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distribution, "distribution", lambda: distribution.Distribution("Plan 9", False))
-    assert distribution.remedy("program.nft") == "install what Debian calls nftables"
+    assert distribution.remedy("program.nft") == "install the equivalent of Debian's nftables"
     monkeypatch.setattr(distribution, "distribution", lambda: distribution.Distribution("Debian", True))
     assert distribution.remedy("program.nft") == "sandbox doctor --fix"
 

@@ -1,4 +1,4 @@
-"""Where controllers are, from the mount table, for v1, hybrid and pure v2; and what is written for each."""
+"""Control groups: controllers found from the mount table, and what is written, for v1, hybrid and pure v2."""
 
 from __future__ import annotations
 

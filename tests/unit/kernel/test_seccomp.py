@@ -28,7 +28,7 @@ EPERM, ENOSYS = ERRNO | errno.EPERM, ERRNO | errno.ENOSYS
 
 
 def interpret(program: bytes, number: int, arch: int, arguments: tuple[int, ...] = ()) -> tuple[int, int]:
-    """What the kernel would do, and after how many instructions. Written from the definition of classic BPF."""
+    """Interpret a filter as classic BPF defines it; return the kernel's action and how many instructions it ran."""
     padded = (*arguments, 0, 0, 0, 0, 0, 0)[:6]
     data = struct.pack("<IIQ6Q", number, arch, 0, *padded)
     at, steps, accumulator = 0, 0, 0

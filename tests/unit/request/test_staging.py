@@ -1,4 +1,4 @@
-"""What an application takes along, and what cannot be made to slip in."""
+"""Staging an application's files: which are copied, and that none from outside can slip in."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_a_linked_directory_is_not_entered(app: Path) -> None:
         (outside / "secret").touch()
         (app / "way").symlink_to(outside)
         assert "symbolic link" in refused(app)
-        assert "nothing fits" in refused(app, ["way/secret"])
+        assert "matches nothing" in refused(app, ["way/secret"])
     finally:
         (outside / "secret").unlink()
         outside.rmdir()

@@ -1,4 +1,4 @@
-"""A command inside a sandbox with a pipe to it or from it, that never blocks for ever on one that has ended."""
+"""Run a command inside a sandbox with a pipe to its input or from its output, without blocking once it has ended."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ if TYPE_CHECKING:
     from sandbox.isolation.base import Sandbox
 
 _PAUSE = 0.05
-"""Seconds between looks whether the command has ended, while nothing comes from it."""
+"""Seconds between checks whether the command has ended, while it writes nothing."""
 _KEPT = 4096
-"""Bytes kept of what it wrote to its standard error."""
+"""Bytes kept of its standard error."""
 _SETTLE = 30.0
-"""Seconds to wait for its end once its stream is complete."""
+"""Seconds to wait for the command's end once its stream is complete."""
 _AFTER = 1024 * 1024
-"""Bytes that may follow a stream's end; tar pads to a record of 10 KiB."""
+"""Bytes that may follow the end of the archive; tar pads to a record of 10 KiB."""
 
 
 class Piped:
-    """A command inside, and our end of the pipe that is its input or its output.
+    """A command inside a sandbox, and our end of the pipe that is its input or its output.
 
-    The other end belongs to the driver until the command has ended: some hand it to the process itself, some pass the
-    bytes on from a thread. So our copy of it is closed when the driver says that the command has ended, and reading
-    does not rest on an end of file that a process left over inside could keep away.
+    The other end belongs to the driver until the command has ended: some drivers pass it to the process, some copy the
+    bytes in a thread. So our copy of that end is closed only when the driver reports the command's end, and reading
+    does not depend on an end of file, which a process left behind inside could hold up.
     """
 
     def __init__(self, sandbox: Sandbox, argv: Sequence[str], *, into: bool) -> None:
-        """Start it.
+        """Start the command.
 
         Args:
-            sandbox: where.
+            sandbox: where to run it.
             argv: the command.
-            into: whether we write to its input; else we read its output.
+            into: True to write to its input, False to read its output.
 
         Raises:
-            SandboxError: of `Sandbox.attach`.
+            SandboxError: as for `Sandbox.attach`.
         """
         self._into = into
         self.taken = 0
-        """Bytes of its output that were read."""
+        """Bytes of its output read so far."""
         readable, writable = os.pipe()
         self.ours, self._theirs = (writable, readable) if into else (readable, writable)
         self._errors, self._their_errors = os.pipe()
@@ -82,15 +82,15 @@ class Piped:
         except OSError as error:
             self._failure = EngineError(f"the command inside was lost: {error.strerror}")
         finally:
-            # The driver's own threads let go of the descriptors first: a closed one's number is soon somebody else's.
+            # The driver's threads must stop using the descriptors first: the number of a closed one is soon reused.
             self._release()
             self._ended.set()
-            # A writer of ours now gets EPIPE, a reader an end of file.
+            # From now on our writer gets EPIPE, our reader an end of file.
             for descriptor in (self._theirs, self._their_errors, self._null):
                 os.close(descriptor)
 
     def _release(self) -> None:
-        with self._closing, suppress(SandboxError):  # what matters has been raised, or is kept in `_failure`
+        with self._closing, suppress(SandboxError):  # what matters was raised, or is in `_failure`
             self._attached.close()
 
     def _listen(self) -> None:
@@ -98,7 +98,7 @@ class Piped:
             self._said += piece[: _KEPT - len(self._said)]
 
     def read(self, count: int) -> bytes:
-        """At most so many bytes of its output; none when it has ended and all was read."""
+        """Read at most so many bytes of its output; none once it has ended and all was read."""
         piece = self._take(self.ours, count)
         self.taken += len(piece)
         return piece
@@ -107,30 +107,30 @@ class Piped:
         poller = select.poll()
         poller.register(descriptor, select.POLLIN)
         while True:
-            ended = self._ended.is_set()  # asked before the look: what it wrote last is then still read
+            ended = self._ended.is_set()  # tested before the poll, so that the last output is still read
             if poller.poll(0 if ended else _PAUSE * 1000):
                 return os.read(descriptor, count)
             if ended or time.monotonic() > deadline:
                 return b""
 
     def finish(self) -> tuple[int, str]:
-        """Wait for its end; returns its exit code and the beginning of its errors.
+        """Wait for its end; return its exit code and the beginning of its standard error.
 
         Raises:
-            EngineError: it does not end although its stream is complete.
+            EngineError: it still runs although its stream is complete.
             SandboxError: the sandbox ended first, or the engine failed.
         """
         deadline = time.monotonic() + _SETTLE
         if self._into:
-            self._close_ours()  # it works on what it was sent, for as long as it takes
+            self._close_ours()  # it may take any time to process what it was sent
             self._ended.wait()
         else:
-            # Its last record is read too: a pipe closed early would end it by SIGPIPE.
+            # Read its last record too: a pipe closed early would end it by SIGPIPE.
             after = 0
             while after < _AFTER and (piece := self._take(self.ours, _AFTER, deadline)):
                 after += len(piece)
             if not self._ended.wait(max(deadline - time.monotonic(), 0) if after < _AFTER else 0):
-                raise EngineError("the command inside goes on although its stream is complete")
+                raise EngineError("the command inside still runs although its stream is complete")
         self._listener.join()
         if self._failure is not None:
             raise self._failure
