@@ -99,19 +99,6 @@ def set_securebits(bits: int) -> None:
     _prctl(_PR_SET_SECUREBITS, bits)
 
 
-def drop_all() -> None:
-    """Empty all five sets of the calling thread and lock the door behind them.
-
-    For a caller that still has CAP_SETPCAP in its user namespace. Where a change of user comes between, call
-    `drop_bounding`, change the user, then `clear`.
-
-    Raises:
-        OSError: EPERM, CAP_SETPCAP is not held.
-    """
-    drop_bounding()
-    clear()
-
-
 def drop_bounding() -> None:
     """Empty the bounding set and lock the securebits; the thread keeps what it has, but nothing exec'd gains any.
 
@@ -145,11 +132,7 @@ def clear() -> None:
 
 
 def set_no_new_privs() -> None:
-    """From here on no exec gains privileges: set-user-id bits and file capabilities are ignored.
-
-    Raises:
-        OSError: EINVAL, a kernel before 3.5.
-    """
+    """From here on no exec gains privileges: set-user-id bits and file capabilities are ignored."""
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 

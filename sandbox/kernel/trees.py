@@ -44,7 +44,7 @@ def copy(source: str, target: str, *, read_only: bool, fresh: bool = False) -> T
     """Copy the mount at a path of the host, with all that is mounted below it; nosuid, nodev, private.
 
     Raises:
-        OSError: ELOOP, a symbolic link is on the way; ENOENT; ENOSYS, a kernel before 5.12.
+        OSError: ELOOP, a symbolic link is on the way; ENOENT.
     """
     found = syscalls.openat2(syscalls.AT_FDCWD, source, os.O_PATH, _NO_LINKS)
     try:

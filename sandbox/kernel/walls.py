@@ -36,7 +36,7 @@ def unshare_time() -> None:
     """Let the process's exec start a clock of its own: inside, the host's time since boot is not known.
 
     From Linux 6.3 the process itself moves at its exec; before, its children do, and that is the workload, the child
-    of the init. A kernel without time namespaces (before 5.6, or built without) is passed over.
+    of the init. A kernel built without time namespaces is passed over.
 
     Raises:
         OSError
