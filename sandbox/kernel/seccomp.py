@@ -2,7 +2,7 @@
 
 `python -m tools.seccomp` compiles the filters to classic BPF, from the list of calls in tools/seccomp/policy.py. They
 look at the architecture, the call's number and, for five calls, the low half of one argument. Since most verdicts
-depend on the number alone, the kernel (from 5.11) remembers them per call and does not run the program at all.
+depend on the number alone, the kernel remembers them per call and does not run the program at all.
 """
 
 from __future__ import annotations
