@@ -1,4 +1,4 @@
-"""Who uses an image: recorded sandboxes, processes, and mounts in any namespace."""
+"""Find the users of an image: recorded sandboxes, processes, and mounts in any namespace."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from sandbox.state.store import Store
 
 
 def users(entry: Entry) -> list[str]:
-    """What uses an entry now, a few words each; empty when nothing does.
+    """Return what uses an entry now, a few words each; empty if nothing does.
 
-    A sandbox counts from its record on, running or not: its driver has put the image's path or digest into it.
+    A sandbox counts as soon as it has a record, running or not: its driver puts the image's path or digest into it.
     """
     found = [
         f"sandbox {record.name}"
@@ -27,7 +27,7 @@ def users(entry: Entry) -> list[str]:
 
 
 def _processes(directory: Path) -> Iterator[str]:
-    """Processes whose root, working directory, program or open files are inside, or that have it mounted."""
+    """Find processes with their root, working directory, program or open files in a directory, or with mounts of it."""
     marks = tuple(f"{path}/" for path in {os.path.realpath(directory), _within_filesystem(directory)})
     seen: set[tuple[int, int]] = set()
     ours = _identity(Path("/proc/self/ns/mnt"))
@@ -51,18 +51,18 @@ def _processes(directory: Path) -> Iterator[str]:
 
 
 def _within_filesystem(directory: Path) -> str:
-    """A path from the root of its file system, which is how every mount namespace names it (proc(5), mountinfo)."""
+    """Return a path from the root of its file system, the same in every mount namespace (proc(5), mountinfo)."""
     real = os.path.realpath(directory)
     found = ("/", "/")
     for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
         root, point = (unescape(field) for field in line.split()[3:5])
         if f"{real}/".startswith(point.rstrip("/") + "/") and len(point) >= len(found[1]):
-            found = (root, point)  # of several mounts on one point the last one counts
+            found = (root, point)  # of several mounts on a mount point, the last one counts
     return os.path.normpath(f"{found[0]}/{os.path.relpath(real, found[1])}")
 
 
 def _identity(namespace: Path) -> tuple[int, int]:
-    """What tells namespaces apart (namespaces(7))."""
+    """Return the device and inode that identify a namespace (namespaces(7))."""
     status = namespace.stat()
     return status.st_dev, status.st_ino
 

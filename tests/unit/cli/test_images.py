@@ -48,7 +48,7 @@ def test_ls_as_json_has_fixed_types() -> None:
     }
     assert row["digest"] == entry.digest
     assert row["current"] is True
-    assert "images in docker are not shown" in done.stderr
+    assert "images in Docker are not listed" in done.stderr
 
 
 def test_ls_of_nothing() -> None:

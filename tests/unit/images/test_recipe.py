@@ -118,7 +118,7 @@ def test_the_digest_is_cheap() -> None:
 
 def test_a_link_among_the_workloads_is_refused(data: Path) -> None:
     (data / "workloads" / "link").symlink_to("/etc/passwd")
-    with pytest.raises(ImageError, match="neither a file nor a folder"):
+    with pytest.raises(ImageError, match="neither a file nor a directory"):
         digests()
 
 
