@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from sandbox.errors import BusyError, NotFoundError
+from sandbox.isolation import DEFAULT
 from sandbox.lifecycle.manager import Manager, Running
 from sandbox.request import resolve
 from sandbox.spec import Publish, SandboxSpec
@@ -22,7 +23,6 @@ from sandbox.spec import Publish, SandboxSpec
 if TYPE_CHECKING:
     from sandbox.isolation.base import ExecResult, Progress, State, Stats
 
-DEFAULT_ISOLATION = "namespace"
 GRACE = 10.0
 """Seconds between SIGTERM and SIGKILL."""
 
@@ -218,7 +218,7 @@ class Sandbox:
 def run(
     target: resolve.Target,
     *,
-    isolation: str = DEFAULT_ISOLATION,
+    isolation: str = DEFAULT,
     name: str | None = None,
     cpus: str | float | None = None,
     memory: str | int | None = None,

@@ -17,6 +17,7 @@ import pytest
 
 from sandbox import host
 from sandbox.host import Missing
+from sandbox.isolation import driver
 
 MUST_WORK = "SANDBOX_MUST_WORK"
 _PROPERTY = "isolation level"
@@ -32,7 +33,7 @@ for _number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):
 @cache
 def missing_for(level: str) -> tuple[Missing, ...]:
     """What the host lacks for a level; looked at once per run."""
-    return tuple(host.missing_for(level))
+    return tuple(driver(level).missing())
 
 
 @cache

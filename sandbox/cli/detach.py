@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 Start = Callable[[Callable[["Running"], object]], "Running"]
 
-LEVELS = ("process", "namespace")
-"""Whose inits are children of the command that makes them; elsewhere an engine is the parent, and tells."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _KEPT = ("PATH", "HOME", "LANG")
 

@@ -96,6 +96,7 @@ def command(workload: str | None, isolation: str, detach: bool, remove: bool, wa
       sandbox run --rm -v ./data:/data:ro -- sh -c 'wc -l /data/*'
       sandbox run --port 8000 -- python3 -m http.server --bind @listen@ 8000
     """
+    from sandbox.isolation import driver
     from sandbox.lifecycle.manager import Manager
     from sandbox.request import resolve
 
@@ -106,7 +107,7 @@ def command(workload: str | None, isolation: str, detach: bool, remove: bool, wa
         with Progress() as progress:
             return _start(manager, wanted, progress, warm=warm, owner=not detach, then=then)
 
-    if detach and isolation in detaching.LEVELS:
+    if detach and driver(isolation).features.init_is_child:
         return detaching.run(manager, start, _where, remove=remove)
     made: list[Running] = []
     try:

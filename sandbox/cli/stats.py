@@ -158,9 +158,12 @@ def _before(samples: list[Sample], one: Sample) -> Sample | None:
 
 def figures(now: Sample, before: Sample | None) -> dict[str, Any]:
     """A sample in numbers: bytes, percent; None for what cannot be observed."""
+    from sandbox.isolation import driver
+
     record = now.running.record
     stats = now.stats
     memory = stats.memory if stats is not None else None
+    machine = driver(record.spec.isolation).features.machine
     return {
         "id": record.id,
         "name": record.name,
@@ -170,9 +173,7 @@ def figures(now: Sample, before: Sample | None) -> dict[str, Any]:
         "memory": memory,
         "memory_limit": record.spec.memory,
         # What a VM takes on the host is QEMU's as well as the guest's, and the limit is the guest's.
-        "memory_percent": None
-        if memory is None or record.spec.isolation == "vm"
-        else 100 * memory / record.spec.memory,
+        "memory_percent": None if memory is None or machine else 100 * memory / record.spec.memory,
         "pids": stats.pids if stats is not None else None,
         "pids_limit": record.spec.pids_limit,
         "net_received": stats.received if stats is not None else None,

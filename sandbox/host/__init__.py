@@ -7,6 +7,7 @@ trying, once, and remembered per boot of the host.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -40,17 +41,20 @@ def check(name: str) -> Missing | None:
     return _missing(Survey().look(name))
 
 
-def missing_for(level: str) -> list[Missing]:
+def missing_for(requires: Iterable[str]) -> list[Missing]:
     """What this host lacks for an isolation level; empty when the level is available.
 
     Takes a few milliseconds once the verdicts are remembered.
 
-    Raises:
-        KeyError: there is no level of that name.
-    """
-    from sandbox.host.checks import Survey
+    Args:
+        requires: the capabilities that the level needs beside those that every level needs.
 
-    return [missing for finding in Survey().level(level) if (missing := _missing(finding))]
+    Raises:
+        KeyError: there is no capability of that name.
+    """
+    from sandbox.host.checks import COMMON, Survey
+
+    return [missing for finding in Survey().level((*COMMON, *requires)) if (missing := _missing(finding))]
 
 
 def kvm_works() -> bool:

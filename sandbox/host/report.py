@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sandbox.host.checks import CHECKS, OPTIONAL, REQUIRED, Finding, Survey
+from sandbox.host.checks import CHECKS, COMMON, OPTIONAL, Finding, Survey
 from sandbox.host.distribution import distribution, systemd
 from sandbox.kernel import cgroup
 from sandbox.state.processid import boot_id
@@ -103,10 +104,17 @@ class Report:
         }
 
 
-def look() -> Report:
-    """Look at this host. Never raises for what it lacks."""
+def look(requirements: Mapping[str, Iterable[str]]) -> Report:
+    """Look at this host. Never raises for what it lacks.
+
+    Args:
+        requirements: levels, and the capabilities that each needs beside those that every level needs.
+    """
     survey = Survey()
-    levels = tuple(Level(name, tuple(finding for finding in survey.level(name) if not finding.ok)) for name in REQUIRED)
+    levels = tuple(
+        Level(name, tuple(finding for finding in survey.level((*COMMON, *requires)) if not finding.ok))
+        for name, requires in requirements.items()
+    )
     if not survey.look("root").ok:
         return Report(_host(), levels, (), (survey.look("root"),))
     notes = tuple(

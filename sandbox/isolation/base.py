@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
+from sandbox import host
 from sandbox.host import Missing
 from sandbox.spec import Limits, SandboxSpec
 from sandbox.state.record import Record
@@ -131,17 +132,36 @@ def environment(spec: SandboxSpec) -> dict[str, str]:
     return dict(BASE_ENV) | dict(spec.env)
 
 
+@dataclass(frozen=True, slots=True)
+class Features:
+    """How a level differs from others: code outside its package asks for these, never for its name.
+
+    Attributes:
+        shares_kernel: the workload runs on the host's kernel.
+        own_network: the sandbox has a network stack of its own; without one it serves on its lab address on the host.
+        machine: it is a virtual machine: the memory limit is its guest's, and its processors may be emulated.
+        init_is_child: the sandbox's init is a child of the command that makes it, which alone learns its exit code.
+        warm_by_pause: a warm start takes a sandbox that was started ahead and paused.
+        requires: capabilities of the host (see `host.checks`) that it needs beside those that every level needs.
+    """
+
+    shares_kernel: bool
+    own_network: bool = True
+    machine: bool = False
+    init_is_child: bool = False
+    warm_by_pause: bool = False
+    requires: tuple[str, ...] = ()
+
+
 class Isolation(ABC):
     """A level. Instances hold no sandbox; they may hold a connection to an engine, made lazily."""
 
     name: ClassVar[str]
-    shares_kernel: ClassVar[bool]
-    own_network: ClassVar[bool] = True
-    """Whether the sandbox has a network stack of its own; without one it serves on its lab address on the host."""
+    features: ClassVar[Features]
 
-    @abstractmethod
     def missing(self) -> Sequence[Missing]:
         """What this host lacks for the level, each with reason and remedy. Never raises; quick."""
+        return host.missing_for(self.features.requires)
 
     @abstractmethod
     def check(self, spec: SandboxSpec) -> None:
@@ -194,6 +214,30 @@ class Isolation(ABC):
 
         Raises:
             EngineError
+        """
+
+
+class Forking(ABC):
+    """An optional ability of a level: it forks warm starts from a process that has the servers loaded, a zygote."""
+
+    @abstractmethod
+    def start_zygote(self, progress: Progress) -> None:
+        """Start it, unless one of the current root filesystem runs.
+
+        Raises:
+            ImageError, EngineError
+        """
+
+    @abstractmethod
+    def zygote(self, *, current: bool = False) -> int | None:
+        """Its pid, None where none runs; with `current` only if it is of the current root filesystem."""
+
+    @abstractmethod
+    def stop_zygote(self) -> bool:
+        """End it; sandboxes that it has made go on. Returns whether one ran.
+
+        Raises:
+            EngineError: it does not end.
         """
 
 

@@ -160,8 +160,8 @@ class Manager:
                 network.ensure()
                 reached(Failpoint.NETWORK_UP)
                 self.store.mark_used(level.name)
-                address = network.allocate(self.store, ident, own_stack=level.own_network)
-            listen = "0.0.0.0" if level.own_network else address  # noqa: S104 - of the sandbox's own stack
+                address = network.allocate(self.store, ident, own_stack=level.features.own_network)
+            listen = "0.0.0.0" if level.features.own_network else address  # noqa: S104 - of the sandbox's own stack
             spec = replace(spec, argv=tuple(listen if part == LISTEN else part for part in spec.argv))
             record = self.store.new(spec, address, ident, ProcessId.of(os.getpid()) if owner else None)
             if spec.app:
@@ -176,14 +176,14 @@ class Manager:
             reached(Failpoint.CREATED)
         deadline = time.monotonic() + READY_TIMEOUT
         with clock.phase(Phase.BOOT):
-            if not level.shares_kernel:
+            if not level.features.shares_kernel:
                 progress(f"booting {spec.name}")
             sandbox.boot(deadline)
             reached(Failpoint.BOOTED)
         with clock.phase(Phase.START):
             sandbox.start()
             reached(Failpoint.STARTED)
-            if level.own_network:
+            if level.features.own_network:
                 network.isolate_ports(ident)
             reached(Failpoint.ISOLATED)
             if spec.publish:

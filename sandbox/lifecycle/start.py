@@ -36,7 +36,7 @@ def stage(application: Application | None, record: Record, level: Isolation) -> 
     if application is None:
         raise SpecError(f"{record.name} is of an application, and its directory was not named", "run it anew")
     limit, reason = staging.MAX_TOTAL, ""
-    if not level.shares_kernel:
+    if level.features.machine:
         limit = min(limit, record.spec.memory // GUEST_SHARE)
         reason = f", and a {level.name} holds them in its memory, of which they may take a quarter"
     staging.stage(application.directory, application.files, record.app_path, limit, reason)

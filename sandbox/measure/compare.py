@@ -341,7 +341,7 @@ def _level_info(level: str) -> LevelInfo:
     missing = list(isolation.driver(level).missing())
     if missing:
         return _unavailable(level, "; ".join(lack.reason for lack in missing), missing[0].remedy)
-    if isolation.driver(level).shares_kernel or level != "vm":
+    if not isolation.driver(level).features.machine:
         return LevelInfo(level, level, emulated=False, available=True, reason=None, remedy=None)
     return _machine_info(level, emulated=not capability.kvm_works())
 
@@ -356,7 +356,7 @@ def _unavailable(level: str, reason: str, remedy: str | None) -> LevelInfo:
 
 
 def _baseline(usable: Sequence[str]) -> str:
-    return "process" if "process" in usable else usable[0]
+    return min(usable, key=list(isolation.LEVELS).index)  # the thinnest wall
 
 
 def _round_name(number: int) -> str:

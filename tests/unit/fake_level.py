@@ -16,7 +16,17 @@ from typing import Any
 from sandbox.errors import EngineError
 from sandbox.failpoints import Failpoint, reached
 from sandbox.host import Missing
-from sandbox.isolation.base import Attached, ExecResult, Isolation, Progress, Sandbox, State, Stats, WindowSize
+from sandbox.isolation.base import (
+    Attached,
+    ExecResult,
+    Features,
+    Isolation,
+    Progress,
+    Sandbox,
+    State,
+    Stats,
+    WindowSize,
+)
 from sandbox.spec import Limits, SandboxSpec
 from sandbox.state.record import Record
 
@@ -27,7 +37,7 @@ class FakeIsolation(Isolation):
     """The level. `root` is where the engine keeps its files."""
 
     name = LEVEL
-    shares_kernel = True
+    features = Features(shares_kernel=True)
 
     def __init__(self, root: Path) -> None:
         self.root = root

@@ -25,7 +25,17 @@ from sandbox.cli import main
 from sandbox.errors import CommandNotFoundError, EngineError, SpecError
 from sandbox.host import Missing
 from sandbox.interrupts import LOOK_EVERY
-from sandbox.isolation.base import Attached, ExecResult, Isolation, Progress, Sandbox, State, Stats, WindowSize
+from sandbox.isolation.base import (
+    Attached,
+    ExecResult,
+    Features,
+    Isolation,
+    Progress,
+    Sandbox,
+    State,
+    Stats,
+    WindowSize,
+)
 from sandbox.phases import Phase, Status
 from sandbox.spec import SANDBOX_UID, Limits, SandboxSpec
 from sandbox.state.processid import ProcessId
@@ -199,7 +209,7 @@ class FakeIsolation(Isolation):
     """A level that makes nothing."""
 
     name = LEVEL
-    shares_kernel = True
+    features = Features(shares_kernel=True)
 
     def missing(self) -> Sequence[Missing]:
         return ()

@@ -6,15 +6,15 @@ engine alone. Bodies of calls are in the terms of the Docker Engine API (https:/
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from contextlib import ExitStack
 from typing import Any, ClassVar
 
-from sandbox import host, images
+from sandbox import images
 from sandbox.errors import ImageError, SandboxError, SpecError, UnavailableError
 from sandbox.failpoints import Failpoint, reached
 from sandbox.host.docker import Endpoint, Engine, RefusalError
-from sandbox.isolation.base import INIT, SHM_BYTES, Isolation, Progress, environment, writable
+from sandbox.isolation.base import INIT, SHM_BYTES, Features, Isolation, Progress, environment, writable
 from sandbox.isolation.docker import engines, gvisor, network, seccomp
 from sandbox.isolation.docker import mounts as docker_mounts
 from sandbox.isolation.docker import sandbox as docker_sandbox
@@ -32,13 +32,14 @@ LOG_BYTES = 10 * MIB
 _ENGINE_ENV: dict[str, str | None] = {"HOSTNAME": None}
 """What dockerd adds to every environment."""
 _GONE = 404
+_ENGINE = ("docker.daemon", "python.docker")
 
 
 class ContainerIsolation(Isolation):
     """Docker with its default runtime (runc)."""
 
     name = "container"
-    shares_kernel = True
+    features = Features(shares_kernel=True, warm_by_pause=True, requires=_ENGINE)
     runtime: ClassVar[str | None] = None
 
     def __init__(self, lab: Lab | None = None) -> None:
@@ -56,9 +57,6 @@ class ContainerIsolation(Isolation):
         if endpoint not in self._engines:
             self._engines[endpoint] = Engine(endpoint, self.name)
         return self._engines[endpoint]
-
-    def missing(self) -> Sequence[host.Missing]:
-        return host.missing_for(self.name)
 
     def check(self, spec: SandboxSpec) -> None:
         """Every field of the spec can be honoured, but for mounts where the engine is on another host."""
@@ -232,7 +230,7 @@ class GVisorIsolation(ContainerIsolation):
     """
 
     name = "gvisor"
-    shares_kernel = False
+    features = Features(shares_kernel=False, requires=(*_ENGINE, "docker.runsc"))
     runtime = "runsc"
 
     MIN_MEMORY: ClassVar[int] = 48 * MIB

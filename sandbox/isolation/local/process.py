@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from contextlib import ExitStack
 from pathlib import Path
 
 from sandbox.errors import EngineError
 from sandbox.failpoints import Failpoint, reached
-from sandbox.host import Missing
-from sandbox.isolation.base import Isolation, Progress, environment
+from sandbox.isolation.base import Features, Isolation, Progress, environment
 from sandbox.isolation.local import logs, mounts
 from sandbox.isolation.local import sandbox as local
 from sandbox.kernel import cgroup, enter, rootfs, syscalls
@@ -33,12 +32,8 @@ class ProcessIsolation(Isolation):
     """No isolation to speak of."""
 
     name = "process"
-    shares_kernel = True
-    own_network = False
+    features = Features(shares_kernel=True, own_network=False, init_is_child=True)
     _image: str | None = None
-
-    def missing(self) -> Sequence[Missing]:
-        return local.missing(self.name)
 
     def check(self, spec: SandboxSpec) -> None:
         mounts.check(spec)

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
-from sandbox import host, images
+from sandbox import images
 from sandbox.errors import CannotInvokeError, CommandNotFoundError, EngineError, ImageError, SpecError
 from sandbox.failpoints import Failpoint, reached
 from sandbox.interrupts import wait_readable
@@ -45,11 +45,6 @@ def root_path() -> str:
 def prepare_root(progress: Progress) -> str:
     """The directory of the root filesystem, built where it is missing."""
     return str(images.ensure(images.Form.ROOTFS, progress).path)
-
-
-def missing(level: str) -> Sequence[host.Missing]:
-    """What the host lacks for a level."""
-    return host.missing_for(level)
 
 
 class LocalSandbox(Sandbox):

@@ -16,7 +16,7 @@ import math
 import os
 import platform
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from sandbox import host, images
 from sandbox.errors import EngineError, ImageError, SpecError, UnavailableError
 from sandbox.failpoints import Failpoint, reached
 from sandbox.images.vm import DISK_FILE, INITRD_FILE, KERNEL_FILE, app_archive, config_archive
-from sandbox.isolation.base import INIT, SHM_BYTES, Isolation, Progress, environment, writable
+from sandbox.isolation.base import INIT, SHM_BYTES, Features, Isolation, Progress, environment, writable
 from sandbox.isolation.vm import config, domain, xml
 from sandbox.isolation.vm.config import Configuration
 from sandbox.isolation.vm.domain import Hypervisor
@@ -45,14 +45,24 @@ class VmIsolation(Isolation):
     """libvirt: KVM where KVM truly runs guests, else QEMU's software emulation, which `accelerator` says."""
 
     name = "vm"
-    shares_kernel = False
+    features = Features(
+        shares_kernel=False,
+        machine=True,
+        warm_by_pause=True,
+        requires=(
+            "net.tun",
+            "program.qemu",
+            "program.mkfs.ext4",
+            "libvirt.daemon",
+            "libvirt.kvm-group",
+            "python.libvirt",
+            "python.paramiko",
+        ),
+    )
 
     def __init__(self) -> None:
         self.hypervisor = Hypervisor()
         self._owner: tuple[int, int] | None = None
-
-    def missing(self) -> Sequence[host.Missing]:
-        return host.missing_for(self.name)
 
     def check(self, spec: SandboxSpec) -> None:
         if spec.mounts:

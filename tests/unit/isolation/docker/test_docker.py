@@ -169,10 +169,10 @@ def test_an_engine_that_cannot_be_reached(error: Exception, monkeypatch: pytest.
     monkeypatch.setattr(
         capability,
         "missing_for",
-        lambda level: [Missing("host.root", "r", "x"), Missing("docker.daemon", "it is down", f"start {level}")],
+        lambda names: [Missing("host.root", "r", "x"), Missing("docker.daemon", "it is down", f"start {names}")],
     )
     found = explained(error)
-    assert (found.message, found.hint) == ("it is down", "start container")
+    assert (found.message, found.hint) == ("it is down", "start ('docker.daemon',)")
     assert "tcp://far:1" in explained(error, Endpoint(host="tcp://far:1")).message
 
 
