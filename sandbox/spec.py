@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -100,27 +99,13 @@ class SandboxSpec:
     warm: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """The spec as JSON types; `from_json` is its inverse."""
+        """The spec as JSON types, as `sandbox inspect` shows it."""
         raw = asdict(self)
         raw["argv"] = list(self.argv)
         raw["env"] = dict(self.env)
         raw["mounts"] = [asdict(mount) for mount in self.mounts]
         raw["publish"] = [asdict(port) for port in self.publish]
         return raw
-
-    @classmethod
-    def from_json(cls, raw: Mapping[str, Any]) -> SandboxSpec:
-        """Rebuild a spec from a record.
-
-        Raises:
-            KeyError, TypeError, ValueError: the record is not one of ours.
-        """
-        values = dict(raw)
-        values["argv"] = tuple(str(item) for item in values["argv"])
-        values["env"] = tuple(sorted((str(k), str(v)) for k, v in values["env"].items()))
-        values["mounts"] = tuple(Mount(**mount) for mount in values.get("mounts", ()))
-        values["publish"] = tuple(Publish(**port) for port in values.get("publish", ()))
-        return cls(**values)
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,7 +82,7 @@ def document(manager: Manager, reference: str) -> dict[str, Any]:
         "name": record.name,
         "workload": record.spec.workload,
         "isolation": record.spec.isolation,
-        "accelerator": record.data.get("accelerator"),
+        "accelerator": record.accelerator,
         "created": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
         "state": {
             "status": now.text,
@@ -115,8 +115,7 @@ def resources(record: Record) -> dict[str, Any]:
         "boot_id": record.boot_id,
     }
     # What the level made and noted, under the driver's own keys: the container, the domain.
-    driver_notes = {key: value for key, value in record.data.items() if key not in ("exit_code", "paused", "nonce")}
-    found.update({key: value for key, value in driver_notes.items() if key not in found})
+    found |= record.handle or {}
     if spec.isolation in ("process", "namespace"):
         from sandbox.kernel.cgroup import Group
 

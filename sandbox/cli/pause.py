@@ -21,7 +21,6 @@ def command(sandboxes: tuple[str, ...]) -> None:
       sandbox unpause web
     """
     from sandbox.cli.each import for_each, held
-    from sandbox.cli.state import PAUSED
     from sandbox.lifecycle.manager import Manager
 
     manager = Manager()
@@ -30,7 +29,7 @@ def command(sandboxes: tuple[str, ...]) -> None:
         with held(manager, reference) as found:
             # Noted first: an interrupt in between leaves a note that the next look finds untrue, never a paused
             # sandbox that listings show as running.
-            found.record.data[PAUSED] = True
+            found.record.paused = True
             manager.store.save(found.record)
             found.sandbox.pause()
 

@@ -17,7 +17,6 @@ def command(sandboxes: tuple[str, ...]) -> None:
       sandbox unpause web
     """
     from sandbox.cli.each import for_each, held
-    from sandbox.cli.state import PAUSED
     from sandbox.lifecycle.manager import Manager
 
     manager = Manager()
@@ -25,7 +24,8 @@ def command(sandboxes: tuple[str, ...]) -> None:
     def unpause(reference: str) -> None:
         with held(manager, reference) as found:
             found.sandbox.unpause()
-            if found.record.data.pop(PAUSED, None):
+            if found.record.paused:
+                found.record.paused = False
                 manager.store.save(found.record)
 
     for_each(sandboxes, unpause)

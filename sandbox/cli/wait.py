@@ -54,7 +54,7 @@ def _code(manager: Manager, reference: str) -> int:
     deadline = time.monotonic() + _SETTLE
     while code is None and time.monotonic() < deadline:
         with suppress(NotFoundError):  # removed meanwhile, by `run --rm` for one
-            code = manager.store.load(found.record.id).data.get("exit_code")
+            code = manager.store.load(found.record.id).exit_code
         if code is None:
             time.sleep(_PAUSE)
     if code is None:

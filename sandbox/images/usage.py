@@ -1,8 +1,7 @@
-"""Who uses an image: recorded sandboxes, processes, and mounts in any namespace."""
+"""Who uses an image: processes, and mounts in any namespace."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -10,20 +9,11 @@ from pathlib import Path
 
 from sandbox.images.cache import Entry
 from sandbox.images.workspace import unescape
-from sandbox.state.store import Store
 
 
 def users(entry: Entry) -> list[str]:
-    """What uses an entry now, a few words each; empty when nothing does.
-
-    A sandbox counts from its record on, running or not: its driver has put the image's path or digest into it.
-    """
-    found = [
-        f"sandbox {record.name}"
-        for record in Store().records()
-        if entry.directory.name in (text := json.dumps(record.data)) or entry.digest in text
-    ]
-    return [*found, *_processes(entry.directory)]
+    """What uses an entry now, a few words each; empty when nothing does."""
+    return list(_processes(entry.directory))
 
 
 def _processes(directory: Path) -> Iterator[str]:

@@ -185,7 +185,7 @@ class Isolation(ABC):
 
         Each resource is registered on `undo` right after it exists (or before, where making it can be
         interrupted half way). Everything made carries `record.id`. What later commands need to find it again
-        goes into `record.data` (JSON types); the manager saves it.
+        goes into the record by `record.keep_handle`; the caller saves it.
 
         Raises:
             EngineError
@@ -193,7 +193,11 @@ class Isolation(ABC):
 
     @abstractmethod
     def adopt(self, record: Record) -> Sandbox:
-        """The handle of a sandbox that another command made. Does not touch it; it may be half made or gone."""
+        """The handle of a sandbox that another command made. Does not touch it; it may be half made or gone.
+
+        Raises:
+            StoreError: its record has no handle of this level's kind.
+        """
 
     @abstractmethod
     def sweep(self, known: Collection[str], *, dry_run: bool) -> list[str]:

@@ -90,6 +90,7 @@ def _told(code_file: str) -> int | None:
 def _note(ident: str, code: int | None) -> None:
     from sandbox.errors import NotFoundError
     from sandbox.phases import Status
+    from sandbox.state.record import Exit
     from sandbox.state.store import Store
 
     store = Store()
@@ -97,7 +98,7 @@ def _note(ident: str, code: int | None) -> None:
         with store.lock(ident):
             record = store.load(ident)
             record.status = Status.EXITED
-            record.data["exit_code"] = code
+            record.exit = Exit(code, time.time())
             store.save(record)
     except NotFoundError:
         return  # somebody has removed it

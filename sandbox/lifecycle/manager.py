@@ -33,7 +33,7 @@ from sandbox.request import resolve
 from sandbox.request.resolve import Target
 from sandbox.spec import LISTEN, SandboxSpec
 from sandbox.state.processid import ProcessId
-from sandbox.state.record import Record
+from sandbox.state.record import Exit, Record
 from sandbox.state.store import Store, named_lock
 
 if TYPE_CHECKING:
@@ -292,7 +292,7 @@ class Manager:
         if running.record.spec.publish:
             lab_users.withdraw(running.record.id)  # who connects is told at once that nobody listens
         running.record.status = Status.EXITED
-        running.record.data["exit_code"] = code
+        running.record.exit = Exit(code, time.time())
         self.store.save(running.record)
         reached(Failpoint.SAVED_EXITED)
         return code
@@ -307,7 +307,7 @@ class Manager:
             if held.record.spec.publish:
                 lab_users.withdraw(ident)
             held.record.status = Status.EXITED
-            held.record.data["exit_code"] = code
+            held.record.exit = Exit(code, time.time())
             self.store.save(held.record)
             reached(Failpoint.SAVED_EXITED)
 

@@ -30,8 +30,6 @@ from sandbox.state.record import Record
 ZYGOTE = "namespace"
 PAUSED = ("container", "vm")
 """Levels with a warm start, by how they do it."""
-KEY = "warm"
-"""In a record's data: what the paused sandbox can be taken for."""
 _READY_TIMEOUT = 30.0
 
 
@@ -70,7 +68,7 @@ def _prepare(manager: Manager, spec: SandboxSpec, progress: Progress) -> Running
     with manager.held(running.record.id) as held:
         held.sandbox.pause()
         held.record.owner = None  # until here, our death would have made it debris
-        held.record.data[KEY] = key(spec)
+        held.record.warm = key(spec)
         manager.store.save(held.record)
         return held
 
@@ -103,12 +101,12 @@ def run(
     wanted = key(spec)
     begun = time.monotonic_ns()
     for record in manager.store.records():
-        if record.data.get(KEY) != wanted:
+        if record.warm != wanted:
             continue
         try:
             with manager.store.lock(record.id, wait=False):
                 current = manager.store.load(record.id)
-                if current.data.get(KEY) == wanted:
+                if current.warm == wanted:
                     return _take(manager, spec, current, begun, owner=owner, then=then)
         except (BusyError, NotFoundError):
             continue  # somebody else has just taken it
@@ -127,7 +125,7 @@ def _take(
     sandbox = driver(spec.isolation).adopt(record)
     with deferred():
         manager.store.rename(record, spec.name)
-        del record.data[KEY]
+        record.warm = None
         record.created = time.time()
         record.owner = ProcessId.of(os.getpid()) if owner else None
         manager.store.save(record)
@@ -171,7 +169,7 @@ def _nothing(spec: SandboxSpec) -> UnavailableError:
 
 def waiting(manager: Manager) -> list[Record]:
     """The paused sandboxes that wait to be taken."""
-    return [record for record in manager.store.records() if KEY in record.data]
+    return [record for record in manager.store.records() if record.warm is not None]
 
 
 def drain(manager: Manager, levels: tuple[str, ...]) -> list[str]:

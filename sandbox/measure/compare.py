@@ -252,7 +252,7 @@ class Comparison:
 
     def _label(self, running: Running) -> None:
         """A VM says what runs its CPU; what the driver reports for this very one stands above the expectation."""
-        accelerator = running.record.data.get("accelerator")
+        accelerator = running.record.accelerator
         if accelerator is not None:
             level = running.record.spec.isolation
             self._replace(level, _machine_info(level, emulated=accelerator == "tcg"))

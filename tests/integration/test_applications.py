@@ -231,7 +231,7 @@ class TestTheCommandLine:
             assert (done.returncode, done.stdout) == (9, "said\n")
             found = Manager().get("app-ended")
             assert found.record.status is Status.EXITED
-            assert found.record.data["exit_code"] == 9
+            assert found.record.exit_code == 9
             assert cli("logs", "app-ended").stdout == "said\n"
         finally:
             assert cli("rm", "app-ended").returncode == 0

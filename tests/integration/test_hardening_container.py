@@ -460,7 +460,7 @@ def test_swap_is_not_added_to_the_memory(network: None, hardened: ContainerSandb
 
     def swap(sandbox: ContainerSandbox) -> int | None:
         pid = sandbox.state().pid
-        group = cgroup.find(sandbox.record.data["docker"]["container"], pid or 0)
+        group = cgroup.find(sandbox._container, pid or 0)
         assert group is not None
         return group.swap_limit()
 

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from sandbox.errors import EngineError, NewerRecordError, SandboxError, StoreError, UnavailableError
+from sandbox.isolation.docker.sandbox import Handle
 from sandbox.isolation.local import exit
 from sandbox.kernel import syscalls
 from sandbox.kernel.cgroup import Group
@@ -107,7 +108,7 @@ def gone(running: Running) -> None:
 
 
 def wrong_types(running: Running) -> None:
-    change(running, spec=[], process="1", data=None)
+    change(running, spec=[], process="1", handle=[])
 
 
 def path_like_id(running: Running) -> None:
@@ -306,7 +307,7 @@ def test_an_engine_elsewhere_that_a_record_names(tmp_path: Path) -> None:
         store.claim_address("198.18.2.250", ident)
         record = store.new(SandboxSpec(NAME, "reactor", "container", ("x",)), "198.18.2.250", ident)
         record.status = Status.RUNNING
-        record.data["docker"] = {"endpoint": {"host": f"unix://{tmp_path}/nobody.sock", "context": None}}
+        record.keep_handle(Handle(f"unix://{tmp_path}/nobody.sock", None))
         store.save(record)
         with manager.running(manager.make_spec("reactor", "container")) as bystander:
             with pytest.raises(UnavailableError, match=r"nobody\.sock"):

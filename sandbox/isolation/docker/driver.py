@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from sandbox import images
@@ -19,7 +20,7 @@ from sandbox.isolation.docker import engines, gvisor, network, seccomp
 from sandbox.isolation.docker import mounts as docker_mounts
 from sandbox.isolation.docker import sandbox as docker_sandbox
 from sandbox.isolation.docker.network import Lab
-from sandbox.isolation.docker.sandbox import ContainerSandbox
+from sandbox.isolation.docker.sandbox import ContainerSandbox, Handle
 from sandbox.isolation.docker.usage import NANO
 from sandbox.spec import MIB, SANDBOX_UID, SandboxSpec
 from sandbox.state.record import Record
@@ -84,7 +85,8 @@ class ContainerIsolation(Isolation):
         sandbox = self.sandbox_class(record, engine)
         # By name and before the call: the engine may have made it although no answer came.
         undo.callback(sandbox.destroy)
-        record.data["docker"] = {"endpoint": engine.endpoint.to_json()}
+        handle = Handle(engine.endpoint.host, engine.endpoint.context)
+        record.keep_handle(handle)
         sandbox.sources = docker_mounts.identities(spec, record)
         try:
             with engine.talking("the container could not be created") as api:
@@ -95,7 +97,7 @@ class ContainerIsolation(Isolation):
         except RefusalError as error:
             sandbox.uncertain = False
             raise self._create_refused(error) from error
-        record.data["docker"]["container"] = made["Id"]
+        record.keep_handle(replace(handle, container=made["Id"]))
         reached(Failpoint.CONTAINER_CREATED)
         return sandbox
 
@@ -178,8 +180,8 @@ class ContainerIsolation(Isolation):
         return ContainerSandbox
 
     def adopt(self, record: Record) -> ContainerSandbox:
-        raw = record.data.get("docker", {}).get("endpoint")
-        return self.sandbox_class(record, self.engine(Endpoint.from_json(raw) if raw else None))
+        handle = record.read_handle(Handle)
+        return self.sandbox_class(record, self.engine(Endpoint(handle.host, handle.context) if handle else None))
 
     def sweep(self, known: Collection[str], *, dry_run: bool) -> list[str]:
         return engines.each(self.lab.name, lambda endpoint: self._sweep(self.engine(endpoint), known, dry_run=dry_run))

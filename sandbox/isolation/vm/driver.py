@@ -18,6 +18,7 @@ import platform
 import secrets
 from collections.abc import Collection
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from sandbox import host, images
@@ -28,7 +29,7 @@ from sandbox.isolation.base import INIT, SHM_BYTES, Features, Isolation, Progres
 from sandbox.isolation.vm import config, domain, xml
 from sandbox.isolation.vm.config import Configuration
 from sandbox.isolation.vm.domain import Hypervisor
-from sandbox.isolation.vm.sandbox import CLIENT_KEY, CONSOLE, CONSOLE_LOG, INITRD, VmSandbox
+from sandbox.isolation.vm.sandbox import CLIENT_KEY, CONSOLE, CONSOLE_LOG, INITRD, Handle, VmSandbox
 from sandbox.isolation.vm.xml import DomainPlan
 from sandbox.kernel import cgroup
 from sandbox.network import lab
@@ -101,17 +102,20 @@ class VmIsolation(Isolation):
         if image is None or image.path is None:
             raise ImageError("the VM's image has not been built", "sandbox images build")
         owner = self._owner or self.hypervisor.qemu_owner()
-        accelerator = "kvm" if host.kvm_works() else "tcg"
         keys = config.make_keys()
-        record.data.update(accelerator=accelerator, nonce=secrets.token_hex(8), host_key=keys.host_public)
+        record.accelerator = "kvm" if host.kvm_works() else "tcg"
+        handle = Handle(secrets.token_hex(8), keys.host_public)
+        record.keep_handle(handle)
         sandbox = VmSandbox(record, self.hypervisor)
         # Before the first file, and by name: libvirt may have made the domain although no answer came.
         undo.callback(sandbox.destroy)
         try:
-            _write_files(spec, record, image.path, keys, owner)
+            _write_files(spec, record, image.path, handle.nonce, keys, owner)
             reached(Failpoint.FILES_WRITTEN)
-            record.data["domain"] = xml.domain_name(record.id)
-            self.hypervisor.create_paused(xml.domain_xml(_plan(spec, record, image.path, accelerator, owner)))
+            sandbox.handle = replace(handle, domain=xml.domain_name(record.id))
+            record.keep_handle(sandbox.handle)
+            plan = _plan(spec, record, image.path, record.accelerator, owner)
+            self.hypervisor.create_paused(xml.domain_xml(plan))
         except OSError as error:
             raise EngineError(f"the machine's files could not be written: {error}") from error
         reached(Failpoint.DOMAIN_DEFINED)
@@ -145,9 +149,11 @@ class VmIsolation(Isolation):
         return []
 
 
-def _write_files(spec: SandboxSpec, record: Record, image: Path, keys: config.Keys, owner: tuple[int, int]) -> None:
+def _write_files(
+    spec: SandboxSpec, record: Record, image: Path, nonce: str, keys: config.Keys, owner: tuple[int, int]
+) -> None:
     configuration = Configuration(
-        nonce=record.data["nonce"],
+        nonce=nonce,
         hostname=spec.name,
         address=record.address,
         netmask=str(ipaddress.ip_network(lab.SUBNET).netmask),

@@ -35,7 +35,7 @@ from sandbox.cli.output import binary_size, decimal_size, one_line, plain
 from sandbox.errors import SandboxError, SpecError, StoreError
 from sandbox.phases import Status
 from sandbox.spec import MIB, Mount, Publish
-from sandbox.state.record import Record
+from sandbox.state.record import Exit, Record
 from sandbox.state.store import Store
 from tests.unit import faked
 
@@ -133,7 +133,7 @@ class TestPlain:
         assert one_line(text).isprintable()
 
     def test_escape_sequences_in_errors_tables_and_names(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-        record = faked.add("web", workload=f"evil{ESCAPES}", data={"exit_code": None, "accelerator": ESCAPES})
+        record = faked.add("web", workload=f"evil{ESCAPES}", noted={"accelerator": ESCAPES})
 
         def fail(self: faked.FakeSandbox) -> dict[str, Any]:
             raise SandboxError(f"the engine says {ESCAPES}", ESCAPES)
@@ -150,7 +150,7 @@ class TestPlain:
         refused(run("kill", "web"), "the engine says")
 
     def test_what_a_sandbox_calls_its_processes_is_stripped_in_inspect(self, run: Run) -> None:
-        record = faked.add("web", data={"fake": {"effective": {"user": {"uid": 10001, "title": ESCAPES}}}})
+        record = faked.add("web", fake={"effective": {"user": {"uid": 10001, "title": ESCAPES}}})
         done = run("inspect", "--format", "table", record.name)
         assert "title" in done.out
         assert "\x1b" not in done.out
@@ -164,10 +164,10 @@ class TestPlain:
 class TestPs:
     def test_states_ports_and_exit_codes(self, run: Run) -> None:
         faked.add("up", publish=(Publish(8000, 8080),))
-        faked.add("still", data={"paused": True, "fake": {"paused": True}}, port=None)
-        faked.add("moved-on", data={"paused": True, "fake": {"paused": False}})
-        faked.add("killed", running=False, data={"exit_code": 137})
-        faked.add("asked", running=False, data={"fake": {"exit_code": 3}})
+        faked.add("still", noted={"paused": True}, fake={"paused": True}, port=None)
+        faked.add("moved-on", noted={"paused": True}, fake={"paused": False})
+        faked.add("killed", running=False, code=137)
+        faked.add("asked", running=False, fake={"exit_code": 3})
         faked.add("unknown", running=False)
         table = {line.split()[1]: line for line in run("ps", "-a").out.splitlines()[1:]}
         assert "127.0.0.1:8000->8080" in table["up"]
@@ -226,7 +226,7 @@ class TestVerbs:
         assert "(paused)" in run("ps").out
         assert run("unpause", "web").code == 0
         assert "(paused)" not in run("ps").out
-        assert "paused" not in Store().load(record.id).data
+        assert not Store().load(record.id).paused
 
     def test_one_at_a_time(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         record = faked.add("web")
@@ -239,14 +239,14 @@ class TestVerbs:
         assert run("pause", "web").code == 0
 
     def test_wait_prints_codes(self, run: Run) -> None:
-        faked.add("a", running=False, data={"fake": {"exit_code": 0}})
-        faked.add("b", running=False, data={"exit_code": 137})
+        faked.add("a", running=False, fake={"exit_code": 0})
+        faked.add("b", running=False, code=137)
         assert run("wait", "a", "b") == (0, "0\n137\n", "")
 
     def test_wait_says_when_nobody_knows(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("sandbox.cli.wait._SETTLE", 0.05)
         faked.add("a", running=False)
-        faked.add("b", running=False, data={"fake": {"exit_code": 4}})
+        faked.add("b", running=False, fake={"exit_code": 4})
         done = run("wait", "a", "b")
         assert done.out == "4\n"
         refused(done, "exit code")
@@ -420,7 +420,7 @@ class TestStats:
         monkeypatch.setattr("sandbox.cli.stats.SINGLE", 0.01)
 
     def test_once_in_a_pipe(self, run: Run) -> None:
-        faked.add("web", data={"fake": {"stats": [1.5, 64 * MIB, 4, 1500, 2_000_000, None, 0]}})
+        faked.add("web", fake={"stats": [1.5, 64 * MIB, 4, 1500, 2_000_000, None, 0]})
         faked.add("bare")
         faked.add("ended", running=False)
         done = run("stats")
@@ -662,7 +662,7 @@ class TestEvents:
             told.append(f"{line['event']} {line['name']}{code}")
             if told[-1] == "start new":
                 record = store.load(old.id)
-                record.status, record.data["exit_code"] = Status.EXITED, 137
+                record.status, record.exit = Status.EXITED, Exit(137, 0.0)
                 store.save(record)
             elif told[-1] == "die old 137":
                 store.forget(old.id)

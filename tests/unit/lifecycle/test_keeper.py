@@ -57,7 +57,7 @@ def test_the_code_goes_into_the_file_and_the_record(record: Record, script: str,
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert exit.code(record) == code
     after = Store().load(record.id)
-    assert after.data["exit_code"] == code
+    assert after.exit_code == code
     assert after.status is Status.EXITED
 
 
@@ -78,7 +78,7 @@ def test_what_is_no_child_is_waited_for_and_its_parents_word_taken(record: Recor
             Path(code_file).write_text("5")
             stranger.kill()
             assert watcher.wait(10) == 0
-    assert Store().load(record.id).data["exit_code"] == 5
+    assert Store().load(record.id).exit_code == 5
 
 
 def test_a_code_is_not_waited_for_where_nobody_will_write_it(record: Record) -> None:

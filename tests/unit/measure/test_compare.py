@@ -50,8 +50,8 @@ class Scripted:
             line = Timeline()
             for index, phase in enumerate(ORDER):
                 line.record(phase, index * 1_000_000, (index + 1) * 1_000_000)
-            data = {"accelerator": "tcg"} if spec.isolation == "vm" else {}
-            record = SimpleNamespace(address="198.18.2.1", spec=spec, data=data)
+            accelerator = "tcg" if spec.isolation == "vm" else None
+            record = SimpleNamespace(address="198.18.2.1", spec=spec, accelerator=accelerator)
             stats = SimpleNamespace(memory=10 << 20)
             yield SimpleNamespace(record=record, timeline=line, sandbox=SimpleNamespace(stats=lambda: stats))
         finally:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +100,11 @@ def test_a_record_that_is_not_ours(store: Store, content: bytes) -> None:
 
 
 PROCESS = {"pid": 4321, "start_time": 1, "boot_id": "b"}
+EXIT = {"code": 0, "time": 1.0, "oom_killed": None, "reason": None}
 HOSTILE: list[dict[str, Any]] = [
     {"version": True},
+    {"version": 1},
+    {"version": 2},
     {"version": "2"},
     {"version": 0},
     {"id": "../../etc"},
@@ -126,15 +130,26 @@ HOSTILE: list[dict[str, Any]] = [
     {"process": PROCESS | {"pid": True}},
     {"process": {"pid": 4321}},
     {"process": PROCESS | {"more": 1}},
-    {"timeline": {"prepare": [2, 1]}},
+    {"timeline": {"prepare": [1, 2]}},
+    {"timeline": {"spans": {"prepare": [2, 1]}}},
+    {"timeline": {"spans": {"prepare": [1, 2, 3]}}},
+    {"timeline": {"spans": {"start": [1, 2]}}},
+    {"timeline": {"spans": {"never": [1, 2]}}},
     {"timeline": []},
-    {"data": []},
-    {"data": {"docker": "tcp://x"}},
-    {"data": {"docker": {"endpoint": ["tcp://x"]}}},
-    {"data": {"docker": {"endpoint": {"host": {"a": 1}}}}},
-    {"data": {"docker": {"container": 1}}},
-    {"data": {"nonce": ["x"]}},
-    {"data": {"exit_code": "0"}},
+    {"data": {}},
+    {"handle": []},
+    {"handle": "tcp://x"},
+    {"handle": {"endpoint": ["tcp://x"]}},
+    {"handle": {"container": 1}},
+    {"exit": 0},
+    {"exit": {"code": 0}},
+    {"exit": EXIT | {"code": "0"}},
+    {"exit": EXIT | {"time": -1}},
+    {"exit": EXIT | {"oom_killed": 1}},
+    {"paused": 1},
+    {"paused": None},
+    {"warm": True},
+    {"accelerator": ["kvm"]},
     {"spec": None},
     {"spec": {}},
 ]
@@ -148,7 +163,10 @@ HOSTILE_SPEC: list[dict[str, Any]] = [
     {"isolation": None},
     {"argv": "server"},
     {"argv": 3},
-    {"env": [["A", "B"]]},
+    {"env": [["A"]]},
+    {"env": [["A", "B", "C"]]},
+    {"env": {"A": "B"}},
+    {"env": "AB"},
     {"port": 0},
     {"port": 65536},
     {"port": "80"},
@@ -233,13 +251,42 @@ def test_any_part_may_be_anything(data: st.DataObject) -> None:
         assert Record.from_json(json.loads(json.dumps(found.to_json()))) == found
 
 
-def test_a_record_of_version_1_is_still_read(store: Store) -> None:
+def test_an_older_record_is_refused_with_one_line(store: Store) -> None:
     record = add(store)
-    raw = record.to_json() | {"version": 1}
-    for key in ("disk", "mounts", "publish", "app", "workdir"):
-        del raw["spec"][key]
-    (record.directory / "record.json").write_text(json.dumps(raw))
-    assert store.load(record.id) == record
+    (record.directory / "record.json").write_text(json.dumps({"version": VERSION - 1, "shape": "of old"}))
+    with pytest.raises(
+        StoreError, match=rf"an older sandbox wrote it \(version {VERSION - 1}.*sandbox prune"
+    ) as caught:
+        store.load(record.id)
+    assert "\n" not in str(caught.value)
+
+
+@dataclass(frozen=True)
+class Handle:
+    name: str
+    number: str | None = None
+
+
+def test_a_levels_handle_comes_back_as_it_was_kept(store: Store) -> None:
+    record = add(store)
+    assert store.load(record.id).read_handle(Handle) is None
+    record.keep_handle(Handle("a", "1"))
+    store.save(record)
+    assert store.load(record.id).read_handle(Handle) == Handle("a", "1")
+    record.keep_handle(Handle("a"))
+    assert record.read_handle(Handle) == Handle("a")
+
+
+@pytest.mark.parametrize(
+    "kept", [{}, {"name": "a"}, {"name": None, "number": None}, {"name": "a", "number": None, "more": None}]
+)
+def test_a_handle_of_another_kind_is_refused(store: Store, kept: dict[str, str | None]) -> None:
+    record = add(store)
+    record.handle = kept
+    store.save(record)
+    with pytest.raises(StoreError, match="unreadable") as caught:
+        store.load(record.id).read_handle(Handle)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_newer_record_is_told_apart(store: Store) -> None:

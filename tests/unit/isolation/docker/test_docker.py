@@ -390,7 +390,7 @@ def test_limits_of_v1(tmp_path: Path) -> None:
 
 
 def sandbox_with(monkeypatch: pytest.MonkeyPatch, found: dict[str, Any] | None) -> ContainerSandbox:
-    sandbox = ContainerSandbox(replace(RECORD, data={}), Engine(LOCAL, "container"))
+    sandbox = ContainerSandbox(replace(RECORD), Engine(LOCAL, "container"))
     monkeypatch.setattr(sandbox, "inspect", lambda: found)
     return sandbox
 
