@@ -65,12 +65,12 @@ class Failpoint(IntEnum):
     CONTAINER_REMOVED = 47, "the container is gone"
     DOMAIN_REMOVED = 48, "QEMU is gone, the machine's files are not"
     UNPUBLISHED = 49, "ports of the host lead nowhere any more"
-    DESTROYED = 50, "what the driver made is gone"
+    RESOURCES_REMOVED = 50, "what the driver made is gone"
     DIRECTORY_MOVED = 51, "the directory has lost its name: for every other command the sandbox is gone"
     CLAIM_DROPPED = 52, "a name, address or port is free again"
-    FORGOTTEN = 53, "the directory is gone"
-    LEVEL_RELEASED = 54, "what a level keeps for all its sandboxes is gone"
-    LAB_RELEASED = 55, "bridge, generator and rules of the lab are gone"
+    STATE_REMOVED = 53, "the directory is gone"
+    SHARED_REMOVED = 54, "what a level keeps for all its sandboxes is gone"
+    LAB_REMOVED = 55, "bridge, generator and rules of the lab are gone"
 
 
 listener: Callable[[Failpoint], None] | None = None

@@ -17,6 +17,8 @@ MIN_PIDS = 8
 MAX_PIDS = 4_194_304
 """The kernel's own ceiling, PID_MAX_LIMIT on 64 bit (proc(5), pid_max)."""
 
+GRACE = 10.0
+"""Seconds between SIGTERM and SIGKILL, docker-stop(1)'s default."""
 DEFAULT_CPUS = 1.0
 DEFAULT_MEMORY = 256 * MIB
 DEFAULT_PIDS = 128

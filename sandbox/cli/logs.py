@@ -36,11 +36,11 @@ def command(sandbox: str, follow: bool, tail: str, since: str | None) -> None:
       sandbox logs -f --tail 20 web
       sandbox logs --since 1h30m web
     """
-    from sandbox.lifecycle.manager import Manager
+    from sandbox.lifecycle.find import get
 
     lines = parse_tail(tail)
     begin = parse_since(since, time.time()) if since is not None else None
-    for chunk in Manager().get(sandbox).sandbox.logs(follow=follow, tail=lines, since=begin):
+    for chunk in get(sandbox).sandbox.logs(follow=follow, tail=lines, since=begin):
         sys.stdout.buffer.write(chunk)
         sys.stdout.flush()
 

@@ -14,9 +14,9 @@ def command(dry_run: bool) -> None:
     although no record knows them, half-built images, and the lab network when nobody uses it. Running sandboxes
     and images are kept.
     """
-    from sandbox.lifecycle.manager import Manager
+    from sandbox.lifecycle.prune import prune
 
-    removed = Manager().prune(dry_run=dry_run, note=lambda line: click.echo(f"kept: {line}", err=True))
+    removed = prune(dry_run=dry_run, note=lambda line: click.echo(f"kept: {line}", err=True))
     for line in removed:
         click.echo(f"would remove {line}" if dry_run else f"removed {line}")
     if not removed:

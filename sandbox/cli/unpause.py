@@ -16,16 +16,7 @@ def command(sandboxes: tuple[str, ...]) -> None:
     Example:
       sandbox unpause web
     """
-    from sandbox.cli.each import for_each, held
-    from sandbox.lifecycle.manager import Manager
-
-    manager = Manager()
-
-    def unpause(reference: str) -> None:
-        with held(manager, reference) as found:
-            found.sandbox.unpause()
-            if found.record.paused:
-                found.record.paused = False
-                manager.store.save(found.record)
+    from sandbox.cli.each import for_each
+    from sandbox.lifecycle.pause import unpause
 
     for_each(sandboxes, unpause)

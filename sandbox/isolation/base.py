@@ -1,6 +1,6 @@
 """What every isolation level provides. A new level is one file that implements these two classes.
 
-Every method is abstract: a do-nothing default would be a false success. Drivers do the work; the manager owns
+Every method is abstract: a do-nothing default would be a false success. Drivers do the work; `lifecycle` owns
 order, timing, undo and state, so no driver looks at a clock to report a duration, or writes the record itself.
 """
 
@@ -200,7 +200,7 @@ class Isolation(ABC):
         """
 
     @abstractmethod
-    def sweep(self, known: Collection[str], *, dry_run: bool) -> list[str]:
+    def prune(self, known: Collection[str], *, dry_run: bool) -> list[str]:
         """Remove what carries one of our ids that is not in `known`, even if the store was lost.
 
         Returns:
@@ -208,7 +208,7 @@ class Isolation(ABC):
         """
 
     @abstractmethod
-    def release(self) -> list[str]:
+    def remove_shared(self) -> list[str]:
         """Remove what the level keeps for all its sandboxes together, such as Docker's network.
 
         Called when nobody uses the lab network any more. Idempotent.
@@ -246,7 +246,7 @@ class Forking(ABC):
 
 
 class Sandbox(ABC):
-    """One sandbox at one level, from created to destroyed."""
+    """One sandbox at one level, from created to removed."""
 
     record: Record
 
@@ -344,6 +344,10 @@ class Sandbox(ABC):
         """Usage now."""
 
     @abstractmethod
+    def resources(self) -> dict[str, Any]:
+        """What the level has of it on this host, by name: its control groups, its container, its domain. JSON types."""
+
+    @abstractmethod
     def effective(self) -> dict[str, Any]:
         """What is in force, read from what enforces it (the kernel, dockerd, the live domain), not from the spec.
 
@@ -396,9 +400,25 @@ class Sandbox(ABC):
         """
 
     @abstractmethod
-    def destroy(self) -> None:
+    def remove(self) -> None:
         """Remove everything it has. Idempotent, safe on a half-made one, and complete or it raises.
 
         Raises:
             EngineError: says what could not be removed.
         """
+
+
+class Batched(ABC):
+    """An optional ability of a sandbox: much of its removal is waiting that many can do at once.
+
+    Both steps are begun here for all, one step after the other, before each is removed by `Sandbox.remove`, which
+    does what is left to do, and says what cannot be done.
+    """
+
+    @abstractmethod
+    def kill_soon(self) -> None:
+        """Send SIGKILL to all its processes, and wait for none of them."""
+
+    @abstractmethod
+    def clear_soon(self) -> None:
+        """Remove what can be removed by now of what held the processes."""

@@ -21,10 +21,13 @@ import sandbox
 from sandbox import host as capability
 from sandbox import isolation, workloads
 from sandbox.errors import EngineError, SandboxError, SpecError, UnavailableError
-from sandbox.lifecycle.manager import Manager, Running
+from sandbox.lifecycle import lab, start
+from sandbox.lifecycle.find import Running
 from sandbox.measure import host, load, stats, summary
+from sandbox.request import resolve
 from sandbox.results import Document, LevelInfo, Load, Plan, Sample, Status, save
 from sandbox.spec import DEFAULT_PORT, SandboxSpec
+from sandbox.state.store import Store
 
 PAGE = "/"
 GIVE_UP = 3
@@ -74,14 +77,12 @@ class Comparison:
         options: what to compare.
         path: where the document is kept up to date.
         observer: who is told.
-        manager: starts and removes the sandboxes.
         interrupt: what cut the run short, for the caller to raise again; None when it came to its end.
     """
 
     options: Options
     path: Path
     observer: Observer
-    manager: Manager = field(default_factory=Manager)
     interrupt: KeyboardInterrupt | None = field(init=False, default=None)
     _document: Document = field(init=False)
     _cpus: host.CpuPlan = field(init=False)
@@ -111,7 +112,7 @@ class Comparison:
         self._document = self._begin()
         self._save()
         try:
-            with self.manager.lab():
+            with lab.use():
                 self._rounds()
                 self._examine()
             self._document.status = Status.COMPLETE
@@ -162,11 +163,11 @@ class Comparison:
 
     def _tenants(self) -> int:
         """Sandboxes that run already; one whose process is not on this host is taken to run."""
-        records = self.manager.store.records()
+        records = Store().records()
         return sum(record.process is None or record.process.alive() for record in records)
 
     def _spec(self, level: str) -> SandboxSpec:
-        return self.manager.make_spec(self.options.workload, level, cpuset=str(self._cpus.server))
+        return resolve.make(self.options.workload, level, resolve.Options(cpuset=str(self._cpus.server))).spec
 
     def _rounds(self) -> None:
         # Not for secrets: the order must be the same again when the seed is.
@@ -202,7 +203,7 @@ class Comparison:
         observed = _Observed()
         error: str | None = None
         try:
-            with self.manager.running(self._spec(level), progress=self.observer.detail) as running:
+            with start.running(self._spec(level), progress=self.observer.detail) as running:
                 self._observe(running, observed, warm_up=number == summary.WARM_UP)
         except UnavailableError as failure:
             error = str(failure)
@@ -224,7 +225,7 @@ class Comparison:
         )
 
     def _observe(self, running: Running, observed: _Observed, *, warm_up: bool) -> None:
-        timeline = running.timeline
+        timeline = running.record.timeline
         observed.phases, observed.startup = timeline.durations(), timeline.total()
         self._label(running)
         self._check_page(running)
@@ -275,9 +276,7 @@ class Comparison:
         levels = [info.name for info in self._document.levels if self._worth_trying(info.name)]
         total = self._total()
         self.observer.step(total - 1, total, "isolation", None)
-        self._document.isolation = list(
-            walls.examine(self.manager, levels, self.options.workload, self.observer.detail)
-        )
+        self._document.isolation = walls.examine(levels, self.options.workload, self.observer.detail)
         self._save()
 
     def _step(self, level: str, number: int) -> None:

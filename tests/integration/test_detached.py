@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from sandbox.isolation.local import exit
-from sandbox.lifecycle.manager import Manager
 from tests.integration.test_cli import sandbox
+from tests.verbs import Manager
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCAL = [pytest.param(level, marks=pytest.mark.level(level)) for level in ("process", "namespace")]

@@ -355,7 +355,7 @@ def network() -> Iterator[None]:
     assert segment >= 0
     yield
     assert libc.shmctl(segment, ipc_rmid, None) == 0
-    level.release()
+    level.remove_shared()
     left = leaks.leaked(before)
     assert not left, f"left behind: {left}"
 
@@ -526,6 +526,6 @@ def test_an_internal_network_leads_nowhere(network: None, monkeypatch: pytest.Mo
             with ExitStack() as undo:
                 assert answer(start(level, undo, address="10.195.2.2"), case) == "done"
         finally:
-            level.release()
+            level.remove_shared()
     finally:
         beyond.close()

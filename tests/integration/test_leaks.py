@@ -18,7 +18,6 @@ import pytest
 from sandbox import images
 from sandbox.kernel import cgroup, syscalls
 from sandbox.lifecycle import keeper
-from sandbox.lifecycle.manager import Manager
 from sandbox.network import lab as network
 from sandbox.network import publish as publishing
 from sandbox.spec import Publish
@@ -26,6 +25,7 @@ from sandbox.state import paths
 from sandbox.state.record import APP_FOLDER
 from sandbox.state.store import Store, named_lock
 from tests import leaks
+from tests.verbs import Manager
 
 IDENT = "00000000feed"
 
@@ -155,7 +155,7 @@ def a_claimed_port() -> Iterator[None]:
     store.ensure()
     assert store.claim_port(18098, IDENT)
     yield
-    store.sweep()
+    store.prune()
 
 
 @contextmanager

@@ -23,7 +23,6 @@ from sandbox.isolation.docker.sandbox import Handle
 from sandbox.isolation.local import exit
 from sandbox.kernel import syscalls
 from sandbox.kernel.cgroup import Group
-from sandbox.lifecycle.manager import Manager, Running
 from sandbox.phases import Status
 from sandbox.spec import SandboxSpec
 from sandbox.state import files, paths
@@ -31,6 +30,7 @@ from sandbox.state.processid import ProcessId
 from sandbox.state.record import VERSION
 from sandbox.state.store import RECORD_FILE, Store
 from tests import leaks
+from tests.verbs import Manager, Running
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "state-files"
@@ -319,7 +319,7 @@ def test_an_engine_elsewhere_that_a_record_names(tmp_path: Path) -> None:
             assert served(bystander)
         assert store.load(ident).id == ident, "what could not be asked about is kept"
     finally:
-        store.forget(ident)
+        assert not store.remove([ident])
         manager.prune()
 
 

@@ -53,7 +53,7 @@ class FakeIsolation(Isolation):
 
     def create(self, spec: SandboxSpec, record: Record, undo: ExitStack) -> FakeSandbox:
         sandbox = FakeSandbox(record, self.root)
-        undo.callback(sandbox.destroy)
+        undo.callback(sandbox.remove)
         sandbox.write(running=False, paused=False, code=None)
         reached(Failpoint.CONTAINER_CREATED)
         return sandbox
@@ -65,13 +65,13 @@ class FakeIsolation(Isolation):
         """Of everything that the engine has."""
         return sorted(path.stem for path in self.root.glob("*.json"))
 
-    def sweep(self, known: Collection[str], *, dry_run: bool) -> list[str]:
+    def prune(self, known: Collection[str], *, dry_run: bool) -> list[str]:
         strays = [ident for ident in self.idents() if ident not in known]
         for ident in strays if not dry_run else ():
             (self.root / f"{ident}.json").unlink(missing_ok=True)
         return [f"fake {ident}" for ident in strays]
 
-    def release(self) -> list[str]:
+    def remove_shared(self) -> list[str]:
         (self.root / "shared").unlink(missing_ok=True)
         return []
 
@@ -141,6 +141,9 @@ class FakeSandbox(Sandbox):
     def stats(self) -> Stats:
         return Stats(None, None, None)
 
+    def resources(self) -> dict[str, Any]:
+        return {}
+
     def effective(self) -> dict[str, Any]:
         return {}
 
@@ -166,6 +169,6 @@ class FakeSandbox(Sandbox):
     def wait(self, timeout: float | None = None) -> int | None:
         return self.state().exit_code
 
-    def destroy(self) -> None:
+    def remove(self) -> None:
         self.path.unlink(missing_ok=True)
         reached(Failpoint.CONTAINER_REMOVED)

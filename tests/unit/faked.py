@@ -221,7 +221,7 @@ class FakeSandbox(Sandbox):
         code: int | None = self.fake.get("exit_code")
         return code
 
-    def destroy(self) -> None:
+    def remove(self) -> None:
         """There is nothing to remove."""
 
 
@@ -246,10 +246,10 @@ class FakeIsolation(Isolation):
     def adopt(self, record: Record) -> Sandbox:
         return FakeSandbox(record)
 
-    def sweep(self, known: Collection[str], *, dry_run: bool) -> list[str]:
+    def prune(self, known: Collection[str], *, dry_run: bool) -> list[str]:
         return []
 
-    def release(self) -> list[str]:
+    def remove_shared(self) -> list[str]:
         return []
 
 

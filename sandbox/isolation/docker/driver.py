@@ -84,7 +84,7 @@ class ContainerIsolation(Isolation):
         engine = self.engine()
         sandbox = self.sandbox_class(record, engine)
         # By name and before the call: the engine may have made it although no answer came.
-        undo.callback(sandbox.destroy)
+        undo.callback(sandbox.remove)
         handle = Handle(engine.endpoint.host, engine.endpoint.context)
         record.keep_handle(handle)
         sandbox.sources = docker_mounts.identities(spec, record)
@@ -183,10 +183,10 @@ class ContainerIsolation(Isolation):
         handle = record.read_handle(Handle)
         return self.sandbox_class(record, self.engine(Endpoint(handle.host, handle.context) if handle else None))
 
-    def sweep(self, known: Collection[str], *, dry_run: bool) -> list[str]:
-        return engines.each(self.lab.name, lambda endpoint: self._sweep(self.engine(endpoint), known, dry_run=dry_run))
+    def prune(self, known: Collection[str], *, dry_run: bool) -> list[str]:
+        return engines.each(self.lab.name, lambda endpoint: self._prune(self.engine(endpoint), known, dry_run=dry_run))
 
-    def _sweep(self, engine: Engine, known: Collection[str], *, dry_run: bool) -> list[str]:
+    def _prune(self, engine: Engine, known: Collection[str], *, dry_run: bool) -> list[str]:
         found = []
         with engine.talking("the containers cannot be listed") as api:
             listed = api.containers(all=True, filters={"label": [LABEL_ID, f"{LABEL_LEVEL}={self.name}"]})
@@ -207,10 +207,10 @@ class ContainerIsolation(Isolation):
         """
         docker_sandbox.remove(engine, container, name)
 
-    def release(self) -> list[str]:
-        return engines.each(self.lab.name, self._release)
+    def remove_shared(self) -> list[str]:
+        return engines.each(self.lab.name, self._remove_shared)
 
-    def _release(self, endpoint: Endpoint) -> list[str]:
+    def _remove_shared(self, endpoint: Endpoint) -> list[str]:
         engine = self.engine(endpoint)
         removed = network.remove(engine, self.lab)
         if removed or not network.exists(engine, self.lab):  # it stays while another's container is on it

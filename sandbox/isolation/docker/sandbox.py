@@ -230,6 +230,10 @@ class ContainerSandbox(Sandbox):
             kernel_shared=self.kernel_shared,
         )
 
+    def resources(self) -> dict[str, Any]:
+        handle = self.record.read_handle(Handle)
+        return {"engine": str(self.engine.endpoint), "container": (handle and handle.container) or self.name}
+
     def effective(self) -> dict[str, Any]:
         found = self.inspect()
         if found is None:
@@ -345,7 +349,7 @@ class ContainerSandbox(Sandbox):
                 return None
             raise
 
-    def destroy(self) -> None:
+    def remove(self) -> None:
         deadline = time.monotonic() + _LATE_CREATION
         while not remove(self.engine, self.name, self.name) and self.uncertain and time.monotonic() < deadline:
             time.sleep(0.05)

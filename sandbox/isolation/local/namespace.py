@@ -52,7 +52,7 @@ class NamespaceIsolation(Isolation, Forking):
     def create(self, spec: SandboxSpec, record: Record, undo: ExitStack) -> NamespaceSandbox:
         group = Group(record.id)
         sandbox = NamespaceSandbox(record)
-        undo.callback(sandbox.destroy)
+        undo.callback(sandbox.remove)
         try:
             image = self._root or local.root_path()
             with mounts.layout(spec, record, image) as layout:
@@ -84,16 +84,16 @@ class NamespaceIsolation(Isolation, Forking):
     def adopt(self, record: Record) -> NamespaceSandbox:
         return NamespaceSandbox(record)
 
-    def sweep(self, known: Collection[str], *, dry_run: bool) -> list[str]:
+    def prune(self, known: Collection[str], *, dry_run: bool) -> list[str]:
         """Links of namespaces; control groups, which `process` has too, are cleared by whichever comes first."""
         found = []
         for name in lab.stray_links(known):
             if not dry_run:
                 lab.delete_link(name)
             found.append(f"link {name}")
-        return found + local.sweep_groups(known, dry_run=dry_run)
+        return found + local.prune_groups(known, dry_run=dry_run)
 
-    def release(self) -> list[str]:
+    def remove_shared(self) -> list[str]:
         cgroup.remove_parent()
         return []
 
@@ -139,7 +139,7 @@ class NamespaceSandbox(local.LocalSandbox):
         own = (links or {}).get(LINK)
         return (own["received"], own["sent"]) if own is not None else (None, None)
 
-    def destroy(self) -> None:
+    def remove(self) -> None:
         self._end()
         # The link dies with its namespace, a moment later; one that outlives its sandbox is deleted by `prune`. Not
         # sooner: whoever is connected is told of the end by the kernel.

@@ -45,7 +45,7 @@ class ProcessIsolation(Isolation):
         group = Group(record.id)
         sandbox = ProcessSandbox(record)
         root = record.directory / ROOT_DIR
-        undo.callback(sandbox.destroy)
+        undo.callback(sandbox.remove)
         try:
             group.create()
             group.limit(cpus=spec.cpus, memory=spec.memory, pids=spec.pids_limit, cpuset=spec.cpuset)
@@ -79,8 +79,8 @@ class ProcessIsolation(Isolation):
     def adopt(self, record: Record) -> ProcessSandbox:
         return ProcessSandbox(record)
 
-    def sweep(self, known: Collection[str], *, dry_run: bool) -> list[str]:
-        found = local.sweep_groups(known, dry_run=dry_run)
+    def prune(self, known: Collection[str], *, dry_run: bool) -> list[str]:
+        found = local.prune_groups(known, dry_run=dry_run)
         for target in _mounted_roots():
             ident = target.parent.name
             if ident not in known:
@@ -93,7 +93,7 @@ class ProcessIsolation(Isolation):
             found.append(f"address {address} on {lab.BRIDGE}")
         return found
 
-    def release(self) -> list[str]:
+    def remove_shared(self) -> list[str]:
         cgroup.remove_parent()
         return []
 
@@ -112,7 +112,7 @@ class ProcessSandbox(local.LocalSandbox):
     def _network_bytes(self) -> tuple[int | None, int | None]:
         return None, None  # the host's links are everybody's
 
-    def destroy(self) -> None:
+    def remove(self) -> None:
         self._end()
         try:
             _unmount(self._root)

@@ -108,7 +108,7 @@ class VmIsolation(Isolation):
         record.keep_handle(handle)
         sandbox = VmSandbox(record, self.hypervisor)
         # Before the first file, and by name: libvirt may have made the domain although no answer came.
-        undo.callback(sandbox.destroy)
+        undo.callback(sandbox.remove)
         try:
             _write_files(spec, record, image.path, handle.nonce, keys, owner)
             reached(Failpoint.FILES_WRITTEN)
@@ -130,7 +130,7 @@ class VmIsolation(Isolation):
     def adopt(self, record: Record) -> VmSandbox:
         return VmSandbox(record, self.hypervisor)
 
-    def sweep(self, known: Collection[str], *, dry_run: bool) -> list[str]:
+    def prune(self, known: Collection[str], *, dry_run: bool) -> list[str]:
         found = []
         for ident in self.hypervisor.idents():
             if ident not in known:
@@ -144,7 +144,7 @@ class VmIsolation(Isolation):
                 found.append(f"file {path}")
         return found
 
-    def release(self) -> list[str]:
+    def remove_shared(self) -> list[str]:
         """Nothing outlives a machine but its image, which `sandbox images rm` removes."""
         return []
 

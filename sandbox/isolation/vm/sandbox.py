@@ -260,6 +260,9 @@ class VmSandbox(Sandbox):
             raise
         return attached
 
+    def resources(self) -> dict[str, Any]:
+        return {"domain": xml.domain_name(self.record.id), "host_key": self.handle and self.handle.host_key}
+
     def effective(self) -> dict[str, Any]:
         pid = self.record.process.pid if self.record.process is not None and self._alive() else None
         answer: dict[str, str] | None = None
@@ -403,10 +406,10 @@ class VmSandbox(Sandbox):
             self._guest.close()
             self._guest = None
 
-    def destroy(self) -> None:
+    def remove(self) -> None:
         self._leave()
         # Without a domain's name in the record libvirt was never asked for one (or the record was not saved: then
-        # the sweep finds the domain), and a host without libvirt can still clear the rest away.
+        # `prune` finds the domain), and a host without libvirt can still clear the rest away.
         if (self.handle and self.handle.domain) or vm_domain.qemu_pid(self.record.id) is not None:
             self._hypervisor.destroy(self.record.id)
         reached(Failpoint.DOMAIN_REMOVED)

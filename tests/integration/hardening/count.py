@@ -23,9 +23,9 @@ import pytest
 
 from sandbox import images
 from sandbox.kernel import seccomp, syscall_table
-from sandbox.lifecycle.manager import Manager
 from sandbox.spec import MIB, SANDBOX_UID
 from tests.integration.hardening import numbers, switches
+from tests.verbs import Manager
 
 NUMBERS = {"x86_64": syscall_table.X86_64, "aarch64": syscall_table.AARCH64}[os.uname().machine]
 NAMES = {number: name for name, number in NUMBERS.items()}

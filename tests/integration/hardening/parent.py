@@ -29,10 +29,10 @@ import pytest
 
 from sandbox.errors import SandboxError
 from sandbox.kernel import syscall_table, syscalls
-from sandbox.lifecycle.manager import Manager, Running
 from sandbox.spec import MIB, SandboxSpec
 from tests.integration.hardening import probes, switches
 from tests.integration.hardening.cases import CASES, Case
+from tests.verbs import Manager, Running
 
 PYTHON = ("/usr/bin/python3", "-I", "-S", "-c")
 MEMORY, PIDS, DISK = 64 * MIB, 32, 8 * MIB

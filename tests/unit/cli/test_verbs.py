@@ -32,9 +32,10 @@ from sandbox.cli.events import Seen, changes
 from sandbox.cli.facts import compare
 from sandbox.cli.logs import parse_since, parse_tail
 from sandbox.cli.output import binary_size, decimal_size, one_line, plain
-from sandbox.errors import SandboxError, SpecError, StoreError
+from sandbox.errors import SandboxError, SpecError
 from sandbox.phases import Status
 from sandbox.spec import MIB, Mount, Publish
+from sandbox.state import files
 from sandbox.state.record import Exit, Record
 from sandbox.state.store import Store
 from tests.unit import faked
@@ -230,8 +231,7 @@ class TestVerbs:
 
     def test_one_at_a_time(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         record = faked.add("web")
-        monkeypatch.setattr("sandbox.cli.each.PATIENCE", 0.1)
-        monkeypatch.setattr("sandbox.cli.each.held.__wrapped__.__defaults__", (0.1,))
+        monkeypatch.setattr("sandbox.lifecycle.pause.PATIENCE", 0.1)
         with Store().lock(record.id):
             refused(run("pause", "web"), "another command", "web")
             refused(run("rm", "-f", "web"), "another command")
@@ -244,7 +244,7 @@ class TestVerbs:
         assert run("wait", "a", "b") == (0, "0\n137\n", "")
 
     def test_wait_says_when_nobody_knows(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("sandbox.cli.wait._SETTLE", 0.05)
+        monkeypatch.setattr("sandbox.lifecycle.wait._SETTLE", 0.05)
         faked.add("a", running=False)
         faked.add("b", running=False, fake={"exit_code": 4})
         done = run("wait", "a", "b")
@@ -262,16 +262,10 @@ class TestVerbs:
         assert run("rm", "-f", "web").code == 0
 
     def test_rm_of_several_tells_which_one_stays(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-        """They are forgotten together; one that cannot be does not keep the rest."""
+        """They are removed together; one that cannot be does not keep the rest."""
         records = [faked.add(name, running=False) for name in ("a", "b", "c")]
-        forget_all = Store.forget_all
-
-        def stuck(self: Store, idents: list[str]) -> None:
-            if records[1].id in idents:
-                raise StoreError("something is still mounted there")
-            forget_all(self, idents)
-
-        monkeypatch.setattr(Store, "forget_all", stuck)
+        inside = str(records[1].directory / "x")
+        monkeypatch.setattr(files, "mounts_below", lambda _: [inside])
         done = run("rm", "a", "b", records[2].id)
         refused(done, "b", "mounted")
         assert sorted(done.out.split()) == sorted(["a", records[2].id])
@@ -650,7 +644,7 @@ class TestEvents:
         while not select.select([process.stdout], [], [], 0.5)[0]:
             number += 1
             assert number < 100
-            Store().forget(faked.add(f"probe-{number}").id)
+            Store().remove([faked.add(f"probe-{number}").id])
             faked.add(f"kept-{number}")
         store, told = Store(), []
         new = faked.add("new")
@@ -665,9 +659,9 @@ class TestEvents:
                 record.status, record.exit = Status.EXITED, Exit(137, 0.0)
                 store.save(record)
             elif told[-1] == "die old 137":
-                store.forget(old.id)
+                assert not store.remove([old.id])
             elif told[-1] == "remove old":
-                store.forget(new.id)
+                assert not store.remove([new.id])
             elif told[-1] == "remove new":
                 return told
 
@@ -740,7 +734,7 @@ def complete(shell: str, *words: str) -> list[str]:
     code = (
         "import sys; sys.argv = ['sandbox']; import sandbox.cli as c\n"
         "try: c._run()\nfinally:\n"
-        " print([m for m in ('docker', 'libvirt', 'paramiko', 'pyroute2', 'asyncio', 'sandbox.lifecycle.manager') "
+        " print([m for m in ('docker', 'libvirt', 'paramiko', 'pyroute2', 'asyncio', 'sandbox.lifecycle.find') "
         "if m in sys.modules], file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
@@ -826,8 +820,8 @@ class TestCompletion:
 
 
 def test_every_error_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self: Any, reference: str) -> None:
+    def fail(reference: str) -> None:
         raise SandboxError("first\nsecond\x1b[2J", "a\nhint")
 
-    monkeypatch.setattr("sandbox.lifecycle.manager.Manager.get", fail)
+    monkeypatch.setattr("sandbox.lifecycle.kill.get", fail)
     refused(run("kill", "web"), "first second?[2J (a hint)")

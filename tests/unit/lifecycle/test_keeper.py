@@ -62,7 +62,7 @@ def test_the_code_goes_into_the_file_and_the_record(record: Record, script: str,
 
 
 def test_one_that_was_removed_meanwhile_is_no_error(record: Record) -> None:
-    Store().forget(record.id)
+    Store().remove([record.id])
     done = watch(record, "exit 3")
     assert (done.returncode, done.stderr) == (0, "")
     assert not record.directory.exists()

@@ -80,11 +80,11 @@ def test_an_address_is_claimed_once(store: Store) -> None:
 
 def test_forget_takes_everything(store: Store) -> None:
     record = add(store)
-    store.forget(record.id)
+    assert not store.remove([record.id])
     assert store.ids() == []
     assert store.used_addresses() == set()
     assert not list(paths.names_dir().iterdir())
-    store.forget(record.id)
+    assert not store.remove([record.id])
 
 
 @pytest.mark.parametrize(
@@ -337,7 +337,7 @@ def test_no_regular_file_at_the_records_place(store: Store, make: Callable[[Path
     make(path, outside)
     with pytest.raises(StoreError, match="unreadable"):
         store.load(record.id)
-    store.forget(record.id)
+    assert not store.remove([record.id])
     assert outside.exists()
     assert not list(paths.sandboxes_dir().iterdir())
 
@@ -364,7 +364,7 @@ def test_no_regular_file_at_a_claims_place(store: Store, make: Callable[[Path, P
     with pytest.raises(NotFoundError):
         store.find("web")
     assert store.used_addresses() == {"198.18.2.8"}
-    assert sorted(store.sweep()) == ["claim addresses/198.18.2.8", "claim names/web"]
+    assert sorted(store.prune()) == ["claim addresses/198.18.2.8", "claim names/web"]
     assert outside.exists()
     assert store.used_addresses() == set()
 
@@ -377,7 +377,7 @@ def test_what_is_removed_is_inside(store: Store, tmp_path: Path) -> None:
     (record.directory / "link").symlink_to(outside)
     (record.directory / "hard").mkdir()
     (record.directory / "hard" / "up").symlink_to("../../..")
-    store.forget(record.id)
+    assert not store.remove([record.id])
     assert (outside / "precious").exists()
     assert paths.names_dir().is_dir()
 
@@ -391,15 +391,15 @@ def test_a_link_in_place_of_a_directory(store: Store, tmp_path: Path) -> None:
     assert "a" * 12 not in store.known()
     with pytest.raises(StoreError, match="cannot be locked"), store.lock("a" * 12):
         pass
-    assert store.sweep(dry_run=True) == store.sweep() == [f"stray file {paths.sandboxes_dir() / ('a' * 12)}"]
+    assert store.prune(dry_run=True) == store.prune() == [f"stray file {paths.sandboxes_dir() / ('a' * 12)}"]
     assert (outside / "precious").exists()
-    assert store.sweep() == []
+    assert store.prune() == []
 
 
 def test_what_forgetting_left_half_done_is_swept(store: Store) -> None:
     record = add(store)
     record.directory.rename(record.directory.with_name(GONE_PREFIX + record.id))
-    swept = store.sweep()
+    swept = store.prune()
     assert len(swept) == 3  # the directory, the name, the address
     assert not list(paths.sandboxes_dir().iterdir())
     assert store.used_addresses() == set()
@@ -410,14 +410,14 @@ def test_stray_claims_are_swept_and_others_kept(store: Store) -> None:
     store.claim_address("198.18.2.7", "0" * 12)
     (paths.names_dir() / f".half.{record.id}").write_text(record.id)
     (paths.names_dir() / f".dead.{'0' * 12}").write_text("")
-    assert store.sweep() == ["claim addresses/198.18.2.7", f"claim names/.dead.{'0' * 12}"]
+    assert store.prune() == ["claim addresses/198.18.2.7", f"claim names/.dead.{'0' * 12}"]
     assert store.find("one") == record
     assert (paths.names_dir() / f".half.{record.id}").exists()
 
 
 def test_forgetting_several_at_once(store: Store) -> None:
     records = [add(store, f"web-{number}", f"198.18.2.{number}") for number in range(1, 6)]
-    store.forget_all(record.id for record in records[:4])
+    assert not store.remove(record.id for record in records[:4])
     assert store.records() == records[4:]
     assert store.used_addresses() == {"198.18.2.5"}
 
@@ -447,7 +447,7 @@ def test_known_is_live(store: Store) -> None:
     assert record.id in known
     assert list(known) == [record.id]
     assert record.id not in store.known(but=record.id)
-    store.forget(record.id)
+    assert not store.remove([record.id])
     assert record.id not in known
 
 
@@ -484,7 +484,7 @@ def test_who_waited_for_a_sandbox_that_was_removed_is_told(store: Store) -> None
         waiter = threading.Thread(target=wait)
         waiter.start()
         time.sleep(0.1)
-        store.forget(record.id)
+        assert not store.remove([record.id])
     waiter.join(5)
     assert len(told) == 1
 
@@ -497,7 +497,7 @@ def test_an_id_is_never_claimed_in_a_directory_that_prune_took(store: Store, mon
         if failpoint is Failpoint.DIRECTORY_MADE and not taken:
             (ident,) = store.ids()
             with store.lock(ident, wait=False):
-                store.forget(ident)
+                assert not store.remove([ident])
             taken.append(ident)
 
     monkeypatch.setattr(failpoints, "listener", sweep)
