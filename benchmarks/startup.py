@@ -27,11 +27,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import common
 from sandbox import images, isolation
 from sandbox.errors import SandboxError
+from sandbox.lifecycle import start
 from sandbox.lifecycle import warm as pool
-from sandbox.lifecycle.manager import Manager
+from sandbox.lifecycle.remove import remove
 from sandbox.network import lab as network
 from sandbox.request import resolve as request
-from sandbox.spec import DEFAULT_PORT
+from sandbox.spec import DEFAULT_PORT, SandboxSpec
 
 BARE = "bare fork + exec"
 SHELL = "shell: sandbox run -d, namespace"
@@ -57,12 +58,11 @@ def main() -> None:
     parser.add_argument("--warm", default="", metavar="LIST", help="levels to start warm as well")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    manager = Manager()
     root = common.root()
     contenders: dict[str, Callable[[], float]] = {BARE: lambda: bare(root)}
     levels = options.levels.split(",") if options.levels else []
     for level in levels:
-        contenders[level] = lambda level=level: sandboxed(manager, level)  # type: ignore[misc]
+        contenders[level] = lambda level=level: sandboxed(level)  # type: ignore[misc]
     contenders |= peers(root)
     if "namespace" in levels:
         contenders[SHELL] = from_the_shell
@@ -70,11 +70,11 @@ def main() -> None:
         if levels or DOCKER in contenders:
             stack.enter_context(lab())
         if DOCKER in contenders:  # it is on our network, which the first container of the lab makes
-            with manager.running(manager.make_spec(common.WORKLOAD, "container")):
+            with start.running(_spec("container")):
                 pass
         for level in options.warm.split(",") if options.warm else []:
-            contenders[f"{level}, warm"] = lambda level=level: warm(manager, level)  # type: ignore[misc]
-            stack.callback(pool.drain, manager, (level,))
+            contenders[f"{level}, warm"] = lambda level=level: warm(level)  # type: ignore[misc]
+            stack.callback(pool.drain, (level,))
         series = common.interleave(contenders, options.rounds, options.seed, pause=PAUSE)
     common.report("startup to the first reply", "ms", series, _baselines(contenders), as_json=options.json, scale=1000)
     if not options.json:
@@ -91,9 +91,7 @@ def lab() -> Iterator[None]:
 
     Making the bridge imports 30 MB, whose page tables every clone of this process would copy.
     """
-    program = (
-        "import sys; from sandbox.lifecycle.manager import Manager\nwith Manager().lab(): print(); sys.stdin.read()"
-    )
+    program = "import sys; from sandbox.lifecycle import lab\nwith lab.use(): print(); sys.stdin.read()"
     holder = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert holder.stdin is not None
     assert holder.stdout is not None
@@ -119,21 +117,25 @@ def bare(root: str) -> float:
         common.end(pid)
 
 
-def sandboxed(manager: Manager, level: str) -> float:
-    """Seconds from the request to the reply, by the manager's own timeline."""
-    with manager.running(manager.make_spec(common.WORKLOAD, level)) as running:
-        return running.timeline.total()
+def _spec(level: str) -> SandboxSpec:
+    return request.make(common.WORKLOAD, level, request.Options()).spec
 
 
-def warm(manager: Manager, level: str) -> float:
+def sandboxed(level: str) -> float:
+    """Seconds from the request to the reply, by the sandbox's own timeline."""
+    with start.running(_spec(level)) as running:
+        return running.record.timeline.total()
+
+
+def warm(level: str) -> float:
     """As `sandboxed`, by a warm start; what it takes is prepared before the clock starts."""
-    spec = request.make(common.WORKLOAD, level, request.Options()).spec
-    pool.fill(manager, spec, 1, lambda _line: None)
-    running = pool.run(manager, spec, progress=lambda _line: None, owner=True)
+    spec = _spec(level)
+    pool.fill(spec, 1, start.silent)
+    running = pool.start_warm(spec, progress=start.silent, owner=True, then=None)
     try:
-        return running.timeline.total()
+        return running.record.timeline.total()
     finally:
-        manager.destroy(running)
+        remove(running, force=True)
 
 
 def from_the_shell() -> float:

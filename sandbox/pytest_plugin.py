@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
+from sandbox.isolation import DEFAULT
+
 if TYPE_CHECKING:
     from sandbox.api import Sandbox
     from sandbox.request.resolve import Target
@@ -49,7 +51,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("sandbox", "sandboxes")
     group.addoption(
         "--sandbox-isolation",
-        default="namespace",
+        default=DEFAULT,
         metavar="LEVEL",
         help="isolation level of sandboxes whose test names none: process, namespace, container, gvisor or vm "
         "(default: %(default)s)",

@@ -18,6 +18,7 @@ import pytest
 from sandbox import host
 from sandbox.host import Missing
 from sandbox.host.checks import EXTRAS
+from sandbox.isolation import driver
 
 MUST_WORK = "SANDBOX_MUST_WORK"
 _PROPERTY = "isolation level"
@@ -32,8 +33,8 @@ for _number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):
 
 @cache
 def missing_for(level: str) -> tuple[Missing, ...]:
-    """What the host lacks for a level or an extra; looked at once per run."""
-    return tuple(host.missing_for(level))
+    """Return what the host lacks for a level or an extra; looked at once per run."""
+    return tuple(host.missing_extra(level) if level in EXTRAS else driver(level).missing())
 
 
 @cache

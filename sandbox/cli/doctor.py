@@ -26,6 +26,7 @@ def command(*, mend: bool, stop: bool, verbose: bool, form: str) -> None:
     Exits with 0 when every level is available, with 1 when some level is not. Vagrant has a row too, and is no level:
     without it the exit code is the same.
     """
+    from sandbox import isolation
     from sandbox.host import fix, report
 
     if mend and stop:
@@ -35,14 +36,14 @@ def command(*, mend: bool, stop: bool, verbose: bool, form: str) -> None:
             _progress("nothing to stop")
         return
     if mend:
-        outcome = fix.fix(_progress)
+        outcome = fix.fix(isolation.requirements(), _progress)
         if not (outcome.done or outcome.advice or outcome.failed):
             _progress("nothing to do")
         for line in outcome.failed:
             _progress(f"failed: {line}")
         for line in outcome.advice:
             _progress(f"left to you: {line}")
-    found = report.look()
+    found = report.look(isolation.requirements())
     click.echo(json.dumps(found.to_json(), indent=2) if form == "json" else table(found, verbose=verbose))
     sys.exit(0 if found.complete else EXIT_INCOMPLETE)
 

@@ -44,15 +44,13 @@ def command(sandbox: str, follow: bool, tail: str, since: str | None, until: str
       sandbox logs -f --tail 20 web
       sandbox logs -t --since 1h30m --until 1h web
     """
-    from sandbox.lifecycle.manager import Manager
+    from sandbox.lifecycle.find import get
 
     now = time.time()
     lines = parse_tail(tail)
     begin = parse_time("--since", since, now) if since is not None else None
     end = parse_time("--until", until, now) if until is not None else None
-    pieces = (
-        Manager().get(sandbox).sandbox.pieces(follow=follow, tail=lines, since=begin, until=end, dropped=_tell_dropped)
-    )
+    pieces = get(sandbox).sandbox.pieces(follow=follow, tail=lines, since=begin, until=end, dropped=_tell_dropped)
     print_pieces(stamped(pieces) if timestamps else pieces)
 
 

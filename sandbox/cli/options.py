@@ -5,10 +5,11 @@ from __future__ import annotations
 import click
 
 from sandbox.cli import completing
+from sandbox.isolation import DEFAULT
 
 isolation_option = click.option(
     "--isolation",
-    default="namespace",
+    default=DEFAULT,
     show_default=True,
     metavar="LEVEL",
     help="process, namespace, container, gvisor or vm.",

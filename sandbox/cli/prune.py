@@ -14,9 +14,9 @@ def command(dry_run: bool) -> None:
     although no record knows them, half-built images, and the networks of the lab and of Vagrant machines when nobody
     uses them. Running sandboxes, images and the machines of `vagrant up` are kept.
     """
-    from sandbox.lifecycle.manager import Manager
+    from sandbox.lifecycle.prune import prune
 
-    removed = Manager().prune(dry_run=dry_run, note=lambda line: click.echo(f"kept: {line}", err=True))
+    removed = prune(dry_run=dry_run, note=lambda line: click.echo(f"kept: {line}", err=True))
     for line in removed:
         click.echo(f"would remove {line}" if dry_run else f"removed {line}")
     if not removed:

@@ -1,4 +1,4 @@
-"""The capabilities by name, and what each isolation level requires.
+"""The capabilities by name, and those that every isolation level requires.
 
 A check looks at the host and returns a `Finding`; it never raises for what is missing. `Survey` runs each check at
 most once, and recalls from the state directory what the running kernel has already shown that it can do.
@@ -7,7 +7,7 @@ most once, and recalls from the state directory what the running kernel has alre
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
@@ -18,31 +18,14 @@ from sandbox.host.finding import Finding
 if TYPE_CHECKING:
     from sandbox.host.docker_check import Engine
 
-__all__ = ["CHECKS", "EXTRAS", "OPTIONAL", "REQUIRED", "Finding", "Optional", "Survey"]
+__all__ = ["CHECKS", "COMMON", "EXTRAS", "OPTIONAL", "Finding", "Optional", "Survey"]
 
 Check = Callable[["Survey"], Finding]
 
 _LIMITS = ("cgroup.cpu", "cgroup.memory", "cgroup.pids")
 _LAB = ("program.nft", "net.nftables", "net.bridge", "net.veth", "python.pyroute2")
-_COMMON = ("root", *_LIMITS, *_LAB, "program.mmdebstrap")
-
-REQUIRED: dict[str, tuple[str, ...]] = {
-    "process": _COMMON,
-    "namespace": (*_COMMON, *(f"ns.{kind}" for kind in kernel.REQUIRED_NAMESPACES), "seccomp"),
-    "container": (*_COMMON, "docker.daemon", "python.docker"),
-    "gvisor": (*_COMMON, "docker.daemon", "python.docker", "docker.runsc"),
-    "vm": (
-        *_COMMON,
-        "net.tun",
-        "program.qemu",
-        "program.mkfs.ext4",
-        "libvirt.daemon",
-        "libvirt.kvm-group",
-        "python.libvirt",
-        "python.paramiko",
-    ),
-}
-"""Isolation level to the capabilities without which it does not work, the telling ones first."""
+COMMON = ("root", *_LIMITS, *_LAB, "program.mmdebstrap")
+"""Capabilities without which no level works, the telling ones first. A level says what it needs beside them."""
 
 EXTRAS: dict[str, tuple[str, ...]] = {
     "vagrant": (
@@ -159,14 +142,13 @@ class Survey:
             verdicts.remember("kernel", self._key(), self._known)
         return finding
 
-    def level(self, level: str) -> list[Finding]:
-        """The findings on all that a level requires, or one of `EXTRAS`.
+    def level(self, required: Iterable[str]) -> list[Finding]:
+        """Return the findings on all that a level, or one of `EXTRAS`, requires.
 
         Without root there is one finding, for little else can be seen.
 
         Raises:
-            KeyError: there is no level of that name.
+            KeyError: there is no capability of that name.
         """
-        required = EXTRAS.get(level) or REQUIRED[level]
         root = self.look("root")
         return [self.look(name) for name in required] if root.ok else [root]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sandbox.host.checks import CHECKS, EXTRAS, OPTIONAL, REQUIRED, Finding, Survey
+from sandbox.host.checks import CHECKS, COMMON, EXTRAS, OPTIONAL, Finding, Survey
 from sandbox.host.distribution import distribution, systemd
 from sandbox.kernel import cgroup
 from sandbox.state.processid import boot_id
@@ -107,12 +108,17 @@ class Report:
         }
 
 
-def look() -> Report:
-    """Look at this host. Never raises for what it lacks."""
+def look(requirements: Mapping[str, Iterable[str]]) -> Report:
+    """Look at this host. Never raises for what it lacks.
+
+    Args:
+        requirements: levels, and the capabilities that each needs beside those that every level needs.
+    """
     survey = Survey()
+    wanted = {name: (*COMMON, *requires) for name, requires in requirements.items()}
     levels, extras = (
-        tuple(Level(name, tuple(finding for finding in survey.level(name) if not finding.ok)) for name in names)
-        for names in (REQUIRED, EXTRAS)
+        tuple(Level(name, tuple(finding for finding in survey.level(needs) if not finding.ok)) for name, needs in one)
+        for one in (wanted.items(), EXTRAS.items())
     )
     if not survey.look("root").ok:
         return Report(_host(), levels, extras, (), (survey.look("root"),))

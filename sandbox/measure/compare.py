@@ -22,10 +22,13 @@ import sandbox
 from sandbox import host as capability
 from sandbox import isolation, workloads
 from sandbox.errors import EngineError, SandboxError, SpecError, UnavailableError
-from sandbox.lifecycle.manager import Manager, Running
+from sandbox.lifecycle import lab, start
+from sandbox.lifecycle.find import Running
 from sandbox.measure import host, load, stats, summary, vagrant
+from sandbox.request import resolve
 from sandbox.results import Document, LevelInfo, Load, Plan, Sample, Status, save
 from sandbox.spec import DEFAULT_PORT, SandboxSpec
+from sandbox.state.store import Store
 
 PAGE = "/"
 GIVE_UP = 3
@@ -82,14 +85,12 @@ class Comparison:
         options: what to compare.
         path: where the document is kept up to date.
         observer: who is told.
-        manager: starts and removes the sandboxes.
         interrupt: what cut the run short, for the caller to raise again; None when it came to its end.
     """
 
     options: Options
     path: Path
     observer: Observer
-    manager: Manager = field(default_factory=Manager)
     interrupt: KeyboardInterrupt | None = field(init=False, default=None)
     _document: Document = field(init=False)
     _cpus: host.CpuPlan = field(init=False)
@@ -123,7 +124,7 @@ class Comparison:
         self._document = self._begin()
         self._save()
         try:
-            with self.manager.lab(), ExitStack() as undo:
+            with lab.use(), ExitStack() as undo:
                 if self.options.with_vagrant and self._document.info(vagrant.NAME).available:
                     self._vagrant = undo.enter_context(vagrant.project(self._cpus.server, self.observer.detail))
                 self._rounds()
@@ -178,11 +179,11 @@ class Comparison:
 
     def _tenants(self) -> int:
         """Sandboxes that run already; one whose process is not on this host is taken to run."""
-        records = self.manager.store.records()
+        records = Store().records()
         return sum(record.process is None or record.process.alive() for record in records)
 
     def _spec(self, level: str) -> SandboxSpec:
-        return self.manager.make_spec(self.options.workload, level, cpuset=str(self._cpus.server))
+        return resolve.make(self.options.workload, level, resolve.Options(cpuset=str(self._cpus.server))).spec
 
     def _rounds(self) -> None:
         # Not for secrets: the order must be the same again when the seed is.
@@ -222,7 +223,7 @@ class Comparison:
                 with self._vagrant.machine() as machine:
                     self._observe_machine(machine, observed, warm_up=number == summary.WARM_UP)
             else:
-                with self.manager.running(self._spec(level), progress=self.observer.detail) as running:
+                with start.running(self._spec(level), progress=self.observer.detail) as running:
                     self._observe(running, observed, warm_up=number == summary.WARM_UP)
         except UnavailableError as failure:
             error = str(failure)
@@ -244,7 +245,7 @@ class Comparison:
         )
 
     def _observe(self, running: Running, observed: _Observed, *, warm_up: bool) -> None:
-        timeline = running.timeline
+        timeline = running.record.timeline
         observed.phases, observed.startup = timeline.durations(), timeline.total()
         self._label(running)
         address, port = running.record.address, _port(running)
@@ -278,7 +279,7 @@ class Comparison:
 
     def _label(self, running: Running) -> None:
         """A VM says what runs its CPU; what the driver reports for this very one stands above the expectation."""
-        accelerator = running.record.data.get("accelerator")
+        accelerator = running.record.accelerator
         if accelerator is not None:
             level = running.record.spec.isolation
             self._replace(level, _machine_info(level, emulated=accelerator == "tcg"))
@@ -301,9 +302,7 @@ class Comparison:
         levels = [name for name in self.options.levels if self._worth_trying(name)]
         total = self._total()
         self.observer.step(total - 1, total, "isolation", None)
-        self._document.isolation = list(
-            walls.examine(self.manager, levels, self.options.workload, self.observer.detail)
-        )
+        self._document.isolation = walls.examine(levels, self.options.workload, self.observer.detail)
         self._save()
 
     def _step(self, level: str, number: int) -> None:
@@ -369,7 +368,7 @@ def _level_info(level: str) -> LevelInfo:
     missing = list(isolation.driver(level).missing())
     if missing:
         return _unavailable(level, "; ".join(lack.reason for lack in missing), missing[0].remedy)
-    if isolation.driver(level).shares_kernel or level != "vm":
+    if not isolation.driver(level).features.machine:
         return LevelInfo(level, level, emulated=False, available=True, reason=None, remedy=None)
     return _machine_info(level, emulated=not capability.kvm_works())
 
@@ -384,7 +383,7 @@ def _unavailable(level: str, reason: str, remedy: str | None) -> LevelInfo:
 
 
 def _baseline(usable: Sequence[str]) -> str:
-    return "process" if "process" in usable else usable[0]
+    return min(usable, key=list(isolation.LEVELS).index)  # the thinnest wall
 
 
 def _round_name(number: int) -> str:

@@ -76,7 +76,7 @@ def check(workload: str) -> None:
 
 def info() -> LevelInfo:
     """The row, as far as is known before a machine was up."""
-    missing = host.missing_for(NAME)
+    missing = host.missing_extra(NAME)
     if missing:
         reasons = "; ".join(lack.reason for lack in missing)
         return LevelInfo(NAME, NAME, emulated=False, available=False, reason=reasons, remedy=missing[0].remedy)

@@ -18,14 +18,14 @@ import pytest
 
 from sandbox.errors import BusyError, SandboxError
 from sandbox.kernel import nftables
-from sandbox.lifecycle import lab_users
-from sandbox.lifecycle.manager import Manager, Running
+from sandbox.lifecycle import lab as lab_life
 from sandbox.network import lab as network
 from sandbox.network import publish as publishing
 from sandbox.spec import DEFAULT_PORT, Publish
 from sandbox.state.record import Record
 from sandbox.state.store import named_lock
 from tests import leaks
+from tests.verbs import Manager, Running
 
 ROOT = Path(__file__).resolve().parents[2]
 ROUTE_LOCALNET = Path(f"/proc/sys/net/ipv4/conf/{network.BRIDGE}/route_localnet")
@@ -249,13 +249,13 @@ class TestTheWayOut:
         ident, port = "0123456789ab", free_port()
         with manager.lab():
             before = leaks.published()
-            with named_lock(lab_users.LOCK):
+            with named_lock(lab_life.LOCK):
                 publishing.publish(ident, "198.18.2.9", [Publish(port, 80)])
             assert any(ident in line for line in leaks.published() - before)
-            with named_lock(lab_users.LOCK):
-                found = publishing.sweep(manager.store.known(), dry_run=True)
+            with named_lock(lab_life.LOCK):
+                found = publishing.prune(manager.store.known(), dry_run=True)
                 assert f"published port 127.0.0.1:{port}" in found
-                assert f"published port 127.0.0.1:{port}" in publishing.sweep(manager.store.known(), dry_run=False)
+                assert f"published port 127.0.0.1:{port}" in publishing.prune(manager.store.known(), dry_run=False)
             assert leaks.published() <= before
 
     def test_nothing_is_published_by_a_run_that_failed(self, manager: Manager) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 import sandbox
 from sandbox.isolation import LEVELS
-from sandbox.lifecycle.manager import Manager
+from tests.verbs import Manager
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -214,12 +214,12 @@ class TestThePlugin:
         pytester.makeconftest(
             """
             from sandbox.errors import UnavailableError
-            from sandbox.manager import Manager
+            from sandbox.lifecycle import start
 
-            def refuse(self, level):
+            def refuse(level):
                 raise UnavailableError(f"{level.name} is not available on this host: no such thing", "buy one")
 
-            Manager._refuse_missing = refuse
+            start._refuse_missing = refuse
             """
         )
         pytester.makepyfile("def test_it(sandbox):\n    sandbox('reactor')\n")

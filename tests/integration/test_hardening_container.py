@@ -356,7 +356,7 @@ def network() -> Iterator[None]:
     assert segment >= 0
     yield
     assert libc.shmctl(segment, ipc_rmid, None) == 0
-    level.release()
+    level.remove_shared()
     left = leaks.leaked(before)
     assert not left, f"left behind: {left}"
 
@@ -461,7 +461,7 @@ def test_swap_is_not_added_to_the_memory(network: None, hardened: ContainerSandb
 
     def swap(sandbox: ContainerSandbox) -> int | None:
         pid = sandbox.state().pid
-        group = cgroup.find(sandbox.record.data["docker"]["container"], pid or 0)
+        group = cgroup.find(sandbox._container, pid or 0)
         assert group is not None
         return group.swap_limit()
 
@@ -527,6 +527,6 @@ def test_an_internal_network_leads_nowhere(network: None, monkeypatch: pytest.Mo
             with ExitStack() as undo:
                 assert answer(start(level, undo, address="10.195.2.2"), case) == "done"
         finally:
-            level.release()
+            level.remove_shared()
     finally:
         beyond.close()

@@ -19,7 +19,6 @@ from sandbox import images
 from sandbox.host.checks import EXTRAS
 from sandbox.kernel import cgroup, syscalls
 from sandbox.lifecycle import keeper
-from sandbox.lifecycle.manager import Manager
 from sandbox.network import lab as network
 from sandbox.network import publish as publishing
 from sandbox.network import vagrant
@@ -28,6 +27,7 @@ from sandbox.state import paths
 from sandbox.state.record import APP_FOLDER
 from sandbox.state.store import Store, named_lock
 from tests import leaks
+from tests.verbs import Manager
 
 level, needs = pytest.mark.level, pytest.mark.needs
 IDENT = "00000000feed"
@@ -190,7 +190,7 @@ def a_claimed_port() -> Iterator[None]:
     store.ensure()
     assert store.claim_port(18098, IDENT)
     yield
-    store.sweep()
+    store.prune()
 
 
 @contextmanager

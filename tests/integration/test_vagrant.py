@@ -24,7 +24,7 @@ from sandbox.host import kvm_works
 from sandbox.images import Form
 from sandbox.images import vagrant as vmbox
 from sandbox.kernel import nftables
-from sandbox.lifecycle.manager import Manager
+from sandbox.lifecycle import lab
 from sandbox.network import lab as network
 from sandbox.network import vagrant
 from sandbox.state import paths
@@ -196,7 +196,7 @@ def assert_the_host_is_out_of_reach(project: Project) -> None:
     The same words reach the same services from the host itself; from the machine too, once the rules are away.
     """
     project.ssh("su", "-c", f"/usr/lib/sandbox-vm/busybox route add default gw {vagrant.HOST_ADDRESS}")
-    with Manager().lab(), echoing() as port:
+    with lab.use(), echoing() as port:
         found = subprocess.run(["ip", "-4", "-o", "addr", "show"], check=True, capture_output=True, text=True).stdout
         addresses = {line.split()[3].split("/")[0] for line in found.splitlines() if line.split()[1] != "lo"}
         assert {vagrant.HOST_ADDRESS, network.HOST_ADDRESS} < addresses, "and the host's own"

@@ -10,11 +10,21 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
-from sandbox import host, images
+from sandbox import images
 from sandbox.errors import CannotInvokeError, CommandNotFoundError, EngineError, ImageError
 from sandbox.failpoints import Failpoint, reached
 from sandbox.interrupts import wait_readable
-from sandbox.isolation.base import Attached, ExecResult, Progress, Sandbox, State, Stats, WindowSize, environment
+from sandbox.isolation.base import (
+    Attached,
+    Batched,
+    ExecResult,
+    Progress,
+    Sandbox,
+    State,
+    Stats,
+    WindowSize,
+    environment,
+)
 from sandbox.isolation.keeper import STDOUT
 from sandbox.isolation.local import exec as local_attach
 from sandbox.isolation.local import exit, inspection, signals
@@ -49,12 +59,7 @@ def prepare_root(progress: Progress) -> str:
     return str(images.ensure(images.Form.ROOTFS, progress).path)
 
 
-def missing(level: str) -> Sequence[host.Missing]:
-    """What the host lacks for a level."""
-    return host.missing_for(level)
-
-
-class LocalSandbox(Sandbox):
+class LocalSandbox(Sandbox, Batched):
     """A sandbox whose init is a process of this host. Subclasses say how to make, join and clear it away."""
 
     def __init__(self, record: Record) -> None:
@@ -130,6 +135,9 @@ class LocalSandbox(Sandbox):
     @abstractmethod
     def _network_bytes(self) -> tuple[int | None, int | None]:
         """Bytes received and sent over its own interface; None where it has none of its own."""
+
+    def resources(self) -> dict[str, Any]:
+        return {"control_groups": [str(path) for path in self.group.directories()]}
 
     def effective(self) -> dict[str, Any]:
         process = self._init()
@@ -291,6 +299,16 @@ class LocalSandbox(Sandbox):
             os.close(pidfd)
         return self.state().exit_code
 
+    def kill_soon(self) -> None:
+        with suppress(OSError, TimeoutError):
+            # Else what writes an end down would load its libraries now, a hundred of them at once.
+            exit.dismiss(self.record)
+            self.group.kill(timeout=0)
+
+    def clear_soon(self) -> None:
+        with suppress(OSError, TimeoutError):
+            self.group.remove(timeout=0)
+
     def _end(self) -> None:
         """Kill everything of it, reap what is ours, and remove the control group."""
         if self._child is not None:
@@ -332,7 +350,7 @@ def remember(record: Record, child: Child) -> None:
         raise EngineError("the sandbox's first process died at once")
 
 
-def sweep_groups(known: Collection[str], *, dry_run: bool) -> list[str]:
+def prune_groups(known: Collection[str], *, dry_run: bool) -> list[str]:
     """Remove control groups of ours whose id is not known, with what runs in them.
 
     Raises:

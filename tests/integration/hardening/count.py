@@ -22,9 +22,9 @@ from typing import Any
 import pytest
 
 from sandbox import images
-from sandbox.lifecycle.manager import Manager
 from sandbox.spec import MIB, SANDBOX_UID
 from tests.integration.hardening import numbers, switches
+from tests.verbs import Manager
 from tools.seccomp import compiler
 
 NUMBERS = compiler.MACHINES[os.uname().machine][1]

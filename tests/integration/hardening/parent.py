@@ -29,10 +29,10 @@ import pytest
 
 from sandbox.errors import SandboxError
 from sandbox.kernel import syscalls
-from sandbox.lifecycle.manager import Manager, Running
 from sandbox.spec import MIB, SandboxSpec
 from tests.integration.hardening import probes, switches
 from tests.integration.hardening.cases import CASES, Case
+from tests.verbs import Manager, Running
 from tools.seccomp import compiler
 
 PYTHON = ("/usr/bin/python3", "-I", "-S", "-c")

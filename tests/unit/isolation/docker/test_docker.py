@@ -170,10 +170,10 @@ def test_an_engine_that_cannot_be_reached(error: Exception, monkeypatch: pytest.
     monkeypatch.setattr(
         capability,
         "missing_for",
-        lambda level: [Missing("host.root", "r", "x"), Missing("docker.daemon", "it is down", f"start {level}")],
+        lambda names: [Missing("host.root", "r", "x"), Missing("docker.daemon", "it is down", f"start {names}")],
     )
     found = explained(error)
-    assert (found.message, found.hint) == ("it is down", "start container")
+    assert (found.message, found.hint) == ("it is down", "start ('docker.daemon',)")
     assert "tcp://far:1" in explained(error, Endpoint(host="tcp://far:1")).message
 
 
@@ -391,7 +391,7 @@ def test_limits_of_v1(tmp_path: Path) -> None:
 
 
 def sandbox_with(monkeypatch: pytest.MonkeyPatch, found: dict[str, Any] | None) -> ContainerSandbox:
-    sandbox = ContainerSandbox(replace(RECORD, data={}), Engine(LOCAL, "container"))
+    sandbox = ContainerSandbox(replace(RECORD), Engine(LOCAL, "container"))
     monkeypatch.setattr(sandbox, "inspect", lambda: found)
     return sandbox
 
