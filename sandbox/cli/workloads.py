@@ -1,4 +1,4 @@
-"""`sandbox workloads`: what can run in a sandbox."""
+"""`sandbox workloads`: list and show the workloads."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from sandbox.cli import completing
 
 @click.group(name="workloads")
 def command() -> None:
-    """List and explain the servers that a sandbox can run."""
+    """List and explain the workloads: servers of different concurrency models."""
 
 
 @command.command(name="ls")
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def list_workloads(form: str) -> None:
-    """List the workloads: name, section of the notes, one line."""
+    """List the workloads: name, section of the study notes, summary."""
     from sandbox import workloads as catalogue
 
     workloads = [catalogue.describe(name) for name in catalogue.names()]
@@ -35,7 +35,7 @@ def list_workloads(form: str) -> None:
 @click.argument("name", shell_complete=completing.workload)
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def show(name: str, form: str) -> None:
-    """Show one workload: its summary, its section, and a picture of its model."""
+    """Show the workload NAME: its summary, section, and a picture of its concurrency model."""
     from sandbox import workloads as catalogue
 
     workload = catalogue.describe(name)

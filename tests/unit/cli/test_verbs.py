@@ -541,7 +541,7 @@ class Terminal:
         os.write(self.master, data)
 
     def until(self, text: bytes, timeout: float = 20.0) -> bytes:
-        """What is shown until `text` is; what comes after it is left for the next."""
+        """Read the output up to and including `text`; the rest is left for the next call."""
         deadline = time.monotonic() + timeout
         while text not in self.shown:
             assert time.monotonic() < deadline, self.shown
@@ -704,8 +704,8 @@ class TestCp:
         [
             (["a", "b"], "SANDBOX:PATH"),
             (["web:/a", "web:/b"], "two sandboxes"),
-            (["web:", "b"], "names no path"),
-            (["", "web:/b"], "names no path"),
+            (["web:", "b"], "is not a path"),
+            (["", "web:/b"], "is not a path"),
             (["--max-size", "much", "web:/a", "b"], "size"),
             (["nobody:/a", "b"], "no sandbox"),
             (["/no/such", "web:/tmp"], "there is no"),
@@ -732,7 +732,7 @@ class TestCp:
 
 
 def complete(shell: str, *words: str) -> list[str]:
-    """What click's protocol answers for a line, its last word being typed."""
+    """Complete the last word of a line by click's protocol, and return the candidates."""
     env = {**os.environ, "_SANDBOX_COMPLETE": f"{shell}_complete"}
     env |= {"COMP_WORDS": "\n".join(["sandbox", *words]), "COMP_CWORD": str(len(words))}
     if shell == "fish":
