@@ -1,11 +1,12 @@
-"""Startup to the first correct reply: each level against a plain fork and exec of the same server, and peers.
+"""Measure startup to the first correct reply: each level against plain fork and exec of the same server, and peers.
 
     python benchmarks/startup.py [--rounds N] [--levels LIST] [--json]
 
-All in one run, interleaved in random order. "bare" is fork, chroot into the same root filesystem, exec, on a loopback
-address; it is asked every 0.5 ms. Each begins a quarter of a second after the one before has ended: until then the
-kernel is busy with the end of its namespaces, and whoever comes next would pay for that. Peers are what people would
-type, where installed: bwrap and unshare share the host's network, docker is on the lab's network with the same limits.
+All contenders run interleaved in random order. "bare" is fork, chroot into the same root filesystem, and exec, on a
+loopback address that is polled every 0.5 ms. Each run begins 0.25 s after the previous one has ended, because until
+then the kernel is still removing its namespaces, which would slow the next one down. Peers are run as their users
+would, if they are installed: bwrap and unshare share the host's network, docker is on the lab network with the same
+limits.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import common
 from sandbox import images, isolation
 from sandbox.errors import SandboxError
-from sandbox.lifecycle import warm as pool
+from sandbox.lifecycle import warm as warm_pool
 from sandbox.lifecycle.manager import Manager
-from sandbox.network import lab as network
-from sandbox.request import resolve as request
+from sandbox.network.lab import DOCKER_NETWORK
+from sandbox.request import resolve
 from sandbox.spec import DEFAULT_PORT
 
 BARE = "bare fork + exec"
@@ -46,7 +47,7 @@ TARGETS = (
     (SHELL, DOCKER, 0.5),
     ("namespace, warm", "namespace", 0.4),
 )
-"""Who is to take at most so many times as long as whom."""
+"""(contender, baseline, upper bound of the ratio)"""
 
 
 def main() -> None:
@@ -69,16 +70,16 @@ def main() -> None:
     with ExitStack() as stack:
         if levels or DOCKER in contenders:
             stack.enter_context(lab())
-        if DOCKER in contenders:  # it is on our network, which the first container of the lab makes
+        if DOCKER in contenders:  # it uses our Docker network, which the lab's first container creates
             with manager.running(manager.make_spec(common.WORKLOAD, "container")):
                 pass
         for level in options.warm.split(",") if options.warm else []:
             contenders[f"{level}, warm"] = lambda level=level: warm(manager, level)  # type: ignore[misc]
-            stack.callback(pool.drain, manager, (level,))
+            stack.callback(warm_pool.drain, manager, (level,))
         series = common.interleave(contenders, options.rounds, options.seed, pause=PAUSE)
     common.report("startup to the first reply", "ms", series, _baselines(contenders), as_json=options.json, scale=1000)
     if not options.json:
-        common.report_ratios("what the targets are about", series, TARGETS)
+        common.report_ratios("targets", series, TARGETS)
 
 
 def _baselines(contenders: Iterable[str]) -> dict[str, str]:
@@ -87,9 +88,9 @@ def _baselines(contenders: Iterable[str]) -> dict[str, str]:
 
 @contextmanager
 def lab() -> Iterator[None]:
-    """Keep the lab network up from another process: this one stays as small as a command of the shell's is.
+    """Keep the lab network up from another process, so that this one stays as small as a command of the shell.
 
-    Making the bridge imports 30 MB, whose page tables every clone of this process would copy.
+    Making the bridge imports 30 MB, whose page tables would be copied by every clone of this process.
     """
     program = (
         "import sys; from sandbox.lifecycle.manager import Manager\nwith Manager().lab(): print(); sys.stdin.read()"
@@ -108,7 +109,7 @@ def lab() -> Iterator[None]:
 
 
 def bare(root: str) -> float:
-    """Seconds from the fork to the reply."""
+    """Return the seconds from the fork to the first reply."""
     port = common.free_port()
     begin = time.monotonic()
     pid = common.spawn_chrooted(root, common.server_argv(port))
@@ -120,16 +121,16 @@ def bare(root: str) -> float:
 
 
 def sandboxed(manager: Manager, level: str) -> float:
-    """Seconds from the request to the reply, by the manager's own timeline."""
+    """Return the seconds from the request to the first reply, by the sandbox's timeline."""
     with manager.running(manager.make_spec(common.WORKLOAD, level)) as running:
         return running.timeline.total()
 
 
 def warm(manager: Manager, level: str) -> float:
-    """As `sandboxed`, by a warm start; what it takes is prepared before the clock starts."""
-    spec = request.make(common.WORKLOAD, level, request.Options()).spec
-    pool.fill(manager, spec, 1, lambda _line: None)
-    running = pool.run(manager, spec, progress=lambda _line: None, owner=True)
+    """Measure as `sandboxed` does, by a warm start that is prepared before the clock starts."""
+    spec = resolve.make(common.WORKLOAD, level).spec
+    warm_pool.fill(manager, spec, 1, lambda _line: None)
+    running = warm_pool.run(manager, spec, progress=lambda _line: None, owner=True)
     try:
         return running.timeline.total()
     finally:
@@ -137,7 +138,7 @@ def warm(manager: Manager, level: str) -> float:
 
 
 def from_the_shell() -> float:
-    """Seconds that `sandbox run -d` takes, the interpreter's own start included; it returns after the first reply."""
+    """Return the seconds that `sandbox run -d` takes until it returns, after the first reply."""
     name = f"bench-{os.getpid()}"
     script = Path(sys.executable).with_name("sandbox")
     begin = time.monotonic()
@@ -158,7 +159,7 @@ def from_the_shell() -> float:
 
 
 def peers(root: str) -> dict[str, Callable[[], float]]:
-    """Other tools on this host that put a wall around a command."""
+    """Return contenders for other sandboxing tools that are installed on this host."""
     found: dict[str, Callable[[], float]] = {}
     if shutil.which("unshare"):
         walls = ["unshare", "--mount", "--pid", "--fork", "--ipc", "--uts", "--cgroup", f"--root={root}", "--"]
@@ -179,7 +180,7 @@ def peers(root: str) -> dict[str, Callable[[], float]]:
 
 
 def command(walls: list[str]) -> float:
-    """A tool that runs the server as its child, on the host's network."""
+    """Measure a tool that runs the server as its child, on the host's network."""
     port = common.free_port()
     begin = time.monotonic()
     process = subprocess.Popen(
@@ -192,7 +193,7 @@ def command(walls: list[str]) -> float:
         common.wait_for_reply(port)
         return time.monotonic() - begin
     finally:
-        # The tool's children are in a pid namespace of its own, whose init dies with it or at once after.
+        # The tool's children are in a pid namespace, whose init ends with the tool or right after it.
         for child in _children(process.pid):
             os.kill(child, 9)
         process.kill()
@@ -200,7 +201,7 @@ def command(walls: list[str]) -> float:
 
 
 def oci(tool: str, root: str) -> float:
-    """A runtime of the Open Container Initiative by hand: its own default configuration, our root and server."""
+    """Measure an OCI runtime, with its own default configuration and our root and server."""
     port = common.free_port()
     with tempfile.TemporaryDirectory() as bundle:
         subprocess.run([tool, "spec", "--bundle", bundle], check=True, capture_output=True, timeout=30)
@@ -228,10 +229,10 @@ def oci(tool: str, root: str) -> float:
 
 
 def docker(reference: str) -> float:
-    """What a user of docker would type, with the limits of our own containers."""
+    """Measure `docker run`, with the limits of our containers."""
     address = "198.18.250.9"
     name = f"bench-{os.getpid()}"
-    argv = ["docker", "run", "-d", "--name", name, "--network", network.DOCKER_NETWORK, "--ip", address]
+    argv = ["docker", "run", "-d", "--name", name, "--network", DOCKER_NETWORK, "--ip", address]
     argv += ["--cpus=1", "--memory=256m", "--pids-limit=128", "--read-only", "--cap-drop=ALL", reference]
     server = common.server_argv(DEFAULT_PORT)
     server[server.index("127.0.0.1")] = "0.0.0.0"  # noqa: S104 - of the container

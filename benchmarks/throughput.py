@@ -1,8 +1,9 @@
-"""Throughput of the reactor on `/`, on one core: against a toy epoll loop, and behind each wall against `process`.
+"""Measure the reactor's throughput on one CPU: bare against a toy epoll loop, and at each level against `process`.
 
     python benchmarks/throughput.py [--rounds N] [--duration S] [--levels LIST] [--json]
 
-The server has one CPU and wrk another, with 64 connections kept open. All in one run, interleaved in random order.
+The requests are for `/`. The server has one CPU and wrk another, with 64 connections kept open. All contenders run
+interleaved in random order.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import common
 from sandbox.lifecycle.manager import Manager
 from sandbox.measure import host, load
-from sandbox.network import lab as network
+from sandbox.network import lab
 from sandbox.spec import DEFAULT_PORT
 from sandbox.workloads import PYTHON
 
@@ -50,7 +51,7 @@ def main() -> None:
     def sandboxed(level: str) -> float:
         spec = manager.make_spec(common.WORKLOAD, level, cpuset=str(cpus.server))
         with manager.running(spec) as running:
-            return rate(f"http://{running.record.address}:{DEFAULT_PORT}/", network.generator_command)
+            return rate(f"http://{running.record.address}:{DEFAULT_PORT}/", lab.generator_command)
 
     def rate(url: str, where: Callable[..., list[str]]) -> float:
         result = load.saturate(
