@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sandbox.cli.options import format_option
+
 if TYPE_CHECKING:
     from sandbox.host.report import Report
 
@@ -19,7 +21,7 @@ EXIT_INCOMPLETE = 1
 @click.option("--fix", "mend", is_flag=True, help="Install and start what is missing (on Debian and Ubuntu, as root).")
 @click.option("--stop", is_flag=True, help="Stop the daemons that --fix has started.")
 @click.option("-v", "--verbose", is_flag=True, help="List every check.")
-@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@format_option
 def command(*, mend: bool, stop: bool, verbose: bool, form: str) -> None:
     """Check which isolation levels this host supports; for a missing one, say why and how to provide it.
 

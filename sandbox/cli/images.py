@@ -83,7 +83,10 @@ def command() -> None:
 @command.command()
 @click.argument("forms", nargs=-1, type=click.Choice(FORMS), metavar="[FORM]...")
 def build(forms: tuple[str, ...]) -> None:
-    """Build each FORM (rootfs, docker or vm; all by default) unless it exists, and print where it is."""
+    """Build missing images.
+
+    FORM is rootfs, docker or vm; the default is all of them. Prints where each image is.
+    """
     from sandbox import images
     from sandbox.errors import SandboxError
 
@@ -105,7 +108,7 @@ def build(forms: tuple[str, ...]) -> None:
 @command.command("ls")
 @format_option
 def list_images(form: str) -> None:
-    """List the images, and the stages that they are built from."""
+    """List images, and the stages of their build."""
     from sandbox import images
 
     items, notes = images.ls()
@@ -123,7 +126,10 @@ def list_images(form: str) -> None:
 @click.option("-a", "--all", "everything", is_flag=True, help="Remove all images.")
 @click.option("--dry-run", is_flag=True, help="Print what would be removed, and remove nothing.")
 def remove(references: tuple[str, ...], old: bool, everything: bool, dry_run: bool) -> None:
-    """Remove each IMAGE: the beginning of a digest, FORM-DIGEST, or a name in Docker. Images in use are kept."""
+    """Remove images that are not in use.
+
+    IMAGE is the beginning of a digest, FORM-DIGEST, or a name in Docker.
+    """
     from sandbox import images
     from sandbox.errors import BusyError
 
@@ -143,7 +149,10 @@ def remove(references: tuple[str, ...], old: bool, everything: bool, dry_run: bo
 @command.command()
 @click.argument("form", type=click.Choice(FORMS), default=Form.ROOTFS.value, metavar="[FORM]")
 def path(form: str) -> None:
-    """Print the directory of the current image of FORM (rootfs by default), or its name in Docker."""
+    """Print where an image is.
+
+    This is the directory of the current image of FORM (rootfs by default), or its name in Docker.
+    """
     from sandbox import images
     from sandbox.errors import NotFoundError
 
@@ -155,7 +164,10 @@ def path(form: str) -> None:
 
 @command.command()
 def verify() -> None:
-    """Compare the images on disk with what was built, byte by byte. The exit code is 1 if one differs."""
+    """Compare images with what was built.
+
+    The images on disk are compared byte by byte. The exit code is 1 if one differs.
+    """
     from sandbox import images
 
     with Steps() as steps:

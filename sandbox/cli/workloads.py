@@ -8,6 +8,7 @@ from dataclasses import asdict
 import click
 
 from sandbox.cli import completing
+from sandbox.cli.options import format_option
 
 
 @click.group(name="workloads")
@@ -16,9 +17,12 @@ def command() -> None:
 
 
 @command.command(name="ls")
-@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@format_option
 def list_workloads(form: str) -> None:
-    """List the workloads: name, section of the study notes, summary."""
+    """List the workloads with their summaries.
+
+    SECTION is the section of the study notes that describes the model.
+    """
     from sandbox import workloads as catalogue
 
     workloads = [catalogue.describe(name) for name in catalogue.names()]
@@ -33,9 +37,12 @@ def list_workloads(form: str) -> None:
 
 @command.command(name="show")
 @click.argument("name", shell_complete=completing.workload)
-@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@format_option
 def show(name: str, form: str) -> None:
-    """Show the workload NAME: its summary, section, and a picture of its concurrency model."""
+    """Show one workload.
+
+    Prints the summary, the section of the study notes, and a picture of the concurrency model.
+    """
     from sandbox import workloads as catalogue
 
     workload = catalogue.describe(name)
