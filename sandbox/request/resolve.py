@@ -85,7 +85,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class _Subject:
-    """What a target stands for, before any flag is applied."""
+    """The command and its defaults that a target stands for, before any flag is applied."""
 
     title: str
     argv: tuple[str, ...]
