@@ -1,4 +1,4 @@
-"""The command line's verbs on a fake driver: what they print, refuse and return; the terminal; completion."""
+"""The commands on a fake driver: their output, errors and exit codes; terminals; completion."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ Run = Callable[..., Done]
 
 @pytest.fixture
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A state directory of our own, and the fake driver."""
+    """A temporary state directory, and the fake driver."""
     monkeypatch.setenv("SANDBOX_STATE_DIR", str(tmp_path / "state"))
     loaded = dict(sandbox_loaded())
     faked.install()
@@ -71,7 +71,7 @@ def sandbox_loaded() -> dict[str, Any]:
 
 @pytest.fixture
 def run(state: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """The command `sandbox`, in this process."""
+    """Runs the command `sandbox` in this process."""
 
     def call(*argv: str) -> Done:
         monkeypatch.setattr(sys, "argv", ["sandbox", *argv])
@@ -88,7 +88,7 @@ def run(state: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixtu
 
 
 def refused(done: Done, *words: str) -> None:
-    """One line on standard error, and 125."""
+    """Assert that the command failed with 125 and one line on standard error that contains the words."""
     assert done.code == 125, done
     assert done.err.startswith("sandbox: ")
     assert len(done.err.splitlines()) == 1, done.err
@@ -115,7 +115,7 @@ class TestHelp:
             assert command is not None
             if "Example" not in (command.help or "") or f"sandbox {name}" not in (command.help or ""):
                 without.append(name)
-        assert without == ["prune"]  # it takes nothing but --dry-run
+        assert without == ["prune"]  # its only option is --dry-run
 
     def test_the_group_names_all_of_them_in_order(self, run: Run) -> None:
         done = run("--help")
@@ -235,7 +235,7 @@ class TestVerbs:
         with Store().lock(record.id):
             refused(run("pause", "web"), "another command", "web")
             refused(run("rm", "-f", "web"), "another command")
-            assert run("kill", "web").code == 0  # a signal waits for nobody
+            assert run("kill", "web").code == 0  # `kill` does not wait for other commands
         assert run("pause", "web").code == 0
 
     def test_wait_prints_codes(self, run: Run) -> None:
@@ -262,7 +262,7 @@ class TestVerbs:
         assert run("rm", "-f", "web").code == 0
 
     def test_rm_of_several_tells_which_one_stays(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-        """They are forgotten together; one that cannot be does not keep the rest."""
+        """They are removed together; one that cannot be removed does not keep the others."""
         records = [faked.add(name, running=False) for name in ("a", "b", "c")]
         forget_all = Store.forget_all
 
@@ -291,7 +291,7 @@ class TestVerbs:
 
 class TestExecTimeout:
     def test_holds_whoever_waits_for_an_answer_meanwhile(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A driver that waits in slices, and takes a TimeoutError for the end of one, is not to swallow it."""
+        """A driver that waits in slices, and handles a TimeoutError at the end of each, must not swallow it."""
         faked.add("web")
         attach, made = faked.FakeSandbox.attach, []
 
@@ -522,7 +522,7 @@ def with_web() -> dict[str, str]:
 
 
 class Terminal:
-    """A terminal with a command on it, seen from the user's side."""
+    """A command on a terminal, seen from the user's side."""
 
     def __init__(self, *argv: str, env: dict[str, str]) -> None:
         self.master, self.slave = pty.openpty()
@@ -582,7 +582,7 @@ class TestTerminal:
             terminal.until(b"interrupted")
             terminal.resize(40, 120)
             terminal.until(b"40 120")
-            terminal.type(b"\x1c")  # Ctrl-\ goes to the command too, and ends it
+            terminal.type(b"\x1c")  # Ctrl-\ is sent to the command too, and ends it
             assert terminal.end() == 128 + signal.SIGQUIT
             assert terminal.restored()
 
@@ -645,7 +645,7 @@ class TestEvents:
     @staticmethod
     def _follow(process: subprocess.Popen[bytes], old: Record) -> list[str]:
         assert process.stdout is not None
-        # It tells what it sees from its first look on: sandboxes come and go until it has told of one.
+        # It reports changes after its first scan only, so create and remove sandboxes until it has reported one.
         number = 0
         while not select.select([process.stdout], [], [], 0.5)[0]:
             number += 1

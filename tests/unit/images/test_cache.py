@@ -1,4 +1,4 @@
-"""Entries on the disk: committed in one step, damage seen, removal careful. No root, no engine."""
+"""Entries on disk: committed in one step, checked for damage, removed unless in use. Needs no root and no engine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv(paths.STATE_ENV, str(tmp_path / "state"))
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/no.sock")
     monkeypatch.delenv("DOCKER_CONTEXT", raising=False)
-    monkeypatch.setattr("os.geteuid", lambda: 0)  # nothing here needs more than the permission to try
+    monkeypatch.setattr("os.geteuid", lambda: 0)  # only the check for root needs it
     paths.images_dir().mkdir(parents=True)
     return tmp_path / "state"
 

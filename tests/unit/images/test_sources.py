@@ -1,4 +1,4 @@
-"""The choice of a mirror: both formats of sources.list(5), and Debian's archive told from others."""
+"""The choice of a mirror: both formats of sources.list(5), and the recognition of Debian's archive."""
 
 from __future__ import annotations
 
