@@ -294,14 +294,14 @@ def test_only_root_builds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_mmdebstrap(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(contained, "PATH", str(tmp_path))
-    monkeypatch.setattr(build, "NEEDED", dict.fromkeys(build.NEEDED, 0))
+    monkeypatch.setattr(build, "DISK_NEEDED", dict.fromkeys(build.DISK_NEEDED, 0))
     with pytest.raises(UnavailableError, match="mmdebstrap is not installed"):
         images.ensure(Form.ROOTFS, lambda _: None)
     assert left() == []
 
 
 def test_workloads_that_change_meanwhile_give_no_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "NEEDED", dict.fromkeys(build.NEEDED, 0))
+    monkeypatch.setattr(build, "DISK_NEEDED", dict.fromkeys(build.DISK_NEEDED, 0))
     monkeypatch.setattr(build, "_base", lambda *_: ([], {}))
     with pytest.raises(ImageError, match="changed during the build"):
         build.stage(Stage.BASE, ONE, load(), {}, lambda _: None)
