@@ -90,7 +90,7 @@ class Packer:
             write_all(self._out, bytes(-info.size % BLOCK))
             self.size += info.size
 
-    def pass_on(self, descriptor: int) -> None:
+    def copy_archive(self, descriptor: int) -> None:
         """Write an existing archive, read from a descriptor.
 
         Raises:

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 _PAUSE = 0.05
 """Seconds between checks whether the command has ended, while it writes nothing."""
-_KEPT = 4096
+_MAX_STDERR = 4096
 """Bytes kept of its standard error."""
-_SETTLE = 30.0
+_END_TIMEOUT = 30.0
 """Seconds to wait for the command's end once its stream is complete."""
-_AFTER = 1024 * 1024
+_MAX_TRAILING = 1024 * 1024
 """Bytes that may follow the end of the archive; tar pads to a record of 10 KiB."""
 
 
@@ -47,31 +47,31 @@ class Piped:
             SandboxError: as for `Sandbox.attach`.
         """
         self._into = into
-        self.taken = 0
+        self.bytes_read = 0
         """Bytes of its output read so far."""
         readable, writable = os.pipe()
         self.ours, self._theirs = (writable, readable) if into else (readable, writable)
-        self._errors, self._their_errors = os.pipe()
+        self._stderr_read, self._stderr_write = os.pipe()
         self._null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         self._ended = threading.Event()
         self._closing = threading.Lock()
         self._failure: SandboxError | None = None
         self._code: int | None = None
-        self._said = bytearray()
+        self._stderr = bytearray()
         try:
             self._attached = sandbox.attach(
                 argv,
                 stdin=self._theirs if into else None,
                 stdout=self._null if into else self._theirs,
-                stderr=self._their_errors,
+                stderr=self._stderr_write,
             )
         except BaseException:
-            for descriptor in (self.ours, self._theirs, self._errors, self._their_errors, self._null):
+            for descriptor in (self.ours, self._theirs, self._stderr_read, self._stderr_write, self._null):
                 os.close(descriptor)
             raise
-        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._stderr_reader = threading.Thread(target=self._read_stderr, daemon=True)
         self._waiter = threading.Thread(target=self._wait, daemon=True)
-        self._listener.start()
+        self._stderr_reader.start()
         self._waiter.start()
 
     def _wait(self) -> None:
@@ -86,24 +86,24 @@ class Piped:
             self._release()
             self._ended.set()
             # From now on our writer gets EPIPE, our reader an end of file.
-            for descriptor in (self._theirs, self._their_errors, self._null):
+            for descriptor in (self._theirs, self._stderr_write, self._null):
                 os.close(descriptor)
 
     def _release(self) -> None:
         with self._closing, suppress(SandboxError):  # what matters was raised, or is in `_failure`
             self._attached.close()
 
-    def _listen(self) -> None:
-        while piece := self._take(self._errors, _KEPT):
-            self._said += piece[: _KEPT - len(self._said)]
+    def _read_stderr(self) -> None:
+        while piece := self._read_when_ready(self._stderr_read, _MAX_STDERR):
+            self._stderr += piece[: _MAX_STDERR - len(self._stderr)]
 
     def read(self, count: int) -> bytes:
         """Read at most so many bytes of its output; none once it has ended and all was read."""
-        piece = self._take(self.ours, count)
-        self.taken += len(piece)
+        piece = self._read_when_ready(self.ours, count)
+        self.bytes_read += len(piece)
         return piece
 
-    def _take(self, descriptor: int, count: int, deadline: float = math.inf) -> bytes:
+    def _read_when_ready(self, descriptor: int, count: int, deadline: float = math.inf) -> bytes:
         poller = select.poll()
         poller.register(descriptor, select.POLLIN)
         while True:
@@ -120,21 +120,21 @@ class Piped:
             EngineError: it still runs although its stream is complete.
             SandboxError: the sandbox ended first, or the engine failed.
         """
-        deadline = time.monotonic() + _SETTLE
+        deadline = time.monotonic() + _END_TIMEOUT
         if self._into:
             self._close_ours()  # it may take any time to process what it was sent
             self._ended.wait()
         else:
             # Read its last record too: a pipe closed early would end it by SIGPIPE.
             after = 0
-            while after < _AFTER and (piece := self._take(self.ours, _AFTER, deadline)):
+            while after < _MAX_TRAILING and (piece := self._read_when_ready(self.ours, _MAX_TRAILING, deadline)):
                 after += len(piece)
-            if not self._ended.wait(max(deadline - time.monotonic(), 0) if after < _AFTER else 0):
+            if not self._ended.wait(max(deadline - time.monotonic(), 0) if after < _MAX_TRAILING else 0):
                 raise EngineError("the command inside still runs although its stream is complete")
-        self._listener.join()
+        self._stderr_reader.join()
         if self._failure is not None:
             raise self._failure
-        return self._code or 0, self._said.decode("utf-8", "replace")
+        return self._code or 0, self._stderr.decode("utf-8", "replace")
 
     def _close_ours(self) -> None:
         if self.ours >= 0:
@@ -149,6 +149,6 @@ class Piped:
     ) -> None:
         self._close_ours()
         self._release()
-        if self._ended.wait(_SETTLE):
-            self._listener.join()
-            os.close(self._errors)
+        if self._ended.wait(_END_TIMEOUT):
+            self._stderr_reader.join()
+            os.close(self._stderr_read)

@@ -184,7 +184,7 @@ def _receive(sandbox: Sandbox, found: PathInfo, sink: Unpacker | Archive, bounds
                     raise HostileError("the sandbox sent files instead of a directory")
                 sink.add(member, reader.content())
         except HostileError as error:
-            if not piped.taken:  # tar could not even start: its own message says why
+            if not piped.bytes_read:  # tar could not even start: its own message says why
                 _check_tar(sandbox, *piped.finish())
             raise error
         _check_tar(sandbox, *piped.finish())
@@ -279,7 +279,7 @@ def extract(sandbox: Sandbox, descriptor: int, destination: str) -> int:
         raise _read_only(sandbox, wanted)
 
     def send(packer: Packer) -> None:
-        packer.pass_on(descriptor)
+        packer.copy_archive(descriptor)
 
     return _send(sandbox, found.path, send, lambda _line: None)
 

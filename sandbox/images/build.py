@@ -9,7 +9,7 @@ from sandbox.errors import ImageError
 from sandbox.images import bootstrap, cache, contained, dockerd, tree
 from sandbox.images.cache import Entry
 from sandbox.images.recipe import Recipe, Stage, digests
-from sandbox.images.workspace import Workspace, explained, workspace
+from sandbox.images.workspace import Workspace, image_errors, workspace
 from sandbox.state.data import data_dir
 
 Progress = Callable[[str], None]
@@ -20,10 +20,10 @@ ARCHIVE = "base.tar"
 VM_FILES = ("vmlinuz", "initrd", "disk.raw")
 
 MIB = 1024 * 1024
-NEEDED = {Stage.BASE: 700 * MIB, Stage.KERNEL: 500 * MIB, Stage.ROOTFS: 200 * MIB, Stage.VM: 400 * MIB}
+DISK_NEEDED = {Stage.BASE: 700 * MIB, Stage.KERNEL: 500 * MIB, Stage.ROOTFS: 200 * MIB, Stage.VM: 400 * MIB}
 """Approximate bytes of disk that a build takes at its peak, including downloads."""
 
-BELOW: Mapping[Stage, tuple[Stage, ...]] = {
+DEPENDENCIES: Mapping[Stage, tuple[Stage, ...]] = {
     Stage.BASE: (),
     Stage.KERNEL: (),
     Stage.ROOTFS: (Stage.BASE,),
@@ -38,7 +38,7 @@ def stage(which: Stage, digest: str, recipe: Recipe, below: Mapping[Stage, Entry
     Raises:
         ImageError, UnavailableError: it could not be built; nothing of it is left.
     """
-    with explained(), workspace(NEEDED[which]) as space:
+    with image_errors(), workspace(DISK_NEEDED[which]) as space:
         content = space.result / cache.CONTENT
         content.mkdir(mode=0o755)
         content.chmod(0o755)

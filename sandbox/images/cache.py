@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sandbox.images.recipe import Stage
-from sandbox.images.workspace import Workspace, discard, explained, publish
+from sandbox.images.workspace import Workspace, discard, image_errors, publish
 from sandbox.state import paths
 
 VERSION = 1
@@ -65,7 +65,7 @@ class Entry:
                 status = os.lstat(path)
             except OSError as error:
                 return f"{path}: {error.strerror}"
-            if _glance(status) != expected:
+            if _status_key(status) != expected:
                 return f"{path} was changed"
         return None
 
@@ -77,7 +77,7 @@ class Entry:
         """
         from sandbox.images import tree  # no start needs it
 
-        with explained():
+        with image_errors():
             recorded = (self.directory / LISTING_FILE).read_text(encoding="utf-8").splitlines()
             if tree.content_digest(recorded) != self.content:
                 return [f"{LISTING_FILE} was changed, so the content cannot be compared with it"]
@@ -123,7 +123,7 @@ def commit(
     from sandbox.images import tree
 
     content = space.result / CONTENT
-    with explained():
+    with image_errors():
         lines = tree.listing(content)
         (space.result / LISTING_FILE).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         raw = {
@@ -133,7 +133,7 @@ def commit(
             "created": time.time(),
             "size": tree.size(content),
             "content": tree.content_digest(lines),
-            "key_files": {name: _glance((content / name).lstat()) for name in key_files},
+            "key_files": {name: _status_key((content / name).lstat()) for name in key_files},
             "facts": facts or {},
         }
         (space.result / MANIFEST_FILE).write_text(json.dumps(raw), encoding="utf-8")
@@ -172,7 +172,7 @@ def _read(directory: Path) -> Entry | None:
         return None
 
 
-def _glance(status: os.stat_result) -> list[int]:
+def _status_key(status: os.stat_result) -> list[int]:
     # Directories and links are compared by type only: a mount or a listing may change a directory's time.
     if not stat.S_ISREG(status.st_mode):
         return [stat.S_IFMT(status.st_mode), 0, 0]

@@ -109,7 +109,7 @@ def _build(stage: Stage, recipe: Recipe, current: dict[Stage, str], progress: Pr
         progress(f"{stage}: {line}")
 
     below = {}
-    for lower in build.BELOW[stage]:
+    for lower in build.DEPENDENCIES[stage]:
         if (entry := _intact(lower, current[lower])) is None:
             _build(lower, recipe, current, progress)
             entry = cache.read(lower, current[lower])

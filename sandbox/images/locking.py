@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 
 from sandbox.errors import BusyError, UnavailableError
 from sandbox.images.cache import Entry
-from sandbox.images.workspace import discard, explained, stale
+from sandbox.images.workspace import discard, image_errors, stale
 from sandbox.state import paths
 from sandbox.state.store import Store, named_lock
 
@@ -25,7 +25,7 @@ def exclusive(progress: Callable[[str], None]) -> Iterator[None]:
     """
     need_root("building an image")
     Store().ensure()
-    with explained():
+    with image_errors():
         # The engines' users must be able to open images below it, but not to list it.
         paths.images_dir().mkdir(exist_ok=True, mode=0o711)
     with ExitStack() as stack:

@@ -44,7 +44,7 @@ class Form(StrEnum):
 
 
 class Stage(StrEnum):
-    """What is built and kept: the three forms, and the stages that they are built from, in the order of dependence."""
+    """A stage of the build: the three forms, and the stages that they are built from, in the order of dependence."""
 
     BASE = "base"
     KERNEL = "kernel"

@@ -24,7 +24,7 @@ ORIGIN = "Debian"
 _POCKETS = ("", "-updates", "-security")
 
 # The host's settings for reaching its mirrors, and for the age of their indices, apply to the build as well.
-_CARRIED = re.compile(
+_BUILD_SETTINGS = re.compile(
     r"Acquire::(https?::(Proxy|Proxy-Auto-Detect|CAInfo|CAPath)|https?::Proxy::.+|Retries|ForceIPv[46]"
     r"|Check-Valid-Until|Check-Date)",
     re.IGNORECASE,
@@ -86,15 +86,15 @@ def apt_options() -> list[str]:
         )
     except (OSError, subprocess.SubprocessError) as error:
         raise ImageError(f"apt-config failed: {error}", "images are built on Debian and its derivatives") from error
-    return carried(done.stdout.splitlines())
+    return build_settings(done.stdout.splitlines())
 
 
-def carried(lines: Iterable[str]) -> list[str]:
+def build_settings(lines: Iterable[str]) -> list[str]:
     """Select the settings that apply to the build from apt-config's `name value` lines, as apt.conf(5) statements."""
     return [
         f'{name} "{value}";'
         for name, _, value in (line.partition(" ") for line in lines)
-        if value and '"' not in value and _CARRIED.fullmatch(name)
+        if value and '"' not in value and _BUILD_SETTINGS.fullmatch(name)
     ]
 
 

@@ -57,7 +57,7 @@ def workspace(needed: int) -> Iterator[Workspace]:
         ImageError: the disk is full, or writing failed.
     """
     directory = paths.images_dir()
-    with explained(), _terminable():
+    with image_errors(), _terminable():
         free = _free(directory)
         if free < needed:
             raise ImageError(
@@ -88,7 +88,7 @@ def publish(space: Workspace, target: Path) -> None:
     Raises:
         ImageError: writing failed.
     """
-    with explained():
+    with image_errors():
         # A rename may reach the disk before the data; after a crash, the image would then have empty files.
         import subprocess
 
@@ -113,7 +113,7 @@ def discard(path: Path) -> None:
     Raises:
         ImageError: something is mounted below it, or a file cannot be removed.
     """
-    with explained():
+    with image_errors():
         if mounted := mounts_below(path):
             raise ImageError(f"{path} cannot be removed: {mounted[0]} is a mount point in it", f"umount {mounted[0]}")
         if not path.name.startswith(PREFIX):
@@ -163,7 +163,7 @@ def unescape(text: str) -> str:
 
 
 @contextmanager
-def explained() -> Iterator[None]:
+def image_errors() -> Iterator[None]:
     """Turn an OSError in a block into an ImageError with a one-line message."""
     try:
         yield

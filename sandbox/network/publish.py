@@ -61,8 +61,8 @@ def claim(store: Store, ident: str, ports: Iterable[Publish]) -> None:
     """
     for one in ports:
         if not store.claim_port(one.host, ident):
-            raise BusyError(f"port {one.host} is already published by {_holder(store, one.host)}", _other(one))
-        _refuse_listener(one)
+            raise BusyError(f"port {one.host} is already published by {_holder(store, one.host)}", _suggest_port(one))
+        _check_no_listener(one)
 
 
 def _holder(store: Store, number: int) -> str:
@@ -71,11 +71,11 @@ def _holder(store: Store, number: int) -> str:
     return f"the sandbox {name}" if name != owner else name
 
 
-def _other(one: Publish) -> str:
+def _suggest_port(one: Publish) -> str:
     return f"choose another port of the host, such as -p {one.host + 1 if one.host < 65535 else 8000}:{one.inside}"
 
 
-def _refuse_listener(one: Publish) -> None:
+def _check_no_listener(one: Publish) -> None:
     """Refuse a port on which a program listens: the redirection would hide it silently."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as trial:
         # With this option only a listener makes bind(2) fail, not ended connections in TIME_WAIT.
@@ -83,7 +83,7 @@ def _refuse_listener(one: Publish) -> None:
         try:
             trial.bind((ADDRESS, one.host))
         except OSError as error:
-            raise BusyError(f"port {one.host} of {ADDRESS} is in use: {error.strerror}", _other(one)) from None
+            raise BusyError(f"port {one.host} of {ADDRESS} is in use: {error.strerror}", _suggest_port(one)) from None
 
 
 def publish(ident: str, address: str, ports: Collection[Publish]) -> None:
@@ -131,17 +131,17 @@ def prune(known: Collection[str], *, dry_run: bool) -> list[str]:
         EngineError: a port could not be withdrawn.
     """
     comments = {comment for _, comment, _, _ in _published()}
-    strangers = {
+    stray = {
         comment
         for comment in comments
         if not ID_PATTERN.fullmatch(ident := comment.removeprefix(_PREFIX)) or ident not in known
     }
     if dry_run:
-        return [_line(one) for one in _published() if one[1] in strangers]
-    return _remove(strangers)
+        return [_describe(one) for one in _published() if one[1] in stray]
+    return _remove(stray)
 
 
-def of(ident: str) -> list[Publish]:
+def published_ports(ident: str) -> list[Publish]:
     """Return the ports of a sandbox that are published now, as the kernel has them.
 
     Raises:
@@ -189,8 +189,8 @@ def _remove(comments: Collection[str]) -> list[str]:
             nftables.load(f"delete element inet {TABLE} {_MAP} {{ {numbers} }}\n")
     except OSError as error:
         raise EngineError(f"the published ports could not be withdrawn: {error.strerror or error}") from error
-    return [_line(one) for one in mine]
+    return [_describe(one) for one in mine]
 
 
-def _line(one: tuple[int, str, str, int]) -> str:
+def _describe(one: tuple[int, str, str, int]) -> str:
     return f"published port {ADDRESS}:{one[0]}"

@@ -18,9 +18,9 @@ CONNECT_TIMEOUT = 0.1
 REPLY_TIMEOUT = 5.0
 _PAUSE = 0.0005
 """Seconds between attempts, which is the most that polling adds to the measured time."""
-_PATIENT_AFTER, _PATIENT_PAUSE = 2.0, 0.02
+_SLOW_AFTER, _SLOW_PAUSE = 2.0, 0.02
 """After so many seconds, poll less often: a precise time no longer matters, and polling takes CPU from the workload."""
-_LOOK_EVERY = 0.25
+_CHECK_INTERVAL = 0.25
 """Seconds between checks that the workload still runs; with Docker a check takes milliseconds."""
 _MAX_REPLY = 65536
 _BATCH = 32
@@ -44,12 +44,12 @@ def wait_for_reply(
     """
     begun = time.monotonic()
     seen = "nothing listened"
-    look = begun + _LOOK_EVERY
+    next_check = begun + _CHECK_INTERVAL
     request = f"GET {path} HTTP/1.1\r\nHost: {address}:{port}\r\nConnection: close\r\n\r\n".encode("ascii")
     with _Sockets() as sockets:
         while True:
             try:
-                status = _ask(sockets.take(), (address, port), request)
+                status = _request(sockets.take(), (address, port), request)
                 if status == 200:
                     return
                 seen = f"it answered {status}" if status else "it closed the connection without an answer"
@@ -58,13 +58,13 @@ def wait_for_reply(
             except OSError as error:
                 seen = error.strerror or str(error)
             now = time.monotonic()
-            if now >= look:
-                look = now + _LOOK_EVERY
+            if now >= next_check:
+                next_check = now + _CHECK_INTERVAL
                 if not alive():
                     raise NotReadyError(f"the workload of {name} ended before it served a reply", "see its log")
             if now >= deadline:
                 raise NotReadyError(f"{name} did not serve http://{address}:{port}{path} in time: {seen}")
-            time.sleep(_PAUSE if now < begun + _PATIENT_AFTER else _PATIENT_PAUSE)
+            time.sleep(_PAUSE if now < begun + _SLOW_AFTER else _SLOW_PAUSE)
 
 
 class _Sockets:
@@ -89,7 +89,7 @@ class _Sockets:
             spare.close()
 
 
-def _ask(sock: socket.socket, address: tuple[str, int], request: bytes) -> int:
+def _request(sock: socket.socket, address: tuple[str, int], request: bytes) -> int:
     """Send one request; return the status of a complete reply, 0 for none."""
     with sock:
         sock.connect(address)

@@ -56,7 +56,7 @@ class Application:
     disk: str | None = None
 
     @property
-    def place(self) -> Path:
+    def path(self) -> Path:
         """The path of the file."""
         return self.directory / FILE
 
@@ -127,14 +127,14 @@ class _Reader:
         self._place = place
 
     def application(self, directory: Path, raw: dict[str, Any]) -> Application:
-        self._only(raw, _KEYS, "")
+        self._check_keys(raw, _KEYS, "")
         if "command" not in raw:
             raise SpecError(f"{self._place} has no command", 'such as command = ["python3", "server.py"]')
         limits = self._table(raw, "limits")
-        self._only(limits, _LIMITS, "limits.")
-        command = self._texts(raw["command"], "command", 'give a list, such as ["python3", "server.py"]')
+        self._check_keys(limits, _LIMITS, "limits.")
+        command = self._strings(raw["command"], "command", 'give a list, such as ["python3", "server.py"]')
         files = (
-            self._texts(raw["files"], "files", 'give a list, such as ["server.py", "static"]')
+            self._strings(raw["files"], "files", 'give a list, such as ["server.py", "static"]')
             if "files" in raw
             else None
         )
@@ -142,10 +142,10 @@ class _Reader:
             raise SpecError(
                 f"{self._place}: files has {len(files)} entries", f"at most {MAX_PATTERNS}: name directories"
             )
-        port = self._whole(raw["port"], "port", "such as 8000") if "port" in raw else None
-        pids = self._whole(limits["pids"], "limits.pids", "such as 64") if "pids" in limits else None
+        port = self._integer(raw["port"], "port", "such as 8000") if "port" in raw else None
+        pids = self._integer(limits["pids"], "limits.pids", "such as 64") if "pids" in limits else None
         env = {
-            name: parse.env_value(name, self._text(value, f"env.{name}", "write it in quotes"), f"{self._place}: env")
+            name: parse.env_value(name, self._string(value, f"env.{name}", "write it in quotes"), f"{self._place}: env")
             for name, value in self._table(raw, "env").items()
         }
         parse.command(command, env.items(), f"{self._place}: command")
@@ -154,20 +154,21 @@ class _Reader:
             command=command,
             port=None if port is None else parse.port(port, f"{self._place}: port"),
             ready_path=parse.ready_path(
-                self._text(raw.get("ready_path", "/"), "ready_path", 'such as "/healthz"'), f"{self._place}: ready_path"
+                self._string(raw.get("ready_path", "/"), "ready_path", 'such as "/healthz"'),
+                f"{self._place}: ready_path",
             ),
             workdir=parse.inside_path(
-                self._text(raw.get("workdir", APP_DIR), "workdir", f'such as "{APP_DIR}"'), f"{self._place}: workdir"
+                self._string(raw.get("workdir", APP_DIR), "workdir", f'such as "{APP_DIR}"'), f"{self._place}: workdir"
             ),
             files=None if files is None else tuple(self._pattern(one) for one in files),
             env=env,
-            cpus=self._amount(limits, "cpus", "such as 0.5"),
-            memory=self._amount(limits, "memory", 'such as "128m"'),
-            disk=self._amount(limits, "disk", 'such as "64m"'),
+            cpus=self._quantity(limits, "cpus", "such as 0.5"),
+            memory=self._quantity(limits, "memory", 'such as "128m"'),
+            disk=self._quantity(limits, "disk", 'such as "64m"'),
             pids=pids,
         )
 
-    def _only(self, raw: dict[str, Any], known: Iterable[str], prefix: str) -> None:
+    def _check_keys(self, raw: dict[str, Any], known: Iterable[str], prefix: str) -> None:
         for key in raw:
             if key not in known:
                 import difflib
@@ -182,22 +183,22 @@ class _Reader:
             raise SpecError(f"{self._place}: {key} is {_kind(found)}", f"write a table: [{key}] on a line of its own")
         return found
 
-    def _text(self, value: object, key: str, right: str) -> str:
+    def _string(self, value: object, key: str, right: str) -> str:
         if not isinstance(value, str):
             raise SpecError(f"{self._place}: {key} is {_kind(value)}, not a string", right)
         return value
 
-    def _texts(self, value: object, key: str, right: str) -> tuple[str, ...]:
+    def _strings(self, value: object, key: str, right: str) -> tuple[str, ...]:
         if not isinstance(value, list) or not value:
             raise SpecError(f"{self._place}: {key} is {_kind(value)}", right)
-        return tuple(self._text(one, f"{key}[{index}]", right) for index, one in enumerate(value))
+        return tuple(self._string(one, f"{key}[{index}]", right) for index, one in enumerate(value))
 
-    def _whole(self, value: object, key: str, right: str) -> int:
+    def _integer(self, value: object, key: str, right: str) -> int:
         if type(value) is not int:
             raise SpecError(f"{self._place}: {key} is {_kind(value)}, not an integer", right)
         return value
 
-    def _amount(self, limits: dict[str, Any], key: str, right: str) -> str | None:
+    def _quantity(self, limits: dict[str, Any], key: str, right: str) -> str | None:
         value = limits.get(key)
         if value is None or isinstance(value, str):
             return value

@@ -85,7 +85,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class _Subject:
-    """What a target stands for, before any flag is applied."""
+    """The command and its defaults that a target stands for, before any flag is applied."""
 
     title: str
     argv: tuple[str, ...]
@@ -116,7 +116,7 @@ def make(target: Target, isolation: str, options: Options | None = None) -> Requ
             f"--port is for commands: the workload {subject.title} always serves on {DEFAULT_PORT}", "leave it out"
         )
     app = subject.application
-    place = str(app.place) if app else ""
+    place = str(app.path) if app else ""
     env = _environment(options, app)
     parse.command(subject.argv, env)
     memory = _memory(options, app, place)

@@ -53,29 +53,29 @@ def stage(
         StoreError: the copies cannot be written.
     """
     temporary = destination.with_name(destination.name + ".new")
-    job = _Job(str(directory), None if patterns is None else [one.split("/") for one in patterns], limit, reason)
+    copier = _Copier(str(directory), None if patterns is None else [one.split("/") for one in patterns], limit, reason)
     try:
         with _opened(str(directory), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, None) as source:
-            with _written():
+            with _store_errors():
                 temporary.mkdir(mode=0o755)
                 target = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                job.copy_directory(source, target, ())
-                with _written():
+                copier.copy_directory(source, target, ())
+                with _store_errors():
                     os.fchmod(target, 0o755)
             finally:
                 os.close(target)
-        job.refuse_unused_patterns()
-        with _written():
+        copier.refuse_unused_patterns()
+        with _store_errors():
             temporary.rename(destination)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    return job.total
+    return copier.total
 
 
 @dataclass
-class _Job:
+class _Copier:
     directory: str
     patterns: list[list[str]] | None
     limit: int
@@ -136,23 +136,23 @@ class _Job:
 
     def _copy_subdirectory(self, source: int, target: int, place: tuple[str, ...]) -> bool:
         name = place[-1]
-        with _written():
+        with _store_errors():
             os.mkdir(name, 0o755, dir_fd=target)
             inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=target)
         try:
-            with _written():
+            with _store_errors():
                 os.fchmod(inner, 0o755)  # whatever the umask
             taken = self.copy_directory(source, inner, place)
         finally:
             os.close(inner)
         if not taken and not self._matched(place):
-            with _written():
+            with _store_errors():
                 os.rmdir(name, dir_fd=target)  # it was only searched
             return False
         return True
 
     def _copy_file(self, source: int, found: os.stat_result, target: int, place: tuple[str, ...]) -> None:
-        with _written():
+        with _store_errors():
             copy = os.open(place[-1], _WRITE, 0o600, dir_fd=target)
         try:
             while True:
@@ -169,10 +169,10 @@ class _Job:
                         f"the files of {_shown(self.directory)} are larger than {most}",
                         f"list the needed files as files = [...] in {FILE}, or mount large data by -v",
                     )
-                with _written():
+                with _store_errors():
                     while chunk:
                         chunk = chunk[os.write(copy, chunk) :]
-            with _written():
+            with _store_errors():
                 os.fchmod(copy, 0o755 if found.st_mode & 0o111 else 0o644)
                 os.utime(copy, ns=(found.st_mtime_ns, found.st_mtime_ns))
         finally:
@@ -191,7 +191,7 @@ class _Job:
         # ".." is not allowed after a name: the name may be a link, and its parent elsewhere.
         if leads.startswith("/") or up >= len(place) or ".." in parts[up:]:
             raise self._refusal(place, f"is a symbolic link out of the directory, to {parse.one_line(leads)}")
-        with _written():
+        with _store_errors():
             os.symlink(leads, place[-1], dir_fd=target)
         return True
 
@@ -297,7 +297,7 @@ def _opened(path: str, flags: int, dir_fd: int | None) -> Iterator[int]:
 
 
 @contextmanager
-def _written() -> Iterator[None]:
+def _store_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:

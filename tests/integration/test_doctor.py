@@ -101,7 +101,7 @@ def test_without_root_it_says_so_and_loses_no_row() -> None:
 def test_bad_input_is_one_clear_line() -> None:
     done = _doctor("--fix", "--stop")
     assert done.returncode != 0
-    assert "exclude each other" in done.stderr
+    assert "cannot be used together" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -285,7 +285,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     state = tmp_path / "small"
     state.mkdir()
     needs_nothing = (
-        "from sandbox.images import build; build.NEEDED = dict.fromkeys(build.NEEDED, 0); "
+        "from sandbox.images import build; build.DISK_NEEDED = dict.fromkeys(build.DISK_NEEDED, 0); "
         "from sandbox.cli import main; import sys; sys.argv[1:] = ['images', 'build', 'rootfs']; main()"
     )
     for command, words in (

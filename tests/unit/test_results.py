@@ -1,4 +1,4 @@
-"""The result document: what is written is read back alike, and nothing else is read."""
+"""The result document: reading returns what was written, and anything else is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Copying in and out: hostile archives are refused and leave nothing, honest ones arrive whole."""
+"""Copying in and out: hostile archives are refused and leave nothing, and valid ones arrive complete."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def hardlink(name: str, target: str) -> Item:
 
 
 def archive(*items: Item, end: bool = True) -> bytes:
-    """An archive in GNU tar's format whose names are written as given, however bad they are."""
+    """Build an archive in GNU tar's format, with names as given, valid or not."""
     out = bytearray()
     for name, fields, content in items:
         info = tarfile.TarInfo(name)
@@ -83,7 +83,7 @@ class LocalCommand(Attached):
 
 
 class Inside:
-    """Stands for a sandbox: commands run on this host, `tar` perhaps in another way."""
+    """A fake sandbox: commands run on this host, and `tar` can be replaced by another command."""
 
     def __init__(self, tar: Sequence[str] | None = None) -> None:
         self.record = SimpleNamespace(name="web")
@@ -122,7 +122,7 @@ def here(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hostile(tmp_path: Path) -> Callable[..., Sandbox]:
-    """A sandbox that sends these bytes for any file or directory."""
+    """Return a sandbox that sends these bytes for any file or directory."""
 
     def make(data: bytes, code: int = 0) -> Sandbox:
         path = tmp_path / "sent"
@@ -256,7 +256,7 @@ class TestChecked:
                 checked(symlink("l", target))
 
     def test_refuses_a_chain_of_links_each_harmless_by_its_text(self) -> None:
-        # a/b/up leads to the target itself; "a/b/up/.." is a/b by its text, and in truth what holds the target.
+        # a/b/up leads to the target itself, so "a/b/up/.." reads as a/b but resolves to the target's parent.
         with pytest.raises(HostileError, match="leads out"):
             checked(folder("a"), folder("a/b"), symlink("a/b/up", "../.."), symlink("out", "a/b/up/../x"))
 

@@ -1,4 +1,4 @@
-"""The survey of the host: it never raises, names what is missing, and says what mends it."""
+"""The survey of the host: it never raises, names what is missing, and says how to provide it."""
 
 from __future__ import annotations
 

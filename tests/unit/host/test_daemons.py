@@ -1,4 +1,4 @@
-"""Daemons of our own: detached, remembered, and never mistaken for another's process."""
+"""Daemons that we start: detached, recorded, and never mistaken for another process."""
 
 from __future__ import annotations
 

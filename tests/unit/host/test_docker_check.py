@@ -1,4 +1,4 @@
-"""Docker's API asked over its socket, against a listener that says what a test wants said."""
+"""Requests to Docker's API over its socket, against a listener that sends the replies of the test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mending: what would be installed and written where, decided without doing it."""
+"""`doctor --fix`: what it would install and write where, tested without doing it."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ def test_it_is_started_beside_a_libvirtd_that_runs(monkeypatch: pytest.MonkeyPat
 def test_pid_files_of_others_are_swept_before_a_start(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str
 ) -> None:
-    """No such process, one of another name, one that has ended and not been reaped, no number at all."""
+    """A pid file of no process, of one with another name, of one not reaped yet, and without a number."""
     ended = subprocess.Popen(["/bin/true"])
     os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
     stale, living = tmp_path / "stale", tmp_path / "living"

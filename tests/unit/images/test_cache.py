@@ -1,4 +1,4 @@
-"""Entries on the disk: committed in one step, damage seen, removal careful. No root, no engine."""
+"""Entries on disk: committed in one step, checked for damage, removed unless in use. Needs no root and no engine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv(paths.STATE_ENV, str(tmp_path / "state"))
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/no.sock")
     monkeypatch.delenv("DOCKER_CONTEXT", raising=False)
-    monkeypatch.setattr("os.geteuid", lambda: 0)  # nothing here needs more than the permission to try
+    monkeypatch.setattr("os.geteuid", lambda: 0)  # only the check for root needs it
     paths.images_dir().mkdir(parents=True)
     return tmp_path / "state"
 
@@ -294,14 +294,14 @@ def test_only_root_builds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_mmdebstrap(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(contained, "PATH", str(tmp_path))
-    monkeypatch.setattr(build, "NEEDED", dict.fromkeys(build.NEEDED, 0))
+    monkeypatch.setattr(build, "DISK_NEEDED", dict.fromkeys(build.DISK_NEEDED, 0))
     with pytest.raises(UnavailableError, match="mmdebstrap is not installed"):
         images.ensure(Form.ROOTFS, lambda _: None)
     assert left() == []
 
 
 def test_workloads_that_change_meanwhile_give_no_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "NEEDED", dict.fromkeys(build.NEEDED, 0))
+    monkeypatch.setattr(build, "DISK_NEEDED", dict.fromkeys(build.DISK_NEEDED, 0))
     monkeypatch.setattr(build, "_base", lambda *_: ([], {}))
     with pytest.raises(ImageError, match="changed during the build"):
         build.stage(Stage.BASE, ONE, load(), {}, lambda _: None)

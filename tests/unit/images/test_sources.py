@@ -1,4 +1,4 @@
-"""The choice of a mirror: both formats of sources.list(5), and Debian's archive told from others."""
+"""The choice of a mirror: both formats of sources.list(5), and the recognition of Debian's archive."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def test_the_hosts_way_to_its_mirrors_is_carried_over() -> None:
         'Acquire::http::Proxy-Auto-Detect "quoted"',
         "DPkg::Post-Invoke:: rm -rf /",
     ]
-    assert sources.carried(lines) == [
+    assert sources.build_settings(lines) == [
         'Acquire::http::Proxy "http://proxy.example:3142";',
         'Acquire::https::Proxy::mirror.example "DIRECT";',
         'Acquire::Check-Valid-Until "false";',

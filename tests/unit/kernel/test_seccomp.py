@@ -1,4 +1,4 @@
-"""The filter: first run by an interpreter of our own over every number, then by the kernel on a real child."""
+"""The seccomp filter: interpreted here for every system call number, then run by the kernel on a child."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_every_number_gets_what_the_policy_says(machine: str) -> None:
     longest = 0
     for number in range(max(names) + 1):
         name = names.get(number, "")
-        # Every checked call passes with a first argument of 0, but those that make a socket of that family.
+        # With a first argument of 0 every checked call is allowed, except those that create a socket of that family.
         arguments = (1,) if name in ("socket", "socketpair") else ()
         verdict, steps = interpret(program, number, ARCH[machine], arguments)
         longest = max(longest, steps)

@@ -14,11 +14,11 @@ from sandbox.spec import MIB, Publish
 
 
 def refusal(act: Callable[[], object]) -> str:
-    """The one line that something is refused with, empty where it is taken."""
+    """Return the one-line error that a call raises; empty if it raises none."""
     try:
         act()
     except SpecError as error:
-        # Message and hint in parentheses: a refusal without a hint fails whatever looks for a line.
+        # Message and hint in parentheses, so that an error without a hint fails these tests.
         return str(error) if error.hint else ""
     return ""
 

@@ -1,4 +1,4 @@
-"""From what a user typed to a spec: targets, and what stands above what."""
+"""Resolving targets and options to a spec, and which source of a setting overrides which."""
 
 from __future__ import annotations
 

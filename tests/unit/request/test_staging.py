@@ -176,7 +176,7 @@ def test_too_deep(app: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("what", ["file", "directory"])
 def test_what_is_swapped_for_a_link_is_not_followed(app: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
-    """Between the listing and the opening, the owner of the directory puts a link to /etc in a name's place."""
+    """Between the listing and the opening, the directory's owner replaces an entry by a link to /etc."""
     real = os.open
     place = app / ("server.py" if what == "file" else "static")
 
