@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
-from sandbox.isolation import DEFAULT
+from sandbox.isolation import DEFAULT, LEVELS
 
 if TYPE_CHECKING:
     from sandbox.api import Sandbox
@@ -53,8 +53,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--sandbox-isolation",
         default=DEFAULT,
         metavar="LEVEL",
-        help="isolation level of sandboxes whose test names none: process, namespace, container, gvisor or vm "
-        "(default: %(default)s)",
+        help=f"isolation level of sandboxes whose test names none: one of {', '.join(LEVELS)} (default: %(default)s)",
     )
 
 

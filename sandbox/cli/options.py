@@ -5,14 +5,14 @@ from __future__ import annotations
 import click
 
 from sandbox.cli import completing
-from sandbox.isolation import DEFAULT
+from sandbox.isolation import DEFAULT, LEVELS
 
 isolation_option = click.option(
     "--isolation",
     default=DEFAULT,
     show_default=True,
     metavar="LEVEL",
-    help="process, namespace, container, gvisor or vm.",
+    help=f"One of {', '.join(LEVELS)}.",
     shell_complete=completing.level,
 )
 
