@@ -28,7 +28,7 @@ _LOG_LINES = 40
 
 
 class Factory(Protocol):
-    """What the fixtures give: starts a sandbox that is destroyed when the fixture ends."""
+    """What the fixtures give: starts a sandbox that is removed when the fixture ends."""
 
     def __call__(self, target: Target = "reactor", *, isolation: str | None = None, **options: Any) -> Sandbox:
         """Start a sandbox, as `sandbox.run` does.
@@ -59,13 +59,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def sandbox(request: pytest.FixtureRequest) -> Iterator[Factory]:
-    """A factory of sandboxes that are destroyed at the test's end: `box = sandbox("reactor")`."""
+    """A factory of sandboxes that are removed at the test's end: `box = sandbox("reactor")`."""
     yield from _factory(request)
 
 
 @pytest.fixture(scope="session")
 def sandbox_session(request: pytest.FixtureRequest) -> Iterator[Factory]:
-    """A factory of sandboxes that are destroyed at the session's end, for those that several tests share."""
+    """A factory of sandboxes that are removed at the session's end, for those that several tests share."""
     yield from _factory(request)
 
 

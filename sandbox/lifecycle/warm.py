@@ -150,7 +150,7 @@ def zygotes() -> Iterator[tuple[str, Forking, int]]:
             yield name, level, pid
 
 
-def drain(levels: Collection[str] = LEVELS) -> list[str]:
+def stop(levels: Collection[str] = LEVELS) -> list[str]:
     """Remove everything that is prepared at these levels. Returns a line per thing removed.
 
     Raises:
