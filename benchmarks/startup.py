@@ -75,7 +75,7 @@ def main() -> None:
                 pass
         for level in options.warm.split(",") if options.warm else []:
             contenders[f"{level}, warm"] = lambda level=level: warm(level)  # type: ignore[misc]
-            stack.callback(warm_pool.drain, (level,))
+            stack.callback(warm_pool.stop, (level,))
         series = common.interleave(contenders, options.rounds, options.seed, pause=PAUSE)
     common.report("startup to the first reply", "ms", series, _baselines(contenders), as_json=options.json, scale=1000)
     if not options.json:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import click
 
 from sandbox.cli import completing
-from sandbox.isolation import DEFAULT
+from sandbox.isolation import DEFAULT, LEVELS
 
 isolation_option = click.option(
     "--isolation",
     default=DEFAULT,
     show_default=True,
     metavar="LEVEL",
-    help="Isolation level: process, namespace, container, gvisor or vm.",
+    help=f"Isolation level: {', '.join(LEVELS)}.",
     shell_complete=completing.level,
 )
 

@@ -90,7 +90,7 @@ def _document(record: Record, now: Shown) -> dict[str, object]:
         "status": now.text,
         "address": record.address,
         "port": spec.port,
-        "url": f"http://{record.address}:{spec.port}/" if spec.port is not None else None,
+        "url": record.url,
         "published": [{"host": port.host, "inside": port.inside} for port in spec.publish],
         "cpus": spec.cpus,
         "memory": spec.memory,

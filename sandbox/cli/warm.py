@@ -45,7 +45,7 @@ def command(workload: str, isolation: str, count: int, listed: bool, stop: bool,
     from sandbox.request import resolve
 
     if stop:
-        for line in warm.drain():
+        for line in warm.stop():
             click.echo(line)
         return
     if listed:

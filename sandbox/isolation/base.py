@@ -469,5 +469,5 @@ class Batched(ABC):
         """Send SIGKILL to all its processes, and wait for none of them."""
 
     @abstractmethod
-    def clear_soon(self) -> None:
+    def remove_soon(self) -> None:
         """Remove what can be removed by now of what held the processes."""

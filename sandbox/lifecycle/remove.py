@@ -99,7 +99,7 @@ def remove_held(sandboxes: Collection[Running]) -> dict[str, SandboxError]:
         for running in sandboxes:
             _mark_removing(running.record)
         batched = [one.sandbox for one in sandboxes if isinstance(one.sandbox, Batched)] if len(sandboxes) > 1 else []
-        for begin in (Batched.kill_soon, Batched.clear_soon):
+        for begin in (Batched.kill_soon, Batched.remove_soon):
             for sandbox in batched:
                 begin(sandbox)
         for running in sandboxes:

@@ -38,8 +38,8 @@ GUEST_SHARE = 4
 """A guest keeps its application's files in memory, twice while it unpacks them; this part of it may be theirs."""
 _END_NOTED = 2.0
 """Seconds that an engine may take to note an end that already showed."""
-_LOG_TAIL = 4096
-"""Bytes."""
+_LOG_LINES, _LOG_BYTES = 100, 65536
+"""What is shown of a log when a start fails: more than a traceback has."""
 _complete: set[str] = set()
 """Levels that were seen to lack nothing; an engine that dies later is told by its own error."""
 
@@ -202,7 +202,7 @@ def await_reply(sandbox: Sandbox, record: Record, port: int, deadline: float) ->
         deadline: a value of time.monotonic().
 
     Raises:
-        NotReadyError: it ended, or no correct reply came in time; with the last line of its log.
+        NotReadyError: it ended, or no correct reply came in time; with the end of its log.
     """
     try:
         readiness.wait_for_reply(
@@ -214,7 +214,10 @@ def await_reply(sandbox: Sandbox, record: Record, port: int, deadline: float) ->
             name=record.name,
         )
     except NotReadyError as error:
-        raise NotReadyError(error.message, _last_words(sandbox) or error.hint) from None
+        output = _last_output(sandbox)
+        last = "".join(char if char.isprintable() else "?" for char in output.rpartition("\n")[2].strip())
+        hint = f"its log ends: {last}" if last else error.hint
+        raise NotReadyError(error.message, hint, output) from None
 
 
 def check_limits(spec: SandboxSpec, sandbox: Sandbox) -> None:
@@ -254,14 +257,11 @@ def _is_over(spec: SandboxSpec, sandbox: Sandbox) -> bool:
     return True
 
 
-def _last_words(sandbox: Sandbox) -> str | None:
-    """The last line of the log, for the error message."""
+def _last_output(sandbox: Sandbox) -> str:
+    """The end of the log, without blank lines after it."""
     with suppress(SandboxError):
-        tail = b"".join(sandbox.logs())[-_LOG_TAIL:].decode("utf-8", "replace")
-        lines = [line.strip() for line in tail.splitlines() if line.strip()]
-        if lines:
-            return "its log ends: " + "".join(c if c.isprintable() else "?" for c in lines[-1])
-    return None
+        return b"".join(sandbox.logs(tail=_LOG_LINES))[-_LOG_BYTES:].decode("utf-8", "replace").rstrip()
+    return ""
 
 
 class Clock:

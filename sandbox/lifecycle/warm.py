@@ -18,8 +18,8 @@ from sandbox.errors import BusyError, NotFoundError, SpecError, UnavailableError
 from sandbox.interrupts import deferred
 from sandbox.isolation import LEVELS, driver
 from sandbox.isolation.base import Forking, Progress
-from sandbox.lifecycle.find import Running, adopt
-from sandbox.lifecycle.pause import pause
+from sandbox.lifecycle import lab
+from sandbox.lifecycle.find import Running, adopt, held
 from sandbox.lifecycle.remove import remove, remove_held
 from sandbox.lifecycle.start import Clock, await_reply, start
 from sandbox.phases import Phase
@@ -63,11 +63,13 @@ def fill(spec: SandboxSpec, count: int, progress: Progress) -> list[str]:
 def _prepare(spec: SandboxSpec, progress: Progress) -> Record:
     name = f"warm-{spec.workload[:40]}-{secrets.token_hex(3)}"
     running = start(replace(spec, name=name), progress=progress, owner=True)
-    pause(running)
-    running.record.owner = None  # until here, our death would have made it debris
-    running.record.warm = key(spec)
-    Store().save(running.record)
-    return running.record
+    with held(running):
+        running.sandbox.pause()
+        record = running.record
+        record.owner = None  # until here, our death would have made it debris
+        record.paused, record.warm = True, key(spec)
+        Store().save(record)
+    return record
 
 
 def key(spec: SandboxSpec) -> str:
@@ -135,7 +137,9 @@ def _take(
         if then is not None:
             then(running)
     except BaseException:
-        remove_held([running])
+        with deferred():
+            remove_held([running])
+            lab.remove_unused()
         raise
     return running
 
@@ -161,7 +165,7 @@ def zygotes() -> Iterator[tuple[str, Forking, int]]:
             yield name, level, pid
 
 
-def drain(levels: Collection[str] = LEVELS) -> list[str]:
+def stop(levels: Collection[str] = LEVELS) -> list[str]:
     """Remove everything that is prepared at these levels. Returns a line per thing removed.
 
     Raises:

@@ -345,7 +345,7 @@ class Store:
             StoreError: something could not be removed.
         """
         found: list[tuple[str, Path]] = []
-        with explained("the state directory cannot be cleared of what belongs to nobody"), dropping_claims():
+        with explained("the state directory cannot be pruned"), dropping_claims():
             # Claims first, directories second: whoever claims has had a directory before, so what has none is dead.
             for ident, claims in self._claims().items():
                 if not ident or not files.is_directory(paths.sandboxes_dir() / ident):

@@ -34,7 +34,7 @@ def manager() -> Iterator[Manager]:
     """A manager over the real store; what was prepared is removed at the end."""
     found = Manager()
     yield found
-    pool.drain()
+    pool.stop()
 
 
 def spec(level: str = "namespace", target: Any = "reactor", **options: Any) -> SandboxSpec:
@@ -201,7 +201,7 @@ def test_namespace_the_child_made_ahead_holds_nothing_and_may_die(manager: Manag
     with warm(manager, spec()) as running:
         assert get(running, "stats")["model"] == "reactor"
     last = made_ahead()
-    pool.drain(("namespace",))
+    pool.stop(("namespace",))
     deadline = time.monotonic() + 10
     while Path(f"/proc/{last}").exists() and time.monotonic() < deadline:
         time.sleep(0.02)

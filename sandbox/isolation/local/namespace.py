@@ -85,7 +85,7 @@ class NamespaceIsolation(Isolation, Forking):
         return NamespaceSandbox(record)
 
     def prune(self, known: Collection[str], *, dry_run: bool) -> list[str]:
-        """Links of namespaces; control groups, which `process` has too, are cleared by whichever comes first."""
+        """Links of namespaces; control groups, which `process` has too, are removed by whichever comes first."""
         found = []
         for name in lab.stray_links(known):
             if not dry_run:

@@ -60,7 +60,7 @@ def prepare_root(progress: Progress) -> str:
 
 
 class LocalSandbox(Sandbox, Batched):
-    """A sandbox whose init is a process of this host. Subclasses say how to make, join and clear it away."""
+    """A sandbox whose init is a process of this host. Subclasses say how to make, join and remove it."""
 
     def __init__(self, record: Record) -> None:
         self.record = record
@@ -305,7 +305,7 @@ class LocalSandbox(Sandbox, Batched):
             exit.dismiss(self.record)
             self.group.kill(timeout=0)
 
-    def clear_soon(self) -> None:
+    def remove_soon(self) -> None:
         with suppress(OSError, TimeoutError):
             self.group.remove(timeout=0)
 
