@@ -89,7 +89,7 @@ def ensure(form: Form, progress: Progress) -> Image:
 
 def _find(form: Form, wanted: str) -> Image | None:
     if form is Form.DOCKER:
-        from sandbox.images import dockerd  # http.client and ssl: 20 ms that the other forms need not pay
+        from sandbox.images import dockerd  # loads what the other forms need not pay for
 
         raw = dockerd.find(wanted)
         if raw is None:

@@ -36,8 +36,7 @@ _DATA = {
     "nonce": str,
 }
 """Types of what drivers and manager put into `data` under these keys; other keys are their driver's affair."""
-_DOCKER = {"endpoint": dict, "container": str}
-_ENDPOINT = {"host": str, "context": str}
+_DOCKER = {"socket": str, "container": str}
 
 
 @dataclass(slots=True)
@@ -145,9 +144,7 @@ class Record:
         if not 0 <= record.created < _YEAR_10000:
             raise ValueError(f"created {record.created}")
         _check_data(record.data, _DATA, "data")
-        docker = record.data.get("docker") or {}
-        _check_data(docker, _DOCKER, "data.docker")
-        _check_data(docker.get("endpoint") or {}, _ENDPOINT, "data.docker.endpoint")
+        _check_data(record.data.get("docker") or {}, _DOCKER, "data.docker")
         return record
 
 

@@ -7,13 +7,13 @@ engine alone. Bodies of calls are in the terms of the Docker Engine API (https:/
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, ClassVar
 
 from sandbox import host, images
 from sandbox.errors import ImageError, SandboxError, SpecError, UnavailableError
 from sandbox.failpoints import Failpoint, reached
-from sandbox.host.docker import Endpoint, Engine, RefusalError
+from sandbox.host.docker import Engine, RefusalError, socket_path
 from sandbox.isolation.base import INIT, SHM_BYTES, Isolation, Progress, environment, writable
 from sandbox.isolation.docker import engines, gvisor, network, seccomp
 from sandbox.isolation.docker import mounts as docker_mounts
@@ -43,42 +43,33 @@ class ContainerIsolation(Isolation):
 
     def __init__(self, lab: Lab | None = None) -> None:
         self.lab = lab or Lab()
-        self._engines: dict[Endpoint, Engine] = {}
+        self._engines: dict[str, Engine] = {}
         self._image: str | None = None
 
-    def engine(self, endpoint: Endpoint | None = None) -> Engine:
+    def engine(self, socket: str | None = None) -> Engine:
         """The connection to an engine, by default the one that the docker command would use.
 
         Raises:
-            EngineError: the Docker configuration file is damaged.
+            UnavailableError: that one is not on this host, or Docker's configuration cannot be read.
         """
-        endpoint = endpoint or Endpoint.current()
-        if endpoint not in self._engines:
-            self._engines[endpoint] = Engine(endpoint, self.name)
-        return self._engines[endpoint]
+        socket = socket or socket_path()
+        if socket not in self._engines:
+            self._engines[socket] = Engine(socket)
+        return self._engines[socket]
 
     def missing(self) -> Sequence[host.Missing]:
         return host.missing_for(self.name)
 
     def check(self, spec: SandboxSpec) -> None:
-        """Every field of the spec can be honoured, but for mounts where the engine is on another host."""
-        if not (spec.mounts or spec.app):
-            return
-        endpoint = Endpoint.current()
-        if not endpoint.local:
-            raise SpecError(
-                f"files of this host cannot be mounted by an engine on another ({endpoint})",
-                "a local dockerd, or sandbox cp",
-            )
+        """Every field of the spec can be honoured, where the sources of its mounts are there."""
         for mount in spec.mounts:
             docker_mounts.identity(mount.source)
 
     def prepare(self, spec: SandboxSpec, progress: Progress) -> None:
         engine = self.engine()
-        with engine.talking("dockerd cannot be used"):
-            pass  # the first call connects: an engine that is not there is known before an image is built for it
+        engine.version()  # an engine that is not there is known before an image is built for it
         self._image = images.ensure(images.Form.DOCKER, progress).reference
-        engines.note(self.lab.name, engine.endpoint)
+        engines.note(self.lab.name, engine.socket)
         network.ensure(engine, self.lab)
 
     def create(self, spec: SandboxSpec, record: Record, undo: ExitStack) -> ContainerSandbox:
@@ -86,12 +77,12 @@ class ContainerIsolation(Isolation):
         sandbox = self.sandbox_class(record, engine)
         # By name and before the call: the engine may have made it although no answer came.
         undo.callback(sandbox.destroy)
-        record.data["docker"] = {"endpoint": engine.endpoint.to_json()}
+        record.data["docker"] = {"socket": engine.socket}
         sandbox.sources = docker_mounts.identities(spec, record)
         try:
             with engine.talking("the container could not be created") as api:
                 sandbox.uncertain = True
-                body = self.body(spec, record, _version(api.api_version))
+                body = self.body(spec, record, _numbers(engine.version().api))
                 made = api.create_container_from_config(body, name=sandbox.name)
                 sandbox.uncertain = False
         except RefusalError as error:
@@ -180,11 +171,15 @@ class ContainerIsolation(Isolation):
         return ContainerSandbox
 
     def adopt(self, record: Record) -> ContainerSandbox:
-        raw = record.data.get("docker", {}).get("endpoint")
-        return self.sandbox_class(record, self.engine(Endpoint.from_json(raw) if raw else None))
+        return self.sandbox_class(record, self.engine(record.data.get("docker", {}).get("socket")))
 
     def sweep(self, known: Collection[str], *, dry_run: bool) -> list[str]:
-        return engines.each(self.lab.name, lambda endpoint: self._sweep(self.engine(endpoint), known, dry_run=dry_run))
+        found = []
+        for socket in dict.fromkeys((socket_path(), *engines.noted(self.lab.name))):
+            # One that does not run has nothing that does; what was noted stays noted while it is away.
+            with suppress(UnavailableError):
+                found += self._sweep(self.engine(socket), known, dry_run=dry_run)
+        return found
 
     def _sweep(self, engine: Engine, known: Collection[str], *, dry_run: bool) -> list[str]:
         found = []
@@ -208,17 +203,17 @@ class ContainerIsolation(Isolation):
         docker_sandbox.remove(engine, container, name)
 
     def release(self) -> list[str]:
-        return engines.each(self.lab.name, self._release)
-
-    def _release(self, endpoint: Endpoint) -> list[str]:
-        engine = self.engine(endpoint)
-        removed = network.remove(engine, self.lab)
-        if removed or not network.exists(engine, self.lab):  # it stays while another's container is on it
-            engines.forget(self.lab.name, endpoint)
+        removed = []
+        for socket in engines.noted(self.lab.name):
+            engine = self.engine(socket)
+            with suppress(UnavailableError):
+                removed += network.remove(engine, self.lab)
+                if not network.exists(engine, self.lab):  # it stays while another's container is on it
+                    engines.forget(self.lab.name, socket)
         return removed
 
 
-def _version(text: str) -> tuple[int, ...]:
+def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split("."))
 
 

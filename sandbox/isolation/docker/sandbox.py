@@ -101,8 +101,8 @@ class ContainerSandbox(Sandbox):
         return pid
 
     def _pid(self, found: dict[str, Any] | None) -> int | None:
-        """Its init's pid on this host, where it runs and the engine is here."""
-        if found is None or not self.engine.endpoint.local or not found["State"]["Running"]:
+        """Its init's pid on this host, where it runs."""
+        if found is None or not found["State"]["Running"]:
             return None
         return found["State"]["Pid"] or None
 
@@ -112,14 +112,7 @@ class ContainerSandbox(Sandbox):
         Raises:
             EngineError
         """
-        try:
-            with self.engine.talking("the container cannot be inspected") as api:
-                found: dict[str, Any] = api.inspect_container(self.name)
-        except RefusalError as error:
-            if error.status == _GONE:
-                return None
-            raise
-        return found
+        return self.engine.look(f"/containers/{self.name}/json", "the container cannot be inspected")
 
     def alive(self) -> bool:
         """Whether it runs, paused or not."""
@@ -155,7 +148,7 @@ class ContainerSandbox(Sandbox):
         return str(self.record.data.get("docker", {}).get("container") or "no container")
 
     def _group(self, found: dict[str, Any] | None) -> cgroup.ContainerGroup | None:
-        """Its control group, where the engine is on this host and the container runs."""
+        """Its control group, where it runs."""
         pid = self._pid(found)
         return None if found is None or pid is None else cgroup.find(found["Id"], pid)
 
@@ -277,12 +270,10 @@ class ContainerSandbox(Sandbox):
             if group is not None:
                 return docker_usage.usage(group, process.pid)
         found = self.inspect()
-        if found is None or not found["State"]["Running"]:
-            return Stats(None, None, None)
         pid, group = self._pid(found), self._group(found)
         if pid is not None and group is not None:
             return docker_usage.usage(group, pid)
-        return docker_usage.engines_usage(self.engine, self.name)
+        return Stats(None, None, None)
 
     def events(self) -> dict[str, int]:
         """The control group's counters of limits met; empty when it cannot be seen."""
