@@ -169,7 +169,7 @@ def tree_digest(folder: Path) -> str:
 
 def code_files() -> list[Path]:
     """The guest's disk and initramfs are as much a matter of the code that makes them as of its data."""
-    makers = (Path(__file__).with_name(name) for name in ("vm.py", "ext4.py"))
+    makers = (Path(__file__).with_name(name) for name in ("vm.py",))
     return [maker for maker in makers if maker.exists()]
 
 
