@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, ClassVar
 
@@ -17,6 +17,8 @@ from sandbox.isolation.docker import cgroup, inspection, mounts, network
 from sandbox.isolation.docker import exec as docker_attach
 from sandbox.isolation.docker import logs as docker_stream
 from sandbox.isolation.docker import usage as docker_usage
+from sandbox.isolation.keeper import STDOUT
+from sandbox.isolation.log import Piece
 from sandbox.spec import SANDBOX_UID, Limits
 from sandbox.state.processid import ProcessId
 from sandbox.state.record import Record
@@ -183,7 +185,21 @@ class ContainerSandbox(Sandbox):
             alive=self.alive,
         )
 
-    def logs(self, *, follow: bool = False, tail: int | None = None, since: float | None = None) -> Iterator[bytes]:
+    def pieces(
+        self,
+        *,
+        follow: bool = False,
+        tail: int | None = None,
+        since: float | None = None,
+        until: float | None = None,
+        dropped: Callable[[int], object] = lambda _count: None,
+    ) -> Iterator[Piece]:
+        # Until the keeper writes the log at this level too.
+        return (Piece(STDOUT, 0.0, data) for data in self.logs(follow=follow, tail=tail, since=since))
+
+    def logs(
+        self, *, follow: bool = False, tail: int | None = None, since: float | None = None, until: float | None = None
+    ) -> Iterator[bytes]:
         return docker_stream.read_log(self.engine, self.name, follow=follow, tail=tail, since=since)
 
     def attach(

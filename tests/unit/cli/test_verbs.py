@@ -30,7 +30,7 @@ from sandbox.cli import COMMANDS, SECTIONS, signals
 from sandbox.cli.cp import operand, parse_size
 from sandbox.cli.events import Seen, changes
 from sandbox.cli.facts import compare
-from sandbox.cli.logs import parse_since, parse_tail
+from sandbox.cli.logs import parse_tail, parse_time
 from sandbox.cli.output import binary_size, decimal_size, one_line, plain
 from sandbox.errors import SandboxError, SpecError, StoreError
 from sandbox.phases import Status
@@ -316,8 +316,8 @@ class TestLogs:
         assert run("logs", "-f", "--tail", "7", "web").out == "follow=True tail=7\n"
         assert run("logs", "-n", "all", "web").out == "follow=False tail=None\n"
         refused(run("logs", "--tail", "some", "web"), "all")
-        refused(run("logs", "--since", "10m", "web"), "no times")
-        refused(run("logs", "--since", "yesterday", "web"), "10m")
+        refused(run("logs", "--since", "yesterday", "web"), "--since", "10m")
+        refused(run("logs", "--until", "tomorrow", "web"), "--until", "10m")
 
     @pytest.mark.parametrize(
         ("text", "seconds"),
@@ -333,14 +333,14 @@ class TestLogs:
         ],
     )
     def test_times(self, text: str, seconds: float) -> None:
-        assert parse_since(text, 1000.0) == pytest.approx(seconds)
+        assert parse_time("--since", text, 1000.0) == pytest.approx(seconds)
 
     def test_a_time_without_zone_is_local(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("TZ", "UTC-2")
         time.tzset()
         try:
-            assert parse_since("2026-01-31T12:00:00", 0) == 1769860800 - 7200
-            assert parse_since("2026-01-31", 0) == 1769860800 - 12 * 3600 - 7200
+            assert parse_time("--since", "2026-01-31T12:00:00", 0) == 1769860800 - 7200
+            assert parse_time("--since", "2026-01-31", 0) == 1769860800 - 12 * 3600 - 7200
         finally:
             monkeypatch.undo()
             time.tzset()
@@ -350,15 +350,15 @@ class TestLogs:
     )
     def test_no_times(self, text: str) -> None:
         if text == "10":
-            assert parse_since(text, 1000.0) == 10
+            assert parse_time("--since", text, 1000.0) == 10
             return
         with pytest.raises(SpecError):
-            parse_since(text, 1000.0)
+            parse_time("--since", text, 1000.0)
 
     @given(st.text(max_size=30))
     def test_any_text_is_a_time_or_refused(self, text: str) -> None:
         try:
-            assert isinstance(parse_since(text, 1000.0), float)
+            assert isinstance(parse_time("--since", text, 1000.0), float)
             parse_tail(text)
         except SpecError:
             return
