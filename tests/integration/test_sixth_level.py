@@ -50,9 +50,8 @@ def running() -> Iterator[str]:
 
 @pytest.mark.parametrize(("tests", "least"), [("lifecycle", 17), ("network", 5), ("publish", 5), ("verbs", 25)])
 def test_the_contract_holds(tests: str, least: int) -> None:
-    done = python(
-        "-m", "pytest", "-p", "tests.sixth", "-p", "no:cacheprovider", f"tests/contract/test_{tests}.py", "-k", LEVEL
-    )
+    plugins = ("-p", "tests.sixth", "-p", "no:cacheprovider")
+    done = python("-m", "pytest", *plugins, f"tests/contract/test_{tests}.py", "-k", LEVEL)
     assert done.returncode == 0, done.stdout
     passed = re.search(rf"{LEVEL}: (\d+) passed$", done.stdout, re.MULTILINE)
     assert passed is not None, done.stdout
