@@ -1,8 +1,9 @@
-"""Throughput of the reactor on `/`, on one core: against a toy epoll loop, and behind each wall against `process`.
+"""Measure the reactor's throughput on one CPU: bare against a toy epoll loop, and at each level against `process`.
 
     python benchmarks/throughput.py [--rounds N] [--duration S] [--levels LIST] [--json]
 
-The server has one CPU and wrk another, with 64 connections kept open. All in one run, interleaved in random order.
+The requests are for `/`. The server has one CPU and wrk another, with 64 connections kept open. All contenders run
+interleaved in random order.
 """
 
 from __future__ import annotations

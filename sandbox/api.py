@@ -15,8 +15,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from sandbox.isolation import DEFAULT
-from sandbox.lifecycle import find, kill, pause, remove, start, stop, wait
+from sandbox.lifecycle import find, kill, pause, remove, stop, wait
+from sandbox.lifecycle import run as running
 from sandbox.lifecycle.find import Running
+from sandbox.lifecycle.start import silent
 from sandbox.request import resolve
 from sandbox.spec import GRACE, Publish, SandboxSpec
 
@@ -261,10 +263,10 @@ def run(
     }
     wanted = resolve.make(target, isolation, resolve.options_of(values))
     return Sandbox(
-        start.start(
+        running.run(
             wanted.spec,
             application=wanted.application,
-            progress=progress or start.silent,
+            progress=progress or silent,
             owner=not detach,
             warm=warm,
         )

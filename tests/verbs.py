@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sandbox.lifecycle import find, lab, prune, remove, start, stop
+from sandbox.lifecycle import find, lab, prune, remove, run, start, stop
 from sandbox.lifecycle.find import Running
 from sandbox.request import resolve
 from sandbox.request.resolve import Target
@@ -18,7 +18,7 @@ class Manager:
     """Runs, finds and removes sandboxes."""
 
     store = Store()
-    run = staticmethod(start.start)
+    run = staticmethod(run.run)
     running = staticmethod(start.running)
     lab = staticmethod(lab.use)
     get = staticmethod(find.get)

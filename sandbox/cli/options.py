@@ -12,10 +12,10 @@ isolation_option = click.option(
     default=DEFAULT,
     show_default=True,
     metavar="LEVEL",
-    help=f"One of {', '.join(LEVELS)}.",
+    help=f"Isolation level: {', '.join(LEVELS)}.",
     shell_complete=completing.level,
 )
 
 format_option = click.option(
-    "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True, help="How to print."
+    "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True, help="Output format."
 )

@@ -11,8 +11,8 @@ def command(dry_run: bool) -> None:
     """Remove what is not running and what belongs to nobody.
 
     That is: sandboxes that have ended, debris of commands that were killed, resources that carry one of our ids
-    although no record knows them, half-built images, and the lab network when nobody uses it. Running sandboxes
-    and images are kept.
+    although no record knows them, half-built images, and the networks of the lab and of Vagrant machines when nobody
+    uses them. Running sandboxes, images and the machines of `vagrant up` are kept.
     """
     from sandbox.lifecycle.prune import prune
 

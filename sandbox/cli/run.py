@@ -96,14 +96,14 @@ def command(workload: str | None, isolation: str, detach: bool, remove: bool, wa
       sandbox run --port 8000 -- python3 -m http.server --bind @listen@ 8000
     """
     from sandbox.isolation import driver
-    from sandbox.lifecycle import start as starting
+    from sandbox.lifecycle import run
     from sandbox.request import resolve
 
     wanted = resolve.make(_target(click.get_current_context(), workload), isolation, resolve.Options(**options))
 
     def start(then: Callable[[Running], object]) -> Running:
         with Progress() as progress:
-            return starting.start(
+            return run.run(
                 wanted.spec,
                 application=wanted.application,
                 progress=progress,

@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from sandbox.errors import EngineError, SandboxError, UnavailableError
-from sandbox.host import apt, daemons, dockerd, libvirt
-from sandbox.host.checks import COMMON, OPTIONAL, Survey
+from sandbox.host import apt, daemons, dockerd, libvirt, vagrant
+from sandbox.host.checks import COMMON, EXTRAS, OPTIONAL, Survey
 from sandbox.host.distribution import OPTIONAL_PACKAGES, PACKAGES, distribution, systemd
+from sandbox.host.docker import Engine
+from sandbox.host.docker_check import registered
 from sandbox.host.finding import Finding
 from sandbox.host.programs import which
 from sandbox.host.sockets import listens
@@ -32,8 +34,6 @@ from sandbox.state.store import named_lock
 Progress = Callable[[str], None]
 
 DISTRIBUTION_NAME = "sandbox-manager"
-NOT_INSTALLED = frozenset({"program.vagrant"})
-"""Left to the user: large, and no level needs it."""
 
 
 @dataclass
@@ -103,7 +103,7 @@ def stop(progress: Progress) -> list[str]:
 def lacking(requirements: Mapping[str, Iterable[str]]) -> list[Finding]:
     """Everything that a level requires, or a command can use, and that is not there."""
     survey = Survey()
-    names = dict.fromkeys([*COMMON, *chain.from_iterable(requirements.values())])
+    names = dict.fromkeys([*COMMON, *chain.from_iterable([*requirements.values(), *EXTRAS.values()])])
     names |= dict.fromkeys(item.name for item in OPTIONAL if item.name.startswith("program."))
     return [finding for name in names if not (finding := survey.look(name)).ok]
 
@@ -112,7 +112,7 @@ def wanted_packages(names: list[str]) -> list[str]:
     """Packages that bring capabilities, without those whose program is there and merely does not run."""
     wanted: dict[str, None] = {}
     for name in names:
-        if name in NOT_INSTALLED or name not in PACKAGES or _installed(name):
+        if name not in PACKAGES or _installed(name):
             continue
         if name == "python.libvirt":
             wanted |= dict.fromkeys(_binding_packages())
@@ -128,6 +128,8 @@ def _installed(name: str) -> bool:
         return which("runsc") is not None
     if name == "libvirt.daemon":
         return which("virsh") is not None and _libvirt_daemon() is not None
+    if name == "vagrant.libvirt":
+        return vagrant.from_its_makers()  # Debian's plugin is not for them
     return False
 
 
@@ -174,10 +176,11 @@ def _kvm_group(outcome: Outcome, progress: Progress) -> None:
 
 
 def _docker(outcome: Outcome, progress: Progress) -> None:
-    if Survey().look("docker.daemon").ok or which("dockerd") is None:
+    finding = Survey().look("docker.daemon")
+    if finding.ok or which("dockerd") is None:
         return
-    if os.environ.get("DOCKER_HOST"):
-        outcome.advice.append(f"DOCKER_HOST is {os.environ['DOCKER_HOST']}: start that daemon, or unset it")
+    if not dockerd.chosen():
+        outcome.advice.append(f"{finding.detail}: {finding.remedy}")
     elif systemd():
         progress("starting docker")
         outcome.done.append(_systemctl("docker"))
@@ -187,8 +190,7 @@ def _docker(outcome: Outcome, progress: Progress) -> None:
 
 
 def _runsc(outcome: Outcome, progress: Progress) -> None:
-    survey = Survey()
-    if which("runsc") is None or not survey.look("docker.daemon").ok or survey.engine.runtime() is not None:
+    if which("runsc") is None or not Survey().look("docker.daemon").ok or registered(Engine()) is not None:
         return
     progress("registering the runtime runsc with dockerd")
     done, advice = dockerd.register()

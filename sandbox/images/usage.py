@@ -1,4 +1,4 @@
-"""Who uses an image: processes, and mounts in any namespace."""
+"""Find the users of an image: processes, and mounts in any namespace."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from sandbox.images.workspace import unescape
 
 
 def users(entry: Entry) -> list[str]:
-    """What uses an entry now, a few words each; empty when nothing does."""
+    """Return what uses an entry now, a few words each; empty if nothing does."""
     return list(_processes(entry.directory))
 
 
 def _processes(directory: Path) -> Iterator[str]:
-    """Processes whose root, working directory, program or open files are inside, or that have it mounted."""
+    """Find processes with their root, working directory, program or open files in a directory, or with mounts of it."""
     marks = tuple(f"{path}/" for path in {os.path.realpath(directory), _within_filesystem(directory)})
     seen: set[tuple[int, int]] = set()
     ours = _identity(Path("/proc/self/ns/mnt"))
@@ -41,18 +41,18 @@ def _processes(directory: Path) -> Iterator[str]:
 
 
 def _within_filesystem(directory: Path) -> str:
-    """A path from the root of its file system, which is how every mount namespace names it (proc(5), mountinfo)."""
+    """Return a path from the root of its file system, the same in every mount namespace (proc(5), mountinfo)."""
     real = os.path.realpath(directory)
     found = ("/", "/")
     for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
         root, point = (unescape(field) for field in line.split()[3:5])
         if f"{real}/".startswith(point.rstrip("/") + "/") and len(point) >= len(found[1]):
-            found = (root, point)  # of several mounts on one point the last one counts
+            found = (root, point)  # of several mounts on a mount point, the last one counts
     return os.path.normpath(f"{found[0]}/{os.path.relpath(real, found[1])}")
 
 
 def _identity(namespace: Path) -> tuple[int, int]:
-    """What tells namespaces apart (namespaces(7))."""
+    """Return the device and inode that identify a namespace (namespaces(7))."""
     status = namespace.stat()
     return status.st_dev, status.st_ino
 

@@ -10,12 +10,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from sandbox import host
 from sandbox.host import Missing
 from sandbox.spec import Limits, SandboxSpec
 from sandbox.state.record import Record
+
+if TYPE_CHECKING:
+    from sandbox.isolation.keeper import Keeper
+    from sandbox.isolation.log import Piece
 
 INIT = ("/usr/bin/tini", "--")
 """Process 1 of every sandbox, from the root filesystem: it reaps orphans and forwards signals. It is prepended to
@@ -246,9 +250,15 @@ class Forking(ABC):
 
 
 class Sandbox(ABC):
-    """One sandbox at one level, from created to removed."""
+    """One sandbox at one level, from created to removed.
+
+    Attributes:
+        record: what is known of it.
+        keeper: of the sandbox, where this handle has started it.
+    """
 
     record: Record
+    keeper: Keeper | None = None
 
     @abstractmethod
     def boot(self, deadline: float) -> None:
@@ -325,19 +335,58 @@ class Sandbox(ABC):
             EngineError, CommandNotFoundError, CannotInvokeError
         """
 
-    @abstractmethod
-    def logs(self, *, follow: bool = False, tail: int | None = None, since: float | None = None) -> Iterator[bytes]:
-        """Chunks of what the workload wrote to stdout and stderr; with `follow`, until it ends.
+    def logs(
+        self,
+        *,
+        follow: bool = False,
+        tail: int | None = None,
+        since: float | None = None,
+        until: float | None = None,
+    ) -> Iterator[bytes]:
+        """The bytes of `pieces`."""
+        return (piece.data for piece in self.pieces(follow=follow, tail=tail, since=since, until=until))
+
+    def pieces(
+        self,
+        *,
+        follow: bool = False,
+        tail: int | None = None,
+        since: float | None = None,
+        until: float | None = None,
+        dropped: Callable[[int], object] = lambda _count: None,
+    ) -> Iterator[Piece]:
+        """What the workload wrote to stdout and stderr, as `log.read` has it; with `follow`, until it ends.
 
         Args:
             follow: go on until the workload ends.
             tail: begin with the last so many lines.
             since: leave out what was written before this time, in seconds since the epoch.
+            until: leave out what was written after it.
+            dropped: told how many bytes the log does not have any more.
 
         Raises:
-            SpecError: the level keeps no times with its log, so that `since` cannot be honoured.
             EngineError
         """
+        from sandbox.isolation import keeper, log  # no start reads a log
+
+        directory = self.record.directory
+        return log.read(
+            directory,
+            follow=follow,
+            tail=tail,
+            since=since,
+            until=until,
+            running=lambda: keeper.watching(directory),
+            dropped=dropped,
+        )
+
+    def output(self) -> Iterator[Piece]:
+        """What the workload writes, from its first byte to its end: for the command in the foreground.
+
+        Where this handle has started the sandbox (and nobody called `keeper.let_go`), a slow reader slows the workload
+        and loses nothing.
+        """
+        return self.pieces(follow=True) if self.keeper is None else self.keeper.output()
 
     @abstractmethod
     def stats(self) -> Stats:

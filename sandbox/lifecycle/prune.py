@@ -14,7 +14,7 @@ from sandbox.lifecycle.find import Running, adopt
 from sandbox.lifecycle.remove import remove_held
 from sandbox.lifecycle.start import silent
 from sandbox.network import lab as network
-from sandbox.network import publish
+from sandbox.network import publish, vagrant
 from sandbox.phases import Status
 from sandbox.state.store import Store, named_lock
 
@@ -46,6 +46,7 @@ def prune(*, dry_run: bool = False, note: Progress = silent) -> list[str]:
         _collect(failures, removed, partial(driver(level).prune, known, dry_run=dry_run))
     _collect(failures, removed, partial(_prune_published, known, dry_run=dry_run))
     _collect(failures, removed, partial(images.prune, dry_run=dry_run))
+    _collect(failures, removed, partial(vagrant.prune, dry_run=dry_run))
     if not dry_run:
         _collect(failures, removed, lab.remove_unused)
     elif not store.used_addresses():

@@ -17,7 +17,7 @@ from sandbox.errors import EngineError, LimitError, NotReadyError, SandboxError,
 from sandbox.failpoints import Failpoint, reached
 from sandbox.interrupts import deferred
 from sandbox.isolation import driver
-from sandbox.isolation.base import Forking, Isolation, Progress, Sandbox
+from sandbox.isolation.base import Isolation, Progress, Sandbox
 from sandbox.lifecycle import lab
 from sandbox.lifecycle.find import Running
 from sandbox.lifecycle.remove import remove
@@ -54,7 +54,6 @@ def start(
     application: Application | None = None,
     progress: Progress = silent,
     owner: bool = False,
-    warm: bool = False,
     then: Callable[[Running], object] | None = None,
 ) -> Running:
     """Bring a sandbox up to its first correct reply, where a port is known. On any failure everything is undone.
@@ -64,7 +63,6 @@ def start(
         application: whose files it sees; of the same request.
         progress: told what is being done.
         owner: tie the sandbox to this process: when it dies, the sandbox is debris that `prune` removes.
-        warm: start from what `sandbox warm` has prepared.
         then: called with it once it is up, while what goes wrong, a signal among it, still undoes everything. For
             callers who take it over: a signal between our return and their first line would find nobody.
 
@@ -73,15 +71,6 @@ def start(
     """
     lab.need_root()
     level = driver(spec.isolation)
-    if warm:
-        from sandbox.lifecycle import warm as prepared  # most starts are not
-
-        prepared.check(spec)
-        if not isinstance(level, Forking):
-            return prepared.take(spec, owner=owner, then=then)
-        if level.zygote(current=True) is None:
-            raise prepared.nothing(spec)
-        spec = replace(spec, warm=True)
     level.check(spec)
     store = Store()
     store.ensure()

@@ -78,13 +78,25 @@ def key(spec: SandboxSpec) -> str:
     return json.dumps(replace(spec, name="", argv=argv, warm=False).to_json(), sort_keys=True)
 
 
-def take(spec: SandboxSpec, *, owner: bool, then: Callable[[Running], object] | None) -> Running:
-    """Start by what is prepared, see `start`.
+def start_warm(
+    spec: SandboxSpec, *, progress: Progress, owner: bool, then: Callable[[Running], object] | None
+) -> Running:
+    """Start from what is prepared.
 
     Raises:
         UnavailableError: nothing is prepared for this spec.
-        SandboxError: as of `start`.
+        SandboxError: as of `start.start`.
     """
+    check(spec)
+    level = driver(spec.isolation)
+    if not isinstance(level, Forking):
+        return _take_paused(spec, owner=owner, then=then)
+    if level.zygote(current=True) is None:
+        raise _nothing(spec)
+    return start(replace(spec, warm=True), progress=progress, owner=owner, then=then)
+
+
+def _take_paused(spec: SandboxSpec, *, owner: bool, then: Callable[[Running], object] | None) -> Running:
     wanted, store = key(spec), Store()
     begun = time.monotonic_ns()
     for record in waiting():
@@ -97,7 +109,7 @@ def take(spec: SandboxSpec, *, owner: bool, then: Callable[[Running], object] | 
                     return _take(spec, current, begun, owner=owner, then=then)
         except (BusyError, NotFoundError):
             continue  # somebody else has just taken it
-    raise nothing(spec)
+    raise _nothing(spec)
 
 
 def _take(
@@ -132,8 +144,7 @@ def _take(
     return running
 
 
-def nothing(spec: SandboxSpec) -> UnavailableError:
-    """Nothing is prepared."""
+def _nothing(spec: SandboxSpec) -> UnavailableError:
     limits = ", with the same limits and environment" if driver(spec.isolation).features.warm_by_pause else ""
     return UnavailableError(
         f"nothing is prepared for a warm start of {spec.workload} at level {spec.isolation}",

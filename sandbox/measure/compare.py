@@ -11,11 +11,12 @@ import os
 import random
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
-from typing import Protocol
+from typing import Any, Protocol
 
 import sandbox
 from sandbox import host as capability
@@ -23,7 +24,7 @@ from sandbox import isolation, workloads
 from sandbox.errors import EngineError, SandboxError, SpecError, UnavailableError
 from sandbox.lifecycle import lab, start
 from sandbox.lifecycle.find import Running
-from sandbox.measure import host, load, stats, summary
+from sandbox.measure import host, load, stats, summary, vagrant
 from sandbox.request import resolve
 from sandbox.results import Document, LevelInfo, Load, Plan, Sample, Status, save
 from sandbox.spec import DEFAULT_PORT, SandboxSpec
@@ -59,6 +60,7 @@ class Options:
         duration: seconds of load on each; 0 for none.
         seed: of the order within rounds.
         probe: whether to examine isolation as well.
+        with_vagrant: whether to measure Vagrant machines beside the levels.
     """
 
     workload: str
@@ -67,6 +69,12 @@ class Options:
     duration: int
     seed: int
     probe: bool = True
+    with_vagrant: bool = False
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """The levels, and Vagrant after them where it was asked for."""
+        return (*self.levels, vagrant.NAME) if self.with_vagrant else self.levels
 
 
 @dataclass(slots=True)
@@ -89,15 +97,19 @@ class Comparison:
     _page: bytes | None = field(init=False, default=None)
     _failures: Counter[str] = field(init=False, default_factory=Counter)
     _pace: dict[str, list[float]] = field(init=False, default_factory=dict)
+    _vagrant: vagrant.Project | None = field(init=False, default=None)
 
     def check(self) -> None:
         """Refuse what cannot work, before anything is made.
 
         Raises:
             NotFoundError: there is no such workload.
+            SpecError: Vagrant machines do not serve it.
             UnavailableError: not root, or no load generator.
         """
         workloads.argv(self.options.workload, host="0.0.0.0", port=DEFAULT_PORT)  # noqa: S104 - nothing listens here
+        if self.options.with_vagrant:
+            vagrant.check(self.options.workload)
         if os.geteuid() != 0:
             raise UnavailableError("sandboxes need root: namespaces, cgroups and the lab network", "run it with sudo")
         if self.options.duration:
@@ -112,7 +124,9 @@ class Comparison:
         self._document = self._begin()
         self._save()
         try:
-            with lab.use():
+            with lab.use(), ExitStack() as undo:
+                if self.options.with_vagrant and self._document.info(vagrant.NAME).available:
+                    self._vagrant = undo.enter_context(vagrant.project(self._cpus.server, self.observer.detail))
                 self._rounds()
                 self._examine()
             self._document.status = Status.COMPLETE
@@ -127,7 +141,7 @@ class Comparison:
         self._cpus = host.cpu_plan()
         specs = [self._spec(level) for level in options.levels]
         self.observer.detail("looking at this host")
-        levels = [_level_info(level) for level in options.levels]
+        levels = [_level_info(level) for level in options.rows]
         usable = [info.name for info in levels if info.available]
         for info in levels:
             if not info.available:
@@ -136,6 +150,8 @@ class Comparison:
         caveats = host.caveats(particulars, samples=options.samples, few=stats.FEW_SAMPLES, tenants=self._tenants())
         if self._cpus.caveat is not None:
             caveats.append(self._cpus.caveat)
+        if vagrant.NAME in usable:
+            caveats.append(vagrant.CAVEAT)
         return Document(
             sandbox_version=sandbox.__version__,
             status=Status.INCOMPLETE,
@@ -143,7 +159,7 @@ class Comparison:
             finished=None,
             plan=Plan(
                 workload=options.workload,
-                levels=list(options.levels),
+                levels=list(options.rows),
                 baseline=_baseline(usable or list(options.levels)),
                 samples=options.samples,
                 duration_s=options.duration,
@@ -173,7 +189,7 @@ class Comparison:
         # Not for secrets: the order must be the same again when the seed is.
         order = random.Random(self.options.seed)  # noqa: S311
         for number in range(self.options.samples + 1):
-            levels = list(self.options.levels)
+            levels = list(self.options.rows)
             order.shuffle(levels)
             for position, level in enumerate(levels):
                 if self._worth_trying(level):
@@ -203,8 +219,12 @@ class Comparison:
         observed = _Observed()
         error: str | None = None
         try:
-            with start.running(self._spec(level), progress=self.observer.detail) as running:
-                self._observe(running, observed, warm_up=number == summary.WARM_UP)
+            if self._vagrant is not None and level == vagrant.NAME:
+                with self._vagrant.machine() as machine:
+                    self._observe_machine(machine, observed, warm_up=number == summary.WARM_UP)
+            else:
+                with start.running(self._spec(level), progress=self.observer.detail) as running:
+                    self._observe(running, observed, warm_up=number == summary.WARM_UP)
         except UnavailableError as failure:
             error = str(failure)
             self._withdraw(level, failure)
@@ -228,22 +248,28 @@ class Comparison:
         timeline = running.record.timeline
         observed.phases, observed.startup = timeline.durations(), timeline.total()
         self._label(running)
-        self._check_page(running)
-        if self.options.duration:
-            seconds = WARM_UP_SECONDS if warm_up else self.options.duration
-            self.observer.detail(f"load for {seconds} s")
-            address, port = running.record.address, _port(running)
-            observed.load = load.saturate(
-                f"http://{address}:{port}{PAGE}",
-                duration=seconds,
-                connections=load.CONNECTIONS,
-                cpu=self._cpus.generator,
-            )
+        address, port = running.record.address, _port(running)
+        self._check_page(*load.fetch(address, port, PAGE))
+        self._load(observed, f"http://{address}:{port}{PAGE}", warm_up=warm_up)
         observed.memory = running.sandbox.stats().memory
 
-    def _check_page(self, running: Running) -> None:
+    def _observe_machine(self, machine: vagrant.Machine, observed: _Observed, *, warm_up: bool) -> None:
+        observed.startup = machine.startup
+        self._replace(vagrant.NAME, vagrant.labelled(emulated=machine.emulated))
+        self._check_page(*load.fetch(machine.address, machine.port, PAGE, connect=load.host_socket))
+        self._load(observed, f"http://{machine.address}:{machine.port}{PAGE}", warm_up=warm_up, command=list)
+
+    def _load(self, observed: _Observed, url: str, *, warm_up: bool, **how: Any) -> None:
+        if not self.options.duration:
+            return
+        seconds = WARM_UP_SECONDS if warm_up else self.options.duration
+        self.observer.detail(f"load for {seconds} s")
+        observed.load = load.saturate(
+            url, duration=seconds, connections=load.CONNECTIONS, cpu=self._cpus.generator, **how
+        )
+
+    def _check_page(self, status: int, body: bytes) -> None:
         """The same work everywhere: every level must answer with the same bytes."""
-        status, body = load.fetch(running.record.address, _port(running), PAGE)
         if status != 200:
             raise EngineError(f"{PAGE} was answered with status {status}, not 200")
         if self._page is None:
@@ -273,7 +299,7 @@ class Comparison:
             return
         from sandbox.measure import isolation as walls
 
-        levels = [info.name for info in self._document.levels if self._worth_trying(info.name)]
+        levels = [name for name in self.options.levels if self._worth_trying(name)]
         total = self._total()
         self.observer.step(total - 1, total, "isolation", None)
         self._document.isolation = walls.examine(levels, self.options.workload, self.observer.detail)
@@ -337,6 +363,8 @@ def parse_levels(text: str | None) -> tuple[str, ...]:
 
 
 def _level_info(level: str) -> LevelInfo:
+    if level == vagrant.NAME:
+        return vagrant.info()
     missing = list(isolation.driver(level).missing())
     if missing:
         return _unavailable(level, "; ".join(lack.reason for lack in missing), missing[0].remedy)

@@ -66,7 +66,7 @@ def test_the_port_leads_inside(published: Running) -> None:
     assert ask(host_port(published)) == b"hello"
     for _ in range(20):
         assert ask(host_port(published)) == b"hello"
-    assert publishing.of(published.record.id) == list(published.record.spec.publish)
+    assert publishing.published_ports(published.record.id) == list(published.record.spec.publish)
     assert f"sbx-{published.record.id}" in table()
 
 

@@ -247,7 +247,7 @@ def test_what_cannot_start_warm_is_refused(manager: Manager, tmp_path: Path) -> 
     with pytest.raises(SpecError, match="no published port, mount or application"):
         manager.run(spec(publish=["18099:8080"]), progress=quiet, warm=True)
     pool.fill(spec(), 1, quiet)
-    with pytest.raises(SpecError, match="reference servers only"):
+    with pytest.raises(SpecError, match="only the reference servers"):
         manager.run(spec(target=["sleep", "10"]), progress=quiet, warm=True)
 
 

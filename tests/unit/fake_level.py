@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -134,9 +134,6 @@ class FakeSandbox(Sandbox):
         workdir: str | None = None,
     ) -> Attached:
         raise EngineError("nothing can be attached to here")
-
-    def logs(self, *, follow: bool = False, tail: int | None = None, since: float | None = None) -> Iterator[bytes]:
-        return iter(())
 
     def stats(self) -> Stats:
         return Stats(None, None, None)

@@ -23,7 +23,7 @@ from typing import Any
 
 import sandbox.isolation
 from sandbox.cli import main
-from sandbox.errors import CommandNotFoundError, EngineError, SpecError
+from sandbox.errors import CommandNotFoundError, EngineError
 from sandbox.host import Missing
 from sandbox.interrupts import LOOK_EVERY
 from sandbox.isolation.base import (
@@ -37,6 +37,8 @@ from sandbox.isolation.base import (
     Stats,
     WindowSize,
 )
+from sandbox.isolation.keeper import STDOUT
+from sandbox.isolation.log import Piece
 from sandbox.phases import Phase, Status
 from sandbox.spec import SANDBOX_UID, Limits, SandboxSpec
 from sandbox.state.processid import ProcessId
@@ -178,10 +180,8 @@ class FakeSandbox(Sandbox):
         self._note(attach={"argv": list(argv), "root": root, "env": [list(pair) for pair in env], "workdir": workdir})
         return FakeAttached(argv, (stdin, stdout, stderr), terminal)
 
-    def logs(self, *, follow: bool = False, tail: int | None = None, since: float | None = None) -> Iterator[bytes]:
-        if since is not None:
-            raise SpecError("a fake log has no times")
-        yield f"follow={follow} tail={tail}\n".encode()
+    def pieces(self, **options: Any) -> Iterator[Piece]:
+        yield Piece(STDOUT, 0.0, " ".join(f"{name}={options[name]}" for name in ("follow", "tail")).encode() + b"\n")
 
     def stats(self) -> Stats:
         if "stats" not in self.fake:

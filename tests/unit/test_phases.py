@@ -1,4 +1,4 @@
-"""The timeline refuses what cannot have happened."""
+"""The timeline refuses phases that overlap or are out of order."""
 
 from __future__ import annotations
 

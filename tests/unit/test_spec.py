@@ -1,4 +1,4 @@
-"""The spec and its form in a record."""
+"""The spec, and its JSON form in a record."""
 
 from __future__ import annotations
 

@@ -6,12 +6,12 @@ import errno
 import os
 import signal
 from abc import abstractmethod
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
 from sandbox import images
-from sandbox.errors import CannotInvokeError, CommandNotFoundError, EngineError, ImageError, SpecError
+from sandbox.errors import CannotInvokeError, CommandNotFoundError, EngineError, ImageError
 from sandbox.failpoints import Failpoint, reached
 from sandbox.interrupts import wait_readable
 from sandbox.isolation.base import (
@@ -25,10 +25,12 @@ from sandbox.isolation.base import (
     WindowSize,
     environment,
 )
+from sandbox.isolation.keeper import STDOUT
 from sandbox.isolation.local import exec as local_attach
 from sandbox.isolation.local import exit, inspection, signals
 from sandbox.isolation.local import logs as local_logs
 from sandbox.isolation.local.exec import LocalAttached, Sink
+from sandbox.isolation.log import Piece
 from sandbox.kernel.cgroup import PARENT, Group, all_groups
 from sandbox.kernel.command import Command, Place
 from sandbox.kernel.enter import WORKDIR_STEP, Child, ChildError
@@ -248,13 +250,17 @@ class LocalSandbox(Sandbox, Batched):
         sinks = [local_attach.to_descriptor(descriptor) for descriptor in (stdout, stderr)]
         return self._run(what, root=root, stdin=stdin, stdout=sinks[0], stderr=sinks[1])
 
-    def logs(self, *, follow: bool = False, tail: int | None = None, since: float | None = None) -> Iterator[bytes]:
-        if since is not None:
-            raise SpecError(
-                f"--since cannot be honoured at level {self.record.spec.isolation}: its log keeps no times",
-                "--tail takes the last lines",
-            )
-        return local_logs.read(self.record.log_path, tail=tail, follow=follow, running=lambda: self.state().running)
+    def pieces(
+        self,
+        *,
+        follow: bool = False,
+        tail: int | None = None,
+        since: float | None = None,
+        until: float | None = None,
+        dropped: Callable[[int], object] = lambda _count: None,
+    ) -> Iterator[Piece]:
+        found = local_logs.read(self.record.log_path, tail=tail, follow=follow, running=lambda: self.state().running)
+        return (Piece(STDOUT, 0.0, data) for data in found)
 
     def stop(self, grace: float) -> int | None:
         process = self._init()

@@ -18,6 +18,8 @@ from sandbox.errors import EngineError, SandboxError, SpecError
 from sandbox.failpoints import Failpoint, reached
 from sandbox.interrupts import wait_readable
 from sandbox.isolation.base import Attached, ExecResult, Sandbox, State, Stats, WindowSize
+from sandbox.isolation.keeper import STDOUT
+from sandbox.isolation.log import Piece
 from sandbox.isolation.vm import console as vm_console
 from sandbox.isolation.vm import domain as vm_domain
 from sandbox.isolation.vm import inspection, xml
@@ -298,7 +300,21 @@ class VmSandbox(Sandbox):
             written=traffic.written,
         )
 
-    def logs(self, *, follow: bool = False, tail: int | None = None, since: float | None = None) -> Iterator[bytes]:
+    def pieces(
+        self,
+        *,
+        follow: bool = False,
+        tail: int | None = None,
+        since: float | None = None,
+        until: float | None = None,
+        dropped: Callable[[int], object] = lambda _count: None,
+    ) -> Iterator[Piece]:
+        # Until the keeper writes the log at this level too.
+        return (Piece(STDOUT, 0.0, data) for data in self.logs(follow=follow, tail=tail, since=since))
+
+    def logs(
+        self, *, follow: bool = False, tail: int | None = None, since: float | None = None, until: float | None = None
+    ) -> Iterator[bytes]:
         if since is not None:
             raise SpecError(
                 "--since: a virtual machine's log has no times, so that what is older cannot be told", "--tail"

@@ -1,4 +1,4 @@
-"""The command line's verbs on a fake driver: what they print, refuse and return; the terminal; completion."""
+"""The commands on a fake driver: their output, errors and exit codes; terminals; completion."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from sandbox.cli import COMMANDS, SECTIONS, signals
 from sandbox.cli.cp import operand, parse_size
 from sandbox.cli.events import Seen, changes
 from sandbox.cli.facts import compare
-from sandbox.cli.logs import parse_since, parse_tail
+from sandbox.cli.logs import parse_tail, parse_time
 from sandbox.cli.output import binary_size, decimal_size, one_line, plain
 from sandbox.errors import SandboxError, SpecError
 from sandbox.phases import Status
@@ -55,7 +55,7 @@ Run = Callable[..., Done]
 
 @pytest.fixture
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A state directory of our own, and the fake driver."""
+    """A temporary state directory, and the fake driver."""
     monkeypatch.setenv("SANDBOX_STATE_DIR", str(tmp_path / "state"))
     loaded = dict(sandbox_loaded())
     faked.install()
@@ -72,7 +72,7 @@ def sandbox_loaded() -> dict[str, Any]:
 
 @pytest.fixture
 def run(state: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """The command `sandbox`, in this process."""
+    """Runs the command `sandbox` in this process."""
 
     def call(*argv: str) -> Done:
         monkeypatch.setattr(sys, "argv", ["sandbox", *argv])
@@ -89,7 +89,7 @@ def run(state: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixtu
 
 
 def refused(done: Done, *words: str) -> None:
-    """One line on standard error, and 125."""
+    """Assert that the command failed with 125 and one line on standard error that contains the words."""
     assert done.code == 125, done
     assert done.err.startswith("sandbox: ")
     assert len(done.err.splitlines()) == 1, done.err
@@ -116,7 +116,7 @@ class TestHelp:
             assert command is not None
             if "Example" not in (command.help or "") or f"sandbox {name}" not in (command.help or ""):
                 without.append(name)
-        assert without == ["prune"]  # it takes nothing but --dry-run
+        assert without == ["prune"]  # its only option is --dry-run
 
     def test_the_group_names_all_of_them_in_order(self, run: Run) -> None:
         done = run("--help")
@@ -235,7 +235,7 @@ class TestVerbs:
         with Store().lock(record.id):
             refused(run("pause", "web"), "another command", "web")
             refused(run("rm", "-f", "web"), "another command")
-            assert run("kill", "web").code == 0  # a signal waits for nobody
+            assert run("kill", "web").code == 0  # `kill` does not wait for other commands
         assert run("pause", "web").code == 0
 
     def test_wait_prints_codes(self, run: Run) -> None:
@@ -262,7 +262,7 @@ class TestVerbs:
         assert run("rm", "-f", "web").code == 0
 
     def test_rm_of_several_tells_which_one_stays(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-        """They are removed together; one that cannot be does not keep the rest."""
+        """They are removed together; one that cannot be removed does not keep the others."""
         records = [faked.add(name, running=False) for name in ("a", "b", "c")]
         inside = str(records[1].directory / "x")
         monkeypatch.setattr(files, "mounts_below", lambda _: [inside])
@@ -285,7 +285,7 @@ class TestVerbs:
 
 class TestExecTimeout:
     def test_holds_whoever_waits_for_an_answer_meanwhile(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A driver that waits in slices, and takes a TimeoutError for the end of one, is not to swallow it."""
+        """A driver that waits in slices, and handles a TimeoutError at the end of each, must not swallow it."""
         faked.add("web")
         attach, made = faked.FakeSandbox.attach, []
 
@@ -310,8 +310,8 @@ class TestLogs:
         assert run("logs", "-f", "--tail", "7", "web").out == "follow=True tail=7\n"
         assert run("logs", "-n", "all", "web").out == "follow=False tail=None\n"
         refused(run("logs", "--tail", "some", "web"), "all")
-        refused(run("logs", "--since", "10m", "web"), "no times")
-        refused(run("logs", "--since", "yesterday", "web"), "10m")
+        refused(run("logs", "--since", "yesterday", "web"), "--since", "10m")
+        refused(run("logs", "--until", "tomorrow", "web"), "--until", "10m")
 
     @pytest.mark.parametrize(
         ("text", "seconds"),
@@ -327,14 +327,14 @@ class TestLogs:
         ],
     )
     def test_times(self, text: str, seconds: float) -> None:
-        assert parse_since(text, 1000.0) == pytest.approx(seconds)
+        assert parse_time("--since", text, 1000.0) == pytest.approx(seconds)
 
     def test_a_time_without_zone_is_local(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("TZ", "UTC-2")
         time.tzset()
         try:
-            assert parse_since("2026-01-31T12:00:00", 0) == 1769860800 - 7200
-            assert parse_since("2026-01-31", 0) == 1769860800 - 12 * 3600 - 7200
+            assert parse_time("--since", "2026-01-31T12:00:00", 0) == 1769860800 - 7200
+            assert parse_time("--since", "2026-01-31", 0) == 1769860800 - 12 * 3600 - 7200
         finally:
             monkeypatch.undo()
             time.tzset()
@@ -344,15 +344,15 @@ class TestLogs:
     )
     def test_no_times(self, text: str) -> None:
         if text == "10":
-            assert parse_since(text, 1000.0) == 10
+            assert parse_time("--since", text, 1000.0) == 10
             return
         with pytest.raises(SpecError):
-            parse_since(text, 1000.0)
+            parse_time("--since", text, 1000.0)
 
     @given(st.text(max_size=30))
     def test_any_text_is_a_time_or_refused(self, text: str) -> None:
         try:
-            assert isinstance(parse_since(text, 1000.0), float)
+            assert isinstance(parse_time("--since", text, 1000.0), float)
             parse_tail(text)
         except SpecError:
             return
@@ -516,7 +516,7 @@ def with_web() -> dict[str, str]:
 
 
 class Terminal:
-    """A terminal with a command on it, seen from the user's side."""
+    """A command on a terminal, seen from the user's side."""
 
     def __init__(self, *argv: str, env: dict[str, str]) -> None:
         self.master, self.slave = pty.openpty()
@@ -535,7 +535,7 @@ class Terminal:
         os.write(self.master, data)
 
     def until(self, text: bytes, timeout: float = 20.0) -> bytes:
-        """What is shown until `text` is; what comes after it is left for the next."""
+        """Read the output up to and including `text`; the rest is left for the next call."""
         deadline = time.monotonic() + timeout
         while text not in self.shown:
             assert time.monotonic() < deadline, self.shown
@@ -576,7 +576,7 @@ class TestTerminal:
             terminal.until(b"interrupted")
             terminal.resize(40, 120)
             terminal.until(b"40 120")
-            terminal.type(b"\x1c")  # Ctrl-\ goes to the command too, and ends it
+            terminal.type(b"\x1c")  # Ctrl-\ is sent to the command too, and ends it
             assert terminal.end() == 128 + signal.SIGQUIT
             assert terminal.restored()
 
@@ -639,7 +639,7 @@ class TestEvents:
     @staticmethod
     def _follow(process: subprocess.Popen[bytes], old: Record) -> list[str]:
         assert process.stdout is not None
-        # It tells what it sees from its first look on: sandboxes come and go until it has told of one.
+        # It reports changes after its first scan only, so create and remove sandboxes until it has reported one.
         number = 0
         while not select.select([process.stdout], [], [], 0.5)[0]:
             number += 1
@@ -698,8 +698,8 @@ class TestCp:
         [
             (["a", "b"], "SANDBOX:PATH"),
             (["web:/a", "web:/b"], "two sandboxes"),
-            (["web:", "b"], "names no path"),
-            (["", "web:/b"], "names no path"),
+            (["web:", "b"], "is not a path"),
+            (["", "web:/b"], "is not a path"),
             (["--max-size", "much", "web:/a", "b"], "size"),
             (["nobody:/a", "b"], "no sandbox"),
             (["/no/such", "web:/tmp"], "there is no"),
@@ -726,7 +726,7 @@ class TestCp:
 
 
 def complete(shell: str, *words: str) -> list[str]:
-    """What click's protocol answers for a line, its last word being typed."""
+    """Complete the last word of a line by click's protocol, and return the candidates."""
     env = {**os.environ, "_SANDBOX_COMPLETE": f"{shell}_complete"}
     env |= {"COMP_WORDS": "\n".join(["sandbox", *words]), "COMP_CWORD": str(len(words))}
     if shell == "fish":

@@ -1,4 +1,4 @@
-"""Mending: what would be installed and written where, decided without doing it."""
+"""`doctor --fix`: what it would install and write where, tested without doing it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from sandbox.errors import EngineError, UnavailableError
-from sandbox.host import apt, daemons, dockerd, fix, libvirt
+from sandbox.host import apt, daemons, dockerd, fix, libvirt, vagrant
+from sandbox.host.checks import CHECKS
 from sandbox.host.distribution import Distribution
 from sandbox.host.finding import Finding
 from sandbox.host.sockets import listens
@@ -73,7 +74,21 @@ def test_packages_for_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fix, "which", lambda _: None)
     assert fix.wanted_packages(["program.nft", "docker.runsc", "cgroup.cpu"]) == ["nftables", "runsc"]
     assert "libvirt-daemon-log" in fix.wanted_packages(["libvirt.daemon"])
-    assert fix.wanted_packages(["program.vagrant"]) == [], "large, and no level needs it"
+    assert fix.wanted_packages(["program.vagrant", "vagrant.libvirt"]) == ["vagrant", "vagrant-libvirt"]
+    assert fix.wanted_packages(["program.dnsmasq"])[0] == "dnsmasq-base"
+
+
+def test_what_vagrant_needs_is_mended_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(_: object) -> Finding:
+        return Finding("program.dnsmasq", False, "dnsmasq is not installed", "sandbox doctor --fix")
+
+    monkeypatch.setitem(CHECKS, "program.dnsmasq", absent)
+    assert "program.dnsmasq" in [finding.name for finding in fix.lacking({})]
+
+
+def test_debians_plugin_is_not_for_the_makers_vagrant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vagrant, "which", lambda _: "/opt/vagrant/bin/vagrant")
+    assert fix.wanted_packages(["vagrant.libvirt"]) == []
 
 
 def test_a_daemon_that_is_installed_but_off_is_not_installed_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,11 +152,25 @@ def test_a_configuration_that_was_not_heeded_is_said_to_need_a_reload(
 
 
 def test_anothers_daemon_is_not_touched(monkeypatch: pytest.MonkeyPatch, state: Path) -> None:
-    monkeypatch.setenv("DOCKER_HOST", "tcp://elsewhere:2375")
+    monkeypatch.setenv("DOCKER_HOST", "unix:///elsewhere.sock")
     done, advice = dockerd.register()
     assert done is None
-    assert "tcp://elsewhere:2375" in (advice or "")
+    assert "unix:///elsewhere.sock" in (advice or "")
+    monkeypatch.setenv("DOCKER_HOST", "tcp://elsewhere:2375")
+    with pytest.raises(UnavailableError, match="tcp://elsewhere:2375"):
+        dockerd.register()
     assert not (state / "etc").exists()
+
+
+@pytest.mark.parametrize("host", ["unix:///elsewhere.sock", "tcp://elsewhere:2375"])
+def test_anothers_daemon_is_not_started(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    monkeypatch.setenv("DOCKER_HOST", host)
+    monkeypatch.setattr(fix, "which", lambda _: "/usr/sbin/dockerd")
+    monkeypatch.setattr(dockerd, "start", lambda: pytest.fail("started"))
+    outcome = fix.Outcome()
+    fix._docker(outcome, print)
+    assert outcome.done == []
+    assert [host in line for line in outcome.advice] == [True]
 
 
 @pytest.mark.parametrize("text", ["{half", "[]"])
@@ -209,7 +238,7 @@ def test_it_is_started_beside_a_libvirtd_that_runs(monkeypatch: pytest.MonkeyPat
 def test_pid_files_of_others_are_swept_before_a_start(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str
 ) -> None:
-    """No such process, one of another name, one that has ended and not been reaped, no number at all."""
+    """A pid file of no process, of one with another name, of one not reaped yet, and without a number."""
     ended = subprocess.Popen(["/bin/true"])
     os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
     stale, living = tmp_path / "stale", tmp_path / "living"
