@@ -16,7 +16,7 @@ from sandbox.isolation.vm.driver import VmIsolation
 from sandbox.isolation.vm.sandbox import VmSandbox
 from sandbox.lifecycle import lab_users
 from sandbox.lifecycle.manager import Manager
-from sandbox.network import lab as network
+from sandbox.network import lab
 from sandbox.spec import MIB, SandboxSpec
 from sandbox.state.store import Store, named_lock
 
@@ -42,9 +42,9 @@ def created(spec: SandboxSpec, app: Callable[[Path], None] | None = None) -> Ite
         undo.callback(manager.release_lab)
         undo.callback(store.forget, ident)
         with named_lock(lab_users.LOCK):
-            network.ensure()
+            lab.ensure()
             store.mark_used("vm")
-            address = network.allocate(store, ident, own_stack=True)
+            address = lab.allocate(store, ident, own_stack=True)
         record = store.new(replace(spec, name=f"vm-test-{ident[:6]}"), address, ident)
         if app is not None:
             undo.callback(shutil.rmtree, record.app_path)

@@ -15,7 +15,7 @@ from sandbox.errors import SpecError
 from sandbox.isolation import LEVELS
 from sandbox.lifecycle.manager import Manager, Running
 from sandbox.phases import Status
-from sandbox.request import resolve as request
+from sandbox.request import resolve
 from sandbox.request.resolve import Options
 from sandbox.spec import MIB
 from sandbox.state import paths
@@ -78,7 +78,7 @@ def cli(*argv: str, cwd: Path = ROOT, timeout: float = 120) -> subprocess.Comple
 def application(level: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """The application at the level, serving; shared by the tests that only look at it."""
     before = leaks.snapshot()
-    wanted = request.make(make(tmp_path_factory.mktemp("apps") / "app"), level)
+    wanted = resolve.make(make(tmp_path_factory.mktemp("apps") / "app"), level)
     manager = Manager()
     running = manager.run(wanted.spec, application=wanted.application, owner=True)
     try:
@@ -268,6 +268,6 @@ class TestTheCommandLine:
 def test_files_must_fit_a_machines_memory(tmp_path: Path) -> None:
     app = make(tmp_path / "app")
     (app / "big").write_bytes(b"\0" * (40 * MIB))
-    wanted = request.make(app, "vm", Options(memory="128m"))
+    wanted = resolve.make(app, "vm", Options(memory="128m"))
     with pytest.raises(SpecError, match="memory"):
         Manager().run(wanted.spec, application=wanted.application)

@@ -19,8 +19,7 @@ from sandbox import images
 from sandbox.kernel import cgroup, syscalls
 from sandbox.lifecycle import keeper
 from sandbox.lifecycle.manager import Manager
-from sandbox.network import lab as network
-from sandbox.network import publish as publishing
+from sandbox.network import lab, publish
 from sandbox.spec import Publish
 from sandbox.state import paths
 from sandbox.state.record import APP_FOLDER
@@ -69,22 +68,22 @@ def a_network_namespace() -> Iterator[None]:
 
 @contextmanager
 def a_link() -> Iterator[None]:
-    _run("ip", "link", "add", network.interface_name(IDENT), "type", "bridge")
+    _run("ip", "link", "add", lab.interface_name(IDENT), "type", "bridge")
     yield
-    _run("ip", "link", "del", network.interface_name(IDENT))
+    _run("ip", "link", "del", lab.interface_name(IDENT))
 
 
 @contextmanager
 def an_address() -> Iterator[None]:
     with Manager().lab():
-        _run("ip", "addr", "add", "198.18.128.77/32", "dev", network.BRIDGE)
+        _run("ip", "addr", "add", "198.18.128.77/32", "dev", lab.BRIDGE)
         yield
 
 
 @contextmanager
 def a_rule() -> Iterator[None]:
     with Manager().lab():
-        _run("nft", "add", "set", "inet", network.TABLE, "leaked", "{ type ipv4_addr; }")
+        _run("nft", "add", "set", "inet", lab.TABLE, "leaked", "{ type ipv4_addr; }")
         yield
 
 
@@ -163,10 +162,10 @@ def a_published_port() -> Iterator[None]:
     """Left by a command that was killed: `prune` takes it away."""
     with Manager().lab():
         with named_lock("network"):
-            publishing.publish(IDENT, "198.18.2.99", [Publish(18098, 8080)])
+            publish.publish(IDENT, "198.18.2.99", [Publish(18098, 8080)])
         yield
         with named_lock("network"):
-            publishing.unpublish(IDENT)
+            publish.unpublish(IDENT)
 
 
 @contextmanager
