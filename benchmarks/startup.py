@@ -28,11 +28,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import common
 from sandbox import images, isolation
 from sandbox.errors import SandboxError
+from sandbox.lifecycle import start
 from sandbox.lifecycle import warm as warm_pool
-from sandbox.lifecycle.manager import Manager
+from sandbox.lifecycle.remove import remove
 from sandbox.network.lab import DOCKER_NETWORK
 from sandbox.request import resolve
-from sandbox.spec import DEFAULT_PORT
+from sandbox.spec import DEFAULT_PORT, SandboxSpec
 
 BARE = "bare fork + exec"
 SHELL = "shell: sandbox run -d, namespace"
@@ -58,12 +59,11 @@ def main() -> None:
     parser.add_argument("--warm", default="", metavar="LIST", help="levels to start warm as well")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    manager = Manager()
     root = common.root()
     contenders: dict[str, Callable[[], float]] = {BARE: lambda: bare(root)}
     levels = options.levels.split(",") if options.levels else []
     for level in levels:
-        contenders[level] = lambda level=level: sandboxed(manager, level)  # type: ignore[misc]
+        contenders[level] = lambda level=level: sandboxed(level)  # type: ignore[misc]
     contenders |= peers(root)
     if "namespace" in levels:
         contenders[SHELL] = from_the_shell
@@ -71,11 +71,11 @@ def main() -> None:
         if levels or DOCKER in contenders:
             stack.enter_context(lab())
         if DOCKER in contenders:  # it uses our Docker network, which the lab's first container creates
-            with manager.running(manager.make_spec(common.WORKLOAD, "container")):
+            with start.running(_spec("container")):
                 pass
         for level in options.warm.split(",") if options.warm else []:
-            contenders[f"{level}, warm"] = lambda level=level: warm(manager, level)  # type: ignore[misc]
-            stack.callback(warm_pool.drain, manager, (level,))
+            contenders[f"{level}, warm"] = lambda level=level: warm(level)  # type: ignore[misc]
+            stack.callback(warm_pool.stop, (level,))
         series = common.interleave(contenders, options.rounds, options.seed, pause=PAUSE)
     common.report("startup to the first reply", "ms", series, _baselines(contenders), as_json=options.json, scale=1000)
     if not options.json:
@@ -92,9 +92,7 @@ def lab() -> Iterator[None]:
 
     Making the bridge imports 30 MB, whose page tables would be copied by every clone of this process.
     """
-    program = (
-        "import sys; from sandbox.lifecycle.manager import Manager\nwith Manager().lab(): print(); sys.stdin.read()"
-    )
+    program = "import sys; from sandbox.lifecycle import lab\nwith lab.use(): print(); sys.stdin.read()"
     holder = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert holder.stdin is not None
     assert holder.stdout is not None
@@ -120,21 +118,25 @@ def bare(root: str) -> float:
         common.end(pid)
 
 
-def sandboxed(manager: Manager, level: str) -> float:
+def _spec(level: str) -> SandboxSpec:
+    return resolve.make(common.WORKLOAD, level).spec
+
+
+def sandboxed(level: str) -> float:
     """Return the seconds from the request to the first reply, by the sandbox's timeline."""
-    with manager.running(manager.make_spec(common.WORKLOAD, level)) as running:
-        return running.timeline.total()
+    with start.running(_spec(level)) as running:
+        return running.record.timeline.total()
 
 
-def warm(manager: Manager, level: str) -> float:
+def warm(level: str) -> float:
     """Measure as `sandboxed` does, by a warm start that is prepared before the clock starts."""
-    spec = resolve.make(common.WORKLOAD, level).spec
-    warm_pool.fill(manager, spec, 1, lambda _line: None)
-    running = warm_pool.run(manager, spec, progress=lambda _line: None, owner=True)
+    spec = _spec(level)
+    warm_pool.fill(spec, 1, start.silent)
+    running = warm_pool.start_warm(spec, progress=start.silent, owner=True, then=None)
     try:
-        return running.timeline.total()
+        return running.record.timeline.total()
     finally:
-        manager.destroy(running)
+        remove(running, force=True)
 
 
 def from_the_shell() -> float:

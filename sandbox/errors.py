@@ -48,7 +48,15 @@ class UnavailableError(SandboxError):
 
 
 class NotReadyError(SandboxError):
-    """The workload gave no correct reply in time, or ended before it did."""
+    """The workload gave no correct reply in time, or ended before it did.
+
+    Attributes:
+        output: the end of what it wrote, which the command line shows.
+    """
+
+    def __init__(self, message: str, hint: str | None = None, output: str = "") -> None:
+        super().__init__(message, hint)
+        self.output = output
 
 
 class LimitError(SandboxError):

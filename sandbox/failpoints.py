@@ -65,12 +65,12 @@ class Failpoint(IntEnum):
     CONTAINER_REMOVED = 47, "the container is removed"
     DOMAIN_REMOVED = 48, "QEMU has ended, the machine's files exist"
     UNPUBLISHED = 49, "published ports are withdrawn"
-    DESTROYED = 50, "everything that the driver created is removed"
+    RESOURCES_REMOVED = 50, "everything that the driver created is removed"
     DIRECTORY_MOVED = 51, "the directory is renamed: other commands no longer see the sandbox"
     CLAIM_DROPPED = 52, "a name, address or port is free again"
-    FORGOTTEN = 53, "the directory is removed"
-    LEVEL_RELEASED = 54, "what a level keeps for all its sandboxes is removed"
-    LAB_RELEASED = 55, "the lab's bridge, generator and rules are removed"
+    STATE_REMOVED = 53, "the directory is removed"
+    SHARED_REMOVED = 54, "what a level keeps for all its sandboxes is removed"
+    LAB_REMOVED = 55, "the lab's bridge, generator and rules are removed"
 
 
 listener: Callable[[Failpoint], None] | None = None

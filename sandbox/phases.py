@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -34,9 +33,18 @@ ORDER = tuple(Phase)
 
 @dataclass(slots=True)
 class Timeline:
-    """The begin and end of each phase, in nanoseconds of one monotonic clock."""
+    """The begin and end of each phase, in nanoseconds of one monotonic clock.
+
+    Raises:
+        ValueError: the spans are out of order.
+    """
 
     spans: dict[Phase, tuple[int, int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        given, self.spans = self.spans, {}
+        for phase, (begin, end) in given.items():
+            self.record(phase, begin, end)
 
     def record(self, phase: Phase, begin: int, end: int) -> None:
         """Add the next phase. It must not overlap the one before.
@@ -66,19 +74,3 @@ class Timeline:
             return 0.0
         spans = list(self.spans.values())
         return (spans[-1][1] - spans[0][0]) / 1e9
-
-    def to_json(self) -> dict[str, list[int]]:
-        """Return the spans as [begin, end] in nanoseconds, by phase name."""
-        return {phase.value: list(span) for phase, span in self.spans.items()}
-
-    @classmethod
-    def from_json(cls, raw: Mapping[str, list[int]]) -> Timeline:
-        """Rebuild a timeline from what `to_json` returned.
-
-        Raises:
-            ValueError: a phase is unknown or out of order.
-        """
-        line = cls()
-        for name, (begin, end) in raw.items():
-            line.record(Phase(name), int(begin), int(end))
-        return line

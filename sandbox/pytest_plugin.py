@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
+from sandbox.isolation import DEFAULT, LEVELS
+
 if TYPE_CHECKING:
     from sandbox.api import Sandbox
     from sandbox.request.resolve import Target
@@ -26,7 +28,7 @@ _LOG_LINES = 40
 
 
 class Factory(Protocol):
-    """What the fixtures give: starts a sandbox that is destroyed when the fixture ends."""
+    """What the fixtures give: starts a sandbox that is removed when the fixture ends."""
 
     def __call__(self, target: Target = "reactor", *, isolation: str | None = None, **options: Any) -> Sandbox:
         """Start a sandbox, as `sandbox.run` does.
@@ -49,22 +51,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("sandbox", "sandboxes")
     group.addoption(
         "--sandbox-isolation",
-        default="namespace",
+        default=DEFAULT,
         metavar="LEVEL",
-        help="isolation level of sandboxes whose test names none: process, namespace, container, gvisor or vm "
-        "(default: %(default)s)",
+        help=f"isolation level of sandboxes whose test names none: one of {', '.join(LEVELS)} (default: %(default)s)",
     )
 
 
 @pytest.fixture
 def sandbox(request: pytest.FixtureRequest) -> Iterator[Factory]:
-    """A factory of sandboxes that are destroyed at the test's end: `box = sandbox("reactor")`."""
+    """A factory of sandboxes that are removed at the test's end: `box = sandbox("reactor")`."""
     yield from _factory(request)
 
 
 @pytest.fixture(scope="session")
 def sandbox_session(request: pytest.FixtureRequest) -> Iterator[Factory]:
-    """A factory of sandboxes that are destroyed at the session's end, for those that several tests share."""
+    """A factory of sandboxes that are removed at the session's end, for those that several tests share."""
     yield from _factory(request)
 
 

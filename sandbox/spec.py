@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,6 +17,8 @@ MIN_PIDS = 8
 MAX_PIDS = 4_194_304
 """The kernel's upper limit, PID_MAX_LIMIT on 64 bit (proc(5), pid_max)."""
 
+GRACE = 10.0
+"""Seconds between SIGTERM and SIGKILL, docker-stop(1)'s default."""
 DEFAULT_CPUS = 1.0
 DEFAULT_MEMORY = 256 * MIB
 DEFAULT_PIDS = 128
@@ -100,27 +101,13 @@ class SandboxSpec:
     warm: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """Return the spec as JSON types, for `from_json`."""
+        """Return the spec as JSON types, as `sandbox inspect` shows it."""
         raw = asdict(self)
         raw["argv"] = list(self.argv)
         raw["env"] = dict(self.env)
         raw["mounts"] = [asdict(mount) for mount in self.mounts]
         raw["publish"] = [asdict(port) for port in self.publish]
         return raw
-
-    @classmethod
-    def from_json(cls, raw: Mapping[str, Any]) -> SandboxSpec:
-        """Rebuild a spec from a record.
-
-        Raises:
-            KeyError, TypeError, ValueError: the record is not valid.
-        """
-        values = dict(raw)
-        values["argv"] = tuple(str(item) for item in values["argv"])
-        values["env"] = tuple(sorted((str(k), str(v)) for k, v in values["env"].items()))
-        values["mounts"] = tuple(Mount(**mount) for mount in values.get("mounts", ()))
-        values["publish"] = tuple(Publish(**port) for port in values.get("publish", ()))
-        return cls(**values)
 
 
 @dataclass(frozen=True, slots=True)

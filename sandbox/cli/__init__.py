@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from sandbox import __version__
-from sandbox.cli.output import one_line
-from sandbox.errors import EXIT_ERROR, SandboxError
+from sandbox.cli.output import one_line, plain
+from sandbox.errors import EXIT_ERROR, NotReadyError, SandboxError
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -238,6 +238,8 @@ def _run() -> int:
                 signal.signal(number, signal.SIG_IGN)
         return result if isinstance(result, int) else 0
     except SandboxError as error:
+        for line in error.output.splitlines() if isinstance(error, NotReadyError) else ():
+            click.echo(plain(line), err=True)
         _print_error(str(error))
         return error.exit_code
     except click.exceptions.Exit as error:

@@ -69,11 +69,11 @@ def _into(name: str, path: str, source: str, *, follow: bool) -> int:
     from sandbox import copying
     from sandbox.cli.output import one_line
     from sandbox.errors import SpecError
-    from sandbox.lifecycle.manager import Manager
+    from sandbox.lifecycle.find import get
 
     if source == _STREAM and sys.stdin.isatty():
         raise SpecError("an archive is not read from a terminal", "tar c FILES | sandbox cp - SANDBOX:PATH")
-    sandbox = Manager().get(name).sandbox
+    sandbox = get(name).sandbox
     if source == _STREAM:
         return copying.extract(sandbox, sys.stdin.fileno(), path)
     return copying.copy_in(sandbox, source, path, follow=follow, note=lambda line: click.echo(one_line(line), err=True))
@@ -82,11 +82,11 @@ def _into(name: str, path: str, source: str, *, follow: bool) -> int:
 def _out_of(name: str, path: str, destination: str, *, follow: bool, bound: int) -> int:
     from sandbox import copying
     from sandbox.errors import SpecError
-    from sandbox.lifecycle.manager import Manager
+    from sandbox.lifecycle.find import get
 
     if destination == _STREAM and sys.stdout.isatty():
         raise SpecError("an archive is not written to a terminal", "sandbox cp SANDBOX:PATH - > file.tar")
-    sandbox = Manager().get(name).sandbox
+    sandbox = get(name).sandbox
     bounds = copying.Bounds(size=bound)
     if destination == _STREAM:
         return copying.export(sandbox, path, sys.stdout.fileno(), follow=follow, bounds=bounds)

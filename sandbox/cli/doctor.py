@@ -25,8 +25,10 @@ EXIT_INCOMPLETE = 1
 def command(*, mend: bool, stop: bool, verbose: bool, form: str) -> None:
     """Check which isolation levels this host supports; for a missing one, say why and how to provide it.
 
-    The exit code is 0 if every level is available, and 1 if one is not.
+    The exit code is 0 if every level is available, and 1 if one is not. Vagrant has a row of its own; as it
+    is not a level, it does not change the exit code.
     """
+    from sandbox import isolation
     from sandbox.host import fix, report
 
     if mend and stop:
@@ -36,14 +38,14 @@ def command(*, mend: bool, stop: bool, verbose: bool, form: str) -> None:
             _progress("nothing to stop")
         return
     if mend:
-        outcome = fix.fix(_progress)
+        outcome = fix.fix(isolation.requirements(), _progress)
         if not (outcome.done or outcome.advice or outcome.failed):
             _progress("nothing to do")
         for line in outcome.failed:
             _progress(f"failed: {line}")
         for line in outcome.advice:
             _progress(f"please do: {line}")
-    found = report.look()
+    found = report.look(isolation.requirements())
     click.echo(json.dumps(found.to_json(), indent=2) if form == "json" else table(found, verbose=verbose))
     sys.exit(0 if found.complete else EXIT_INCOMPLETE)
 
@@ -53,14 +55,15 @@ def _progress(line: str) -> None:
 
 
 def table(report: Report, *, verbose: bool = False) -> str:
-    """Format the report as a table: a row for each level, and one for each further reason."""
+    """Format the report as a table: a row for each level and each extra, and one for each further reason."""
     rows: list[tuple[str, ...]] = [("LEVEL", "AVAILABLE", "WHY NOT", "REMEDY")]
-    for level in report.levels:
-        if level.available:
-            rows.append((level.name, "yes", "", ""))
-        for number, missing in enumerate(level.missing):
-            head = ("", "") if number else (level.name, "no")
-            rows.append((*head, missing.detail, missing.remedy))
+    for levels, no in ((report.levels, "no"), (report.extras, "no (optional)")):
+        for level in levels:
+            if level.available:
+                rows.append((level.name, "yes", "", ""))
+            for number, missing in enumerate(level.missing):
+                head = ("", "") if number else (level.name, no)
+                rows.append((*head, missing.detail, missing.remedy))
     lines = _columns(rows)
     host = report.host
     lines += [

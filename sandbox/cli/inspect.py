@@ -14,7 +14,6 @@ from sandbox.cli.completing import existing
 from sandbox.spec import MIB
 
 if TYPE_CHECKING:
-    from sandbox.lifecycle.manager import Manager
     from sandbox.state.record import Record
 
 UNKNOWN = "-"
@@ -45,12 +44,10 @@ def command(form: str, sandboxes: tuple[str, ...]) -> None:
     """
     from sandbox.cli.each import for_each
     from sandbox.cli.output import as_json
-    from sandbox.lifecycle.manager import Manager
 
-    manager = Manager()
     documents: list[dict[str, Any]] = []
     try:
-        for_each(sandboxes, lambda reference: documents.append(document(manager, reference)), echo=False)
+        for_each(sandboxes, lambda reference: documents.append(document(reference)), echo=False)
     finally:
         if form == "json":
             as_json(documents)
@@ -58,7 +55,7 @@ def command(form: str, sandboxes: tuple[str, ...]) -> None:
             click.echo("\n\n".join("\n".join(page(one)) for one in documents))
 
 
-def document(manager: Manager, reference: str) -> dict[str, Any]:
+def document(reference: str) -> dict[str, Any]:
     """All of one sandbox, in JSON types.
 
     Raises:
@@ -67,8 +64,9 @@ def document(manager: Manager, reference: str) -> dict[str, Any]:
     from sandbox.cli import facts
     from sandbox.cli.state import shown
     from sandbox.errors import SandboxError
+    from sandbox.lifecycle.find import get
 
-    running = manager.get(reference)
+    running = get(reference)
     record = running.record
     effective: dict[str, Any] | None = None
     failure = None
@@ -82,7 +80,7 @@ def document(manager: Manager, reference: str) -> dict[str, Any]:
         "name": record.name,
         "workload": record.spec.workload,
         "isolation": record.spec.isolation,
-        "accelerator": record.data.get("accelerator"),
+        "accelerator": record.accelerator,
         "created": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
         "state": {
             "status": now.text,
@@ -97,35 +95,20 @@ def document(manager: Manager, reference: str) -> dict[str, Any]:
         "effective": effective,
         "effective_error": failure,
         "startup": {**record.timeline.durations(), "total": record.timeline.total()},
-        "resources": resources(record),
+        "resources": resources(record) | running.sandbox.resources(),
     }
 
 
 def resources(record: Record) -> dict[str, Any]:
-    """What a sandbox has on this host, by name."""
-    from sandbox.isolation import driver
-
-    spec = record.spec
-    found: dict[str, Any] = {
+    """What a sandbox has on this host at every level, by name."""
+    return {
         "address": record.address,
         "mac": record.mac,
-        "url": f"http://{record.address}:{spec.port}/" if spec.port is not None else None,
-        "published": [f"127.0.0.1:{port.host}->{port.inside}" for port in spec.publish],
+        "url": record.url,
+        "published": [f"127.0.0.1:{port.host}->{port.inside}" for port in record.spec.publish],
         "directory": str(record.directory),
         "boot_id": record.boot_id,
     }
-    # What the level made and noted, under the driver's own keys: the container, the domain.
-    driver_notes = {key: value for key, value in record.data.items() if key not in ("exit_code", "paused", "nonce")}
-    found.update({key: value for key, value in driver_notes.items() if key not in found})
-    if spec.isolation in ("process", "namespace"):
-        from sandbox.kernel.cgroup import Group
-
-        found["control_groups"] = [str(path) for path in Group(record.id).directories()]
-    elif driver(spec.isolation).name in ("container", "gvisor"):
-        found.setdefault("container", f"sbx-{record.id}")
-    else:
-        found.setdefault("domain", f"sbx-{record.id}")
-    return found
 
 
 def page(one: Mapping[str, Any]) -> list[str]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import click
 
 from sandbox.cli import completing
+from sandbox.isolation import DEFAULT, LEVELS
 
 isolation_option = click.option(
     "--isolation",
-    default="namespace",
+    default=DEFAULT,
     show_default=True,
     metavar="LEVEL",
-    help="Isolation level: process, namespace, container, gvisor or vm.",
+    help=f"Isolation level: {', '.join(LEVELS)}.",
     shell_complete=completing.level,
 )
 

@@ -8,9 +8,12 @@ import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from sandbox.isolation.log import Piece
 
 
 def plain(text: str) -> str:
@@ -21,6 +24,18 @@ def plain(text: str) -> str:
 def one_line(text: str) -> str:
     """Join a text to one line without control characters: a message of an engine may contain text from a sandbox."""
     return plain(" ".join(text.split()))
+
+
+def print_pieces(pieces: Iterable[Piece]) -> None:
+    """Write what a workload wrote to its standard output and error to ours, as it comes and byte for byte."""
+    from sandbox.isolation.keeper import STDERR
+    from sandbox.isolation.relay import to_descriptor
+
+    sys.stdout.flush()
+    sys.stderr.flush()
+    writes = [to_descriptor(stream.fileno()) for stream in (sys.stdout, sys.stderr)]
+    for piece in pieces:
+        writes[piece.stream == STDERR](piece.data)
 
 
 def live(stream: Any) -> bool:

@@ -6,6 +6,7 @@ Slow ones (does KVM run a guest, does gVisor run a container) try it once, and r
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -39,17 +40,27 @@ def check(name: str) -> Missing | None:
     return _missing(Survey().look(name))
 
 
-def missing_for(level: str) -> list[Missing]:
-    """Return the capabilities that an isolation level needs and this host lacks; empty if the level is available.
+def missing_extra(name: str) -> list[Missing]:
+    """Return what an extra, such as "vagrant", needs and this host lacks; empty if it is available."""
+    from sandbox.host.checks import EXTRAS, Survey
+
+    return [missing for finding in Survey().level(EXTRAS[name]) if (missing := _missing(finding))]
+
+
+def missing_for(requires: Iterable[str]) -> list[Missing]:
+    """Return what an isolation level needs and this host lacks; empty if the level is available.
 
     Takes a few milliseconds once the slow checks are remembered.
 
-    Raises:
-        KeyError: there is no level of that name.
-    """
-    from sandbox.host.checks import Survey
+    Args:
+        requires: the capabilities that the level needs beside those that every level needs.
 
-    return [missing for finding in Survey().level(level) if (missing := _missing(finding))]
+    Raises:
+        KeyError: there is no capability of that name.
+    """
+    from sandbox.host.checks import COMMON, Survey
+
+    return [missing for finding in Survey().level((*COMMON, *requires)) if (missing := _missing(finding))]
 
 
 def kvm_works() -> bool:

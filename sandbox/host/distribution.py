@@ -17,7 +17,9 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "program.h2load": ("nghttp2-client",),
     "program.qemu": ("qemu-system-x86", "qemu-utils"),
     "program.mkfs.ext4": ("e2fsprogs",),
-    "program.vagrant": ("vagrant", "vagrant-libvirt"),
+    "program.vagrant": ("vagrant",),
+    "vagrant.libvirt": ("vagrant-libvirt",),
+    "program.dnsmasq": ("dnsmasq-base",),
     "docker.daemon": ("docker.io",),
     "docker.runsc": ("runsc",),
     "libvirt.daemon": ("libvirt-daemon-system", "libvirt-daemon-driver-qemu", "libvirt-clients"),
@@ -25,8 +27,11 @@ PACKAGES: dict[str, tuple[str, ...]] = {
 }
 """The Debian packages that provide a capability."""
 
-OPTIONAL_PACKAGES: dict[str, tuple[str, ...]] = {"libvirt.daemon": ("libvirt-daemon-log",)}
-"""Further packages that only some releases have (before Debian 13, virtlogd is part of libvirt-daemon)."""
+OPTIONAL_PACKAGES: dict[str, tuple[str, ...]] = {
+    "libvirt.daemon": ("libvirt-daemon-log",),
+    "program.dnsmasq": ("libvirt-daemon-driver-network", "libvirt-daemon-driver-storage"),
+}
+"""Further packages that only some releases have (before Debian 13, all three are part of libvirt-daemon)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -172,7 +172,7 @@ class Engine:
             )
         if "Permission denied" in reason:
             return UnavailableError(f"{self.endpoint} may not be used by this user", "run it as root")
-        lacking = [one for one in capability.missing_for(self.level) if one.what.startswith("docker")]
+        lacking = [one for one in capability.missing_for(("docker.daemon",)) if one.what.startswith("docker")]
         if lacking:
             return UnavailableError(lacking[0].reason, lacking[0].remedy)
         return UnavailableError(f"dockerd at {self.endpoint} does not answer", "sandbox doctor --fix")

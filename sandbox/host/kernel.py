@@ -13,8 +13,6 @@ from sandbox.host.finding import Finding
 from sandbox.kernel import cgroup
 
 NAMESPACES = ("user", "mount", "pid", "net", "ipc", "uts", "cgroup", "time")
-REQUIRED_NAMESPACES = NAMESPACES[:-1]
-"""All but time namespaces, which are new in Linux 5.6; a level can do without one."""
 CONTROLLERS = ("cpu", "memory", "pids", "cpuset")
 _TIMEOUT = 10.0
 _OTHER_KERNEL = "use a kernel or machine that allows it"

@@ -18,6 +18,7 @@ PROGRAMS: dict[str, tuple[str, ...]] = {
     "qemu": ("qemu-system-x86_64", "qemu-img"),
     "mkfs.ext4": ("mkfs.ext4",),
     "vagrant": ("vagrant",),
+    "dnsmasq": ("dnsmasq",),
 }
 """The executables of a program."""
 
@@ -38,8 +39,6 @@ def program(name: str) -> Finding:
     if not absent:
         return Finding(what, True, ", ".join(which(executable) or "" for executable in PROGRAMS[name]))
     reason = f"{' and '.join(absent)} {'is' if len(absent) == 1 else 'are'} not installed"
-    if name == "vagrant" and distribution().debian:  # large, and no level needs it: only installed by the user
-        return Finding(what, False, reason, "apt-get install vagrant vagrant-libvirt")
     return Finding(what, False, reason, remedy(what))
 
 

@@ -12,14 +12,14 @@ from sandbox.images.forms import Image, digest, ensure, find
 from sandbox.images.recipe import Form
 
 if TYPE_CHECKING:
-    from sandbox.images.housekeeping import Item, Removal, ls, remove, sweep, verify
+    from sandbox.images.housekeeping import Item, Removal, ls, prune, remove, verify
 
-__all__ = ["Form", "Image", "Item", "Removal", "digest", "ensure", "find", "ls", "remove", "sweep", "verify"]
+__all__ = ["Form", "Image", "Item", "Removal", "digest", "ensure", "find", "ls", "prune", "remove", "verify"]
 
 
 def __getattr__(name: str) -> Any:
     # Starting a sandbox needs none of these, and they import http.client and ssl, which takes 20 ms.
-    if name in ("Item", "Removal", "ls", "remove", "sweep", "verify"):
+    if name in ("Item", "Removal", "ls", "remove", "prune", "verify"):
         from sandbox.images import housekeeping
 
         return getattr(housekeeping, name)

@@ -144,7 +144,7 @@ def remove(*references: str, everything: bool = False, old: bool = False, dry_ru
     return Removal(removed, kept)
 
 
-def sweep(*, dry_run: bool = False) -> list[str]:
+def prune(*, dry_run: bool = False) -> list[str]:
     """Remove what interrupted builds left. Does nothing while a build is running.
 
     Returns:

@@ -1,8 +1,7 @@
-"""Find the users of an image: recorded sandboxes, processes, and mounts in any namespace."""
+"""Find the users of an image: processes, and mounts in any namespace."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -10,20 +9,11 @@ from pathlib import Path
 
 from sandbox.images.cache import Entry
 from sandbox.images.workspace import unescape
-from sandbox.state.store import Store
 
 
 def users(entry: Entry) -> list[str]:
-    """Return what uses an entry now, a few words each; empty if nothing does.
-
-    A sandbox counts as soon as it has a record, running or not: its driver puts the image's path or digest into it.
-    """
-    found = [
-        f"sandbox {record.name}"
-        for record in Store().records()
-        if entry.directory.name in (text := json.dumps(record.data)) or entry.digest in text
-    ]
-    return [*found, *_processes(entry.directory)]
+    """Return what uses an entry now, a few words each; empty if nothing does."""
+    return list(_processes(entry.directory))
 
 
 def _processes(directory: Path) -> Iterator[str]:

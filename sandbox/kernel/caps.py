@@ -99,19 +99,6 @@ def set_securebits(bits: int) -> None:
     _prctl(_PR_SET_SECUREBITS, bits)
 
 
-def drop_all() -> None:
-    """Empty all five capability sets of the calling thread and lock its securebits.
-
-    The caller must hold CAP_SETPCAP in its user namespace. To change the user in between, call `drop_bounding`, change
-    the user, then call `clear`.
-
-    Raises:
-        OSError: EPERM, CAP_SETPCAP is not held.
-    """
-    drop_bounding()
-    clear()
-
-
 def drop_bounding() -> None:
     """Empty the bounding set and lock the securebits: the thread keeps its capabilities, but no exec gains any.
 
@@ -145,11 +132,7 @@ def clear() -> None:
 
 
 def set_no_new_privs() -> None:
-    """Set no_new_privs: no later exec honours set-user-ID bits or file capabilities. It cannot be unset.
-
-    Raises:
-        OSError: EINVAL, a kernel before 3.5.
-    """
+    """Set no_new_privs: no later exec honours set-user-ID bits or file capabilities. It cannot be unset."""
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 

@@ -314,8 +314,9 @@ class Group:
             switch = self.where.v2 / PARENT / self.ident / "cgroup.kill"
         pause = 0.0005
         while members := self.pids():
-            if switch is not None and switch.exists():
-                _write(switch, 1)
+            if switch is not None:
+                with suppress(FileNotFoundError):
+                    _write(switch, 1)
             else:
                 for pid in members:
                     with suppress(ProcessLookupError):

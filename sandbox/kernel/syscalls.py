@@ -53,7 +53,6 @@ SIGCHLD = 17
 PR_SET_PDEATHSIG = 1
 _PR_GET_PDEATHSIG = 2
 _PR_SET_NAME = 15
-PR_SET_NO_NEW_PRIVS = 38
 KEYCTL_JOIN_SESSION_KEYRING = 1
 AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000
@@ -178,11 +177,7 @@ def close_from(first: int) -> None:
 
 
 def close_from_at_exec(first: int) -> None:
-    """Set close-on-exec on every descriptor from `first` up, see close_range(2).
-
-    Raises:
-        OSError: EINVAL, a kernel before 5.11.
-    """
+    """Set close-on-exec on every descriptor from `first` up, see close_range(2)."""
     _close_range(first, CLOSE_RANGE_CLOEXEC)
 
 
@@ -204,7 +199,7 @@ def openat2(directory: int, path: str | os.PathLike[str], flags: int, resolve: i
 def open_tree(descriptor: int) -> int:
     """Copy the mount at an O_PATH descriptor and all mounts below it; return a descriptor of the unattached copy.
 
-    See open_tree(2). Linux 5.2.
+    See open_tree(2).
     """
     flags = OPEN_TREE_CLONE | os.O_CLOEXEC | AT_RECURSIVE | AT_EMPTY_PATH
     return _check(_libc.syscall(_OPEN_TREE, ctypes.c_int(descriptor), b"", ctypes.c_uint(flags)), "open_tree")
@@ -220,7 +215,7 @@ def move_mount(tree: int, target: int) -> None:
 
 
 def mount_setattr(tree: int, attributes: int, *, propagation: int = 0, user_namespace: int = 0) -> None:
-    """Set MOUNT_ATTR_ flags of a mount and all mounts below it, see mount_setattr(2). Linux 5.12."""
+    """Set MOUNT_ATTR_ flags of a mount and all mounts below it, see mount_setattr(2)."""
     how = struct.pack("=QQQQ", attributes, 0, propagation, user_namespace)
     flags = AT_EMPTY_PATH | AT_RECURSIVE
     _check(

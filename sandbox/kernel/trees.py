@@ -44,7 +44,7 @@ def copy(source: str, target: str, *, read_only: bool, fresh: bool = False) -> T
     """Copy the mount at a path of the host and all mounts below it, as nosuid, nodev and private.
 
     Raises:
-        OSError: ELOOP, the path contains a symbolic link; ENOENT; ENOSYS, a kernel before 5.12.
+        OSError: ELOOP, the path contains a symbolic link; ENOENT.
     """
     found = syscalls.openat2(syscalls.AT_FDCWD, source, os.O_PATH, _NO_LINKS)
     try:

@@ -36,7 +36,7 @@ def unshare_time() -> None:
     """Start a new time namespace, so that the host's uptime is not visible inside.
 
     Since Linux 6.3 the process itself enters it at its exec; before, its children do, which includes the workload, a
-    child of the init. Does nothing on a kernel without time namespaces (before 5.6, or built without).
+    child of the init. Does nothing on a kernel built without time namespaces.
 
     Raises:
         OSError

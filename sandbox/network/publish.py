@@ -121,7 +121,7 @@ def unpublish(ident: str) -> list[str]:
     return _remove({_PREFIX + ident})
 
 
-def sweep(known: Collection[str], *, dry_run: bool) -> list[str]:
+def prune(known: Collection[str], *, dry_run: bool) -> list[str]:
     """Withdraw published ports of sandboxes whose id is not in `known`. The caller holds the lock `network`.
 
     Returns:

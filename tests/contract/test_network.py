@@ -12,9 +12,9 @@ import pytest
 
 from sandbox.isolation.base import Sandbox
 from sandbox.kernel import syscalls
-from sandbox.lifecycle.manager import Manager, Running
-from sandbox.network import lab
+from sandbox.network import lab as network
 from sandbox.spec import DEFAULT_PORT
+from tests.verbs import Manager, Running
 
 CONNECT = (
     "import socket,sys\ns=socket.socket();s.settimeout(1.5)\n"
@@ -60,7 +60,7 @@ class Listener:
 def test_the_host_cannot_be_reached(running: Running, level: str) -> None:
     listener = Listener()
     try:
-        for address in (lab.HOST_ADDRESS, "127.0.0.1"):
+        for address in (network.HOST_ADDRESS, "127.0.0.1"):
             attempt(running.sandbox, address, listener.port, f"{level} {address}")
     finally:
         listener.close()
@@ -123,15 +123,15 @@ def test_siblings_do_not_see_each_other(running: Running, level: str, manager: M
 
 
 def test_the_generator_reaches_it_and_nothing_else(running: Running) -> None:
-    with lab.generator_socket(2.0) as sock:
+    with network.generator_socket(2.0) as sock:
         sock.connect((running.record.address, DEFAULT_PORT))
-    with lab.generator_socket(1.0) as sock, pytest.raises(OSError, match="unreachable"):
+    with network.generator_socket(1.0) as sock, pytest.raises(OSError, match="unreachable"):
         sock.connect(("192.0.2.77", 9))
 
 
 def answer(address: str) -> str:
     """What the generator learns of an address within a moment: the name of an error, or "" where it got through."""
-    sock = lab.generator_socket(0.1)
+    sock = network.generator_socket(0.1)
     try:
         sock.connect((address, DEFAULT_PORT))
     except OSError as error:

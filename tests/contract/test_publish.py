@@ -18,16 +18,17 @@ import pytest
 
 from sandbox.errors import BusyError, SandboxError
 from sandbox.kernel import nftables
-from sandbox.lifecycle import lab_users
-from sandbox.lifecycle.manager import Manager, Running
-from sandbox.network import lab, publish
+from sandbox.lifecycle import lab as lab_life
+from sandbox.network import lab as network
+from sandbox.network import publish as publishing
 from sandbox.spec import DEFAULT_PORT, Publish
 from sandbox.state.record import Record
 from sandbox.state.store import named_lock
 from tests import leaks
+from tests.verbs import Manager, Running
 
 ROOT = Path(__file__).resolve().parents[2]
-ROUTE_LOCALNET = Path(f"/proc/sys/net/ipv4/conf/{lab.BRIDGE}/route_localnet")
+ROUTE_LOCALNET = Path(f"/proc/sys/net/ipv4/conf/{network.BRIDGE}/route_localnet")
 
 
 def free_port() -> int:
@@ -42,7 +43,9 @@ def ask(port: int, address: str = "127.0.0.1", timeout: float = 10.0) -> bytes:
 
 
 def table() -> str:
-    done = subprocess.run(["nft", "list", "table", "inet", publish.TABLE], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["nft", "list", "table", "inet", publishing.TABLE], capture_output=True, text=True, check=False
+    )
     return done.stdout
 
 
@@ -62,12 +65,12 @@ def test_the_port_leads_inside(published: Running) -> None:
     assert ask(host_port(published)) == b"hello"
     for _ in range(20):
         assert ask(host_port(published)) == b"hello"
-    assert publish.published_ports(published.record.id) == list(published.record.spec.publish)
+    assert publishing.published_ports(published.record.id) == list(published.record.spec.publish)
     assert f"sbx-{published.record.id}" in table()
 
 
 def test_on_the_loopback_address_alone(published: Running) -> None:
-    for address in (lab.HOST_ADDRESS, "127.0.0.2"):
+    for address in (network.HOST_ADDRESS, "127.0.0.2"):
         with pytest.raises(OSError, match=r"refused|timed out"):
             ask(host_port(published), address, timeout=2)
 
@@ -101,7 +104,7 @@ def test_the_sandbox_does_not_reach_the_host_by_it(published: Running, level: st
 
         thread = threading.Thread(target=listen, daemon=True)
         thread.start()
-        for address in ("127.0.0.1", lab.HOST_ADDRESS):
+        for address in ("127.0.0.1", network.HOST_ADDRESS):
             argv = ["/usr/bin/python3", "-I", "-S", "-c", CONNECT, address, str(port)]
             published.sandbox.exec(argv, timeout=60)
         assert (heard != []) == (level == "process"), "the control shares the host's network"
@@ -127,14 +130,14 @@ def test_forged_packets_are_dropped_where_the_setting_would_let_them_in(manager:
         send_from_bridge(port)
         with pytest.raises(TimeoutError):
             listener.recv(100)
-        with taken_away(publish.TABLE, "forged"), taken_away(lab.TABLE, "input"):
+        with taken_away(publishing.TABLE, "forged"), taken_away(network.TABLE, "input"):
             send_from_bridge(port)
             assert listener.recv(100) == b"forged"
 
 
 def send_from_bridge(port: int) -> None:
     """A UDP datagram for 127.0.0.1 from the generator's link, with the bridge's hardware address as its target."""
-    mac = bytes.fromhex(Path(f"/sys/class/net/{lab.BRIDGE}/address").read_text(encoding="ascii").replace(":", ""))
+    mac = bytes.fromhex(Path(f"/sys/class/net/{network.BRIDGE}/address").read_text(encoding="ascii").replace(":", ""))
     payload = b"forged"
     udp = port.to_bytes(2, "big") * 2 + (8 + len(payload)).to_bytes(2, "big") + b"\0\0" + payload
     source, target = socket.inet_aton("198.18.0.9"), socket.inet_aton("127.0.0.1")
@@ -142,11 +145,11 @@ def send_from_bridge(port: int) -> None:
     total = sum(int.from_bytes(head[index : index + 2], "big") for index in range(0, 20, 2))
     checksum = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
     head = head[:10] + checksum.to_bytes(2, "big") + head[12:]
-    with lab.in_generator():
+    with network.in_generator():
         raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
         raw.bind(("eth0", 0))
     with raw:
-        own = bytes.fromhex(lab.GENERATOR_MAC.replace(":", ""))
+        own = bytes.fromhex(network.GENERATOR_MAC.replace(":", ""))
         raw.send(mac + own + b"\x08\x00" + head + udp)
 
 
@@ -246,13 +249,13 @@ class TestTheWayOut:
         ident, port = "0123456789ab", free_port()
         with manager.lab():
             before = leaks.published()
-            with named_lock(lab_users.LOCK):
-                publish.publish(ident, "198.18.2.9", [Publish(port, 80)])
+            with named_lock(lab_life.LOCK):
+                publishing.publish(ident, "198.18.2.9", [Publish(port, 80)])
             assert any(ident in line for line in leaks.published() - before)
-            with named_lock(lab_users.LOCK):
-                found = publish.sweep(manager.store.known(), dry_run=True)
+            with named_lock(lab_life.LOCK):
+                found = publishing.prune(manager.store.known(), dry_run=True)
                 assert f"published port 127.0.0.1:{port}" in found
-                assert f"published port 127.0.0.1:{port}" in publish.sweep(manager.store.known(), dry_run=False)
+                assert f"published port 127.0.0.1:{port}" in publishing.prune(manager.store.known(), dry_run=False)
             assert leaks.published() <= before
 
     def test_nothing_is_published_by_a_run_that_failed(self, manager: Manager) -> None:

@@ -13,13 +13,13 @@ import pytest
 
 from sandbox.errors import SpecError
 from sandbox.isolation import LEVELS
-from sandbox.lifecycle.manager import Manager, Running
 from sandbox.phases import Status
 from sandbox.request import resolve
 from sandbox.request.resolve import Options
 from sandbox.spec import MIB
 from sandbox.state import paths
 from tests import leaks
+from tests.verbs import Manager, Running
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVER = """
@@ -231,7 +231,7 @@ class TestTheCommandLine:
             assert (done.returncode, done.stdout) == (9, "said\n")
             found = Manager().get("app-ended")
             assert found.record.status is Status.EXITED
-            assert found.record.data["exit_code"] == 9
+            assert found.record.exit_code == 9
             assert cli("logs", "app-ended").stdout == "said\n"
         finally:
             assert cli("rm", "app-ended").returncode == 0

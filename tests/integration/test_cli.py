@@ -189,6 +189,18 @@ def test_many_at_once_all_serve() -> None:
         sandbox("rm", "-f", *names)
 
 
+@pytest.mark.level("namespace")
+def test_a_start_that_fails_shows_the_whole_last_output() -> None:
+    program = "def deep(n):\n  if n: deep(n - 1)\n  raise ValueError('no \\x1b[2J such')\ndeep(3)"
+    done = sandbox("run", "--name", "cli-fails", "--port", "8000", "--", "python3", "-c", program)
+    lines = done.stderr.splitlines()
+    assert done.returncode == 125
+    assert "Traceback (most recent call last):" in lines
+    assert sum("in deep" in line for line in lines) == 4
+    assert lines[-2] == "ValueError: no ?[2J such"
+    assert lines[-1].startswith("sandbox: the workload of cli-fails ended before it served a reply (its log ends: Val")
+
+
 def test_a_reader_that_goes_away_is_no_error() -> None:
     command = f"{sys.executable} -m sandbox ps --format json | true"
     done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=False)

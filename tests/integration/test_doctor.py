@@ -16,8 +16,9 @@ import pytest
 
 from sandbox.cli.doctor import EXIT_INCOMPLETE
 from sandbox.host import daemons, docker_check, dockerd
-from sandbox.host.checks import CHECKS, REQUIRED
+from sandbox.host.checks import CHECKS, EXTRAS
 from sandbox.host.programs import which
+from sandbox.isolation import LEVELS
 from sandbox.state import paths
 
 
@@ -45,6 +46,7 @@ SHAPE = {
     "version": int,
     "host": {"distribution": str, "kernel": str, "machine": str, "boot_id": str, "cgroups": str, "init": str},
     "levels": [{"level": str, "available": bool, "missing": [{"what": str, "reason": str, "remedy": str}]}],
+    "extras": [{"extra": str, "available": bool, "missing": [{"what": str, "reason": str, "remedy": str}]}],
     "notes": [{"what": str, "reason": str, "remedy": str, "without": str}],
     "checks": [{"what": str, "ok": bool, "detail": str, "remedy": str}],
 }
@@ -55,7 +57,8 @@ def test_json_has_fixed_types() -> None:
     found = json.loads(done.stdout)
     assert _types(found, SHAPE), found
     assert found["version"] == 1
-    assert [level["level"] for level in found["levels"]] == list(REQUIRED)
+    assert [level["level"] for level in found["levels"]] == list(LEVELS)
+    assert [extra["extra"] for extra in found["extras"]] == list(EXTRAS)
     assert all(level["available"] is (not level["missing"]) for level in found["levels"])
     complete = all(level["available"] for level in found["levels"])
     assert done.returncode == (0 if complete else EXIT_INCOMPLETE)
@@ -67,7 +70,7 @@ def test_the_table_has_a_row_for_each_level() -> None:
     done = _doctor()
     rows = [line.split() for line in done.stdout.splitlines()]
     assert rows[0][:2] == ["LEVEL", "AVAILABLE"]
-    assert {row[0] for row in rows if len(row) > 1 and row[1] in {"yes", "no"}} == set(REQUIRED)
+    assert {row[0] for row in rows if len(row) > 1 and row[1] in {"yes", "no"}} == {*LEVELS, *EXTRAS}
     assert "Traceback" not in done.stderr
 
 
@@ -86,8 +89,9 @@ def test_what_is_missing_is_explained(tmp_path: Path) -> None:
 def test_without_root_it_says_so_and_loses_no_row() -> None:
     # Only the interpreter's own path is needed; the checkout may be below a directory that others cannot enter.
     script = "import os; os.setgid(65534); os.setuid(65534); from sandbox.host import report as r; "
-    script += "import json; print(json.dumps(r.look().to_json()))"
+    script += "import json; print(json.dumps(r.look(needed).to_json()))"
     prelude = "import sandbox.host.report, sandbox.host.docker_check; "
+    prelude += "from sandbox.isolation import requirements; needed = requirements(); "
     done = subprocess.run([sys.executable, "-c", prelude + script], capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
     assert _types(found, SHAPE)

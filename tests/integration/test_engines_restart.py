@@ -26,11 +26,11 @@ from sandbox.errors import SandboxError, UnavailableError
 from sandbox.host import daemons
 from sandbox.host.docker import Endpoint
 from sandbox.kernel import syscalls
-from sandbox.lifecycle.manager import Manager, Running
 from sandbox.state import files
 from sandbox.state.processid import ProcessId
 from sandbox.state.store import Store
 from tests import leaks
+from tests.verbs import Manager, Running
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "restarted"

@@ -262,10 +262,10 @@ def test_an_interrupted_build_leaves_no_half_image(own_state: Path, number: sign
     if number is signal.SIGKILL:
         assert len(temporaries(own_state)) == 1
         # What it had started keeps its lock until it is gone too, and need not have the directory on its command line.
-        while not (found := images.sweep(dry_run=True)) and time.monotonic() < deadline:
+        while not (found := images.prune(dry_run=True)) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert len(found) == 1
-    images.sweep()
+    images.prune()
     assert [name for name in os.listdir(own_state) if name != "build.log"] == []
 
 

@@ -16,16 +16,20 @@ from pathlib import Path
 import pytest
 
 from sandbox import images
+from sandbox.host.checks import EXTRAS
 from sandbox.kernel import cgroup, syscalls
 from sandbox.lifecycle import keeper
-from sandbox.lifecycle.manager import Manager
-from sandbox.network import lab, publish
+from sandbox.network import lab as network
+from sandbox.network import publish as publishing
+from sandbox.network import vagrant
 from sandbox.spec import Publish
 from sandbox.state import paths
 from sandbox.state.record import APP_FOLDER
 from sandbox.state.store import Store, named_lock
 from tests import leaks
+from tests.verbs import Manager
 
+level, needs = pytest.mark.level, pytest.mark.needs
 IDENT = "00000000feed"
 
 
@@ -68,22 +72,22 @@ def a_network_namespace() -> Iterator[None]:
 
 @contextmanager
 def a_link() -> Iterator[None]:
-    _run("ip", "link", "add", lab.interface_name(IDENT), "type", "bridge")
+    _run("ip", "link", "add", network.interface_name(IDENT), "type", "bridge")
     yield
-    _run("ip", "link", "del", lab.interface_name(IDENT))
+    _run("ip", "link", "del", network.interface_name(IDENT))
 
 
 @contextmanager
 def an_address() -> Iterator[None]:
     with Manager().lab():
-        _run("ip", "addr", "add", "198.18.128.77/32", "dev", lab.BRIDGE)
+        _run("ip", "addr", "add", "198.18.128.77/32", "dev", network.BRIDGE)
         yield
 
 
 @contextmanager
 def a_rule() -> Iterator[None]:
     with Manager().lab():
-        _run("nft", "add", "set", "inet", lab.TABLE, "leaked", "{ type ipv4_addr; }")
+        _run("nft", "add", "set", "inet", network.TABLE, "leaked", "{ type ipv4_addr; }")
         yield
 
 
@@ -132,6 +136,38 @@ def a_domain() -> Iterator[None]:
 
 
 @contextmanager
+def a_libvirt_network() -> Iterator[None]:
+    """Of Vagrant's machines; its rules and its bridge are seen too."""
+    vagrant.ensure()
+    yield
+    vagrant.release()
+
+
+@contextmanager
+def a_libvirt_volume() -> Iterator[None]:
+    directory = paths.state_dir() / "leaked-pool"
+    directory.mkdir()
+    pools = subprocess.run(
+        ["virsh", "-c", "qemu:///system", "pool-list", "--name"], check=True, capture_output=True, text=True, timeout=60
+    ).stdout.split()
+    if vagrant.POOL not in pools:
+        _run("virsh", "-c", "qemu:///system", "pool-create-as", vagrant.POOL, "dir", "--target", str(directory))
+    _run("virsh", "-c", "qemu:///system", "vol-create-as", vagrant.POOL, "leaked-volume", "4096")
+    yield
+    _run("virsh", "-c", "qemu:///system", "vol-delete", "--pool", vagrant.POOL, "leaked-volume")
+    if vagrant.POOL not in pools:
+        _run("virsh", "-c", "qemu:///system", "pool-destroy", vagrant.POOL)
+    directory.rmdir()
+
+
+@contextmanager
+def a_comparisons_folder() -> Iterator[None]:
+    paths.vagrant_dir().mkdir()
+    yield
+    paths.vagrant_dir().rmdir()
+
+
+@contextmanager
 def a_state_file() -> Iterator[None]:
     directory = paths.sandboxes_dir() / IDENT
     directory.mkdir(parents=True)
@@ -154,7 +190,7 @@ def a_claimed_port() -> Iterator[None]:
     store.ensure()
     assert store.claim_port(18098, IDENT)
     yield
-    store.sweep()
+    store.prune()
 
 
 @contextmanager
@@ -162,10 +198,10 @@ def a_published_port() -> Iterator[None]:
     """Left by a command that was killed: `prune` takes it away."""
     with Manager().lab():
         with named_lock("network"):
-            publish.publish(IDENT, "198.18.2.99", [Publish(18098, 8080)])
+            publishing.publish(IDENT, "198.18.2.99", [Publish(18098, 8080)])
         yield
         with named_lock("network"):
-            publish.unpublish(IDENT)
+            publishing.unpublish(IDENT)
 
 
 @contextmanager
@@ -234,6 +270,11 @@ CASES: list[tuple[str, Callable[[], AbstractContextManager[None]], tuple[str, ..
     ("docker networks", a_docker_network, ("container",)),
     ("docker volumes", a_docker_volume, ("container",)),
     ("domains", a_domain, ("vm",)),
+    ("libvirt networks", a_libvirt_network, ("vagrant",)),
+    ("rules", a_libvirt_network, ("vagrant",)),
+    ("links", a_libvirt_network, ("vagrant",)),
+    ("libvirt volumes", a_libvirt_volume, ("vm",)),
+    ("state files", a_comparisons_folder, ()),
     ("cgroups", a_frozen_cgroup, ()),
     ("processes", a_frozen_cgroup, ()),
     ("state files", a_state_file, ()),
@@ -259,9 +300,9 @@ def test_every_kind_has_a_case() -> None:
             kind,
             leak,
             id=f"{kind}-{leak.__name__}",
-            marks=[pytest.mark.level(level) for level in levels or ("process",)],
+            marks=[(needs if name in EXTRAS else level)(name) for name in names or ("process",)],
         )
-        for kind, leak, levels in CASES
+        for kind, leak, names in CASES
     ],
 )
 def test_the_counter_sees(kind: str, leak: Callable[[], AbstractContextManager[None]]) -> None:

@@ -6,20 +6,21 @@ engine alone. Bodies of calls are in the terms of the Docker Engine API (https:/
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, ClassVar
 
-from sandbox import host, images
+from sandbox import images
 from sandbox.errors import ImageError, SandboxError, SpecError, UnavailableError
 from sandbox.failpoints import Failpoint, reached
 from sandbox.host.docker import Endpoint, Engine, RefusalError
-from sandbox.isolation.base import INIT, SHM_BYTES, Isolation, Progress, environment, writable
+from sandbox.isolation.base import INIT, SHM_BYTES, Features, Isolation, Progress, environment, writable
 from sandbox.isolation.docker import engines, gvisor, network, seccomp
 from sandbox.isolation.docker import mounts as docker_mounts
 from sandbox.isolation.docker import sandbox as docker_sandbox
 from sandbox.isolation.docker.network import Lab
-from sandbox.isolation.docker.sandbox import ContainerSandbox
+from sandbox.isolation.docker.sandbox import ContainerSandbox, Handle
 from sandbox.isolation.docker.usage import NANO
 from sandbox.spec import MIB, SANDBOX_UID, SandboxSpec
 from sandbox.state.record import Record
@@ -32,13 +33,14 @@ LOG_BYTES = 10 * MIB
 _ENGINE_ENV: dict[str, str | None] = {"HOSTNAME": None}
 """What dockerd adds to every environment."""
 _GONE = 404
+_ENGINE = ("docker.daemon", "python.docker")
 
 
 class ContainerIsolation(Isolation):
     """Docker with its default runtime (runc)."""
 
     name = "container"
-    shares_kernel = True
+    features = Features(shares_kernel=True, warm_by_pause=True, requires=_ENGINE)
     runtime: ClassVar[str | None] = None
 
     def __init__(self, lab: Lab | None = None) -> None:
@@ -56,9 +58,6 @@ class ContainerIsolation(Isolation):
         if endpoint not in self._engines:
             self._engines[endpoint] = Engine(endpoint, self.name)
         return self._engines[endpoint]
-
-    def missing(self) -> Sequence[host.Missing]:
-        return host.missing_for(self.name)
 
     def check(self, spec: SandboxSpec) -> None:
         """Every field of the spec can be honoured, but for mounts where the engine is on another host."""
@@ -85,8 +84,9 @@ class ContainerIsolation(Isolation):
         engine = self.engine()
         sandbox = self.sandbox_class(record, engine)
         # By name and before the call: the engine may have made it although no answer came.
-        undo.callback(sandbox.destroy)
-        record.data["docker"] = {"endpoint": engine.endpoint.to_json()}
+        undo.callback(sandbox.remove)
+        handle = Handle(engine.endpoint.host, engine.endpoint.context)
+        record.keep_handle(handle)
         sandbox.sources = docker_mounts.identities(spec, record)
         try:
             with engine.talking("the container could not be created") as api:
@@ -97,7 +97,7 @@ class ContainerIsolation(Isolation):
         except RefusalError as error:
             sandbox.uncertain = False
             raise self._create_refused(error) from error
-        record.data["docker"]["container"] = made["Id"]
+        record.keep_handle(replace(handle, container=made["Id"]))
         reached(Failpoint.CONTAINER_CREATED)
         return sandbox
 
@@ -180,13 +180,13 @@ class ContainerIsolation(Isolation):
         return ContainerSandbox
 
     def adopt(self, record: Record) -> ContainerSandbox:
-        raw = record.data.get("docker", {}).get("endpoint")
-        return self.sandbox_class(record, self.engine(Endpoint.from_json(raw) if raw else None))
+        handle = record.read_handle(Handle)
+        return self.sandbox_class(record, self.engine(Endpoint(handle.host, handle.context) if handle else None))
 
-    def sweep(self, known: Collection[str], *, dry_run: bool) -> list[str]:
-        return engines.each(self.lab.name, lambda endpoint: self._sweep(self.engine(endpoint), known, dry_run=dry_run))
+    def prune(self, known: Collection[str], *, dry_run: bool) -> list[str]:
+        return engines.each(self.lab.name, lambda endpoint: self._prune(self.engine(endpoint), known, dry_run=dry_run))
 
-    def _sweep(self, engine: Engine, known: Collection[str], *, dry_run: bool) -> list[str]:
+    def _prune(self, engine: Engine, known: Collection[str], *, dry_run: bool) -> list[str]:
         found = []
         with engine.talking("the containers cannot be listed") as api:
             listed = api.containers(all=True, filters={"label": [LABEL_ID, f"{LABEL_LEVEL}={self.name}"]})
@@ -207,10 +207,10 @@ class ContainerIsolation(Isolation):
         """
         docker_sandbox.remove(engine, container, name)
 
-    def release(self) -> list[str]:
-        return engines.each(self.lab.name, self._release)
+    def remove_shared(self) -> list[str]:
+        return engines.each(self.lab.name, self._remove_shared)
 
-    def _release(self, endpoint: Endpoint) -> list[str]:
+    def _remove_shared(self, endpoint: Endpoint) -> list[str]:
         engine = self.engine(endpoint)
         removed = network.remove(engine, self.lab)
         if removed or not network.exists(engine, self.lab):  # it stays while another's container is on it
@@ -232,7 +232,7 @@ class GVisorIsolation(ContainerIsolation):
     """
 
     name = "gvisor"
-    shares_kernel = False
+    features = Features(shares_kernel=False, requires=(*_ENGINE, "docker.runsc"))
     runtime = "runsc"
 
     MIN_MEMORY: ClassVar[int] = 48 * MIB

@@ -96,9 +96,9 @@ class GVisorSandbox(ContainerSandbox):
         found["seccomp"]["kernel"] = "gVisor"
         return found
 
-    def destroy(self) -> None:
+    def remove(self) -> None:
         release(self.engine, self.name)
-        super().destroy()
+        super().remove()
 
 
 def release(engine: Engine, container: str) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from sandbox.errors import EngineError, UnavailableError
@@ -17,6 +18,8 @@ from sandbox.isolation.docker import cgroup, inspection, mounts, network
 from sandbox.isolation.docker import exec as docker_attach
 from sandbox.isolation.docker import logs as docker_stream
 from sandbox.isolation.docker import usage as docker_usage
+from sandbox.isolation.keeper import STDOUT
+from sandbox.isolation.log import Piece
 from sandbox.spec import SANDBOX_UID, Limits
 from sandbox.state.processid import ProcessId
 from sandbox.state.record import Record
@@ -36,6 +39,20 @@ _KEPT_BY_INIT = frozenset(
     | {signal.SIGSTOP, signal.SIGSYS, signal.SIGTRAP, signal.SIGTTIN, signal.SIGTTOU}
 )
 """What the init does not pass on: signals that tell of its own faults, and those that job control uses (tini(1))."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handle:
+    """What finds a container again.
+
+    Attributes:
+        host, context: of its engine, see `Endpoint`.
+        container: the engine's id of it; None while it is being made.
+    """
+
+    host: str | None
+    context: str | None
+    container: str | None = None
 
 
 class ContainerSandbox(Sandbox):
@@ -152,7 +169,8 @@ class ContainerSandbox(Sandbox):
     @property
     def _container(self) -> str:
         """The engine's id of it, as far as the record knows; else what no container has."""
-        return str(self.record.data.get("docker", {}).get("container") or "no container")
+        handle = self.record.read_handle(Handle)
+        return (handle and handle.container) or "no container"
 
     def _group(self, found: dict[str, Any] | None) -> cgroup.ContainerGroup | None:
         """Its control group, where the engine is on this host and the container runs."""
@@ -183,7 +201,21 @@ class ContainerSandbox(Sandbox):
             alive=self.alive,
         )
 
-    def logs(self, *, follow: bool = False, tail: int | None = None, since: float | None = None) -> Iterator[bytes]:
+    def pieces(
+        self,
+        *,
+        follow: bool = False,
+        tail: int | None = None,
+        since: float | None = None,
+        until: float | None = None,
+        dropped: Callable[[int], object] = lambda _count: None,
+    ) -> Iterator[Piece]:
+        # Until the keeper writes the log at this level too.
+        return (Piece(STDOUT, 0.0, data) for data in self.logs(follow=follow, tail=tail, since=since))
+
+    def logs(
+        self, *, follow: bool = False, tail: int | None = None, since: float | None = None, until: float | None = None
+    ) -> Iterator[bytes]:
         return docker_stream.read_log(self.engine, self.name, follow=follow, tail=tail, since=since)
 
     def attach(
@@ -213,6 +245,10 @@ class ContainerSandbox(Sandbox):
             alive=self.alive,
             kernel_shared=self.kernel_shared,
         )
+
+    def resources(self) -> dict[str, Any]:
+        handle = self.record.read_handle(Handle)
+        return {"engine": str(self.engine.endpoint), "container": (handle and handle.container) or self.name}
 
     def effective(self) -> dict[str, Any]:
         found = self.inspect()
@@ -329,7 +365,7 @@ class ContainerSandbox(Sandbox):
                 return None
             raise
 
-    def destroy(self) -> None:
+    def remove(self) -> None:
         deadline = time.monotonic() + _LATE_CREATION
         while not remove(self.engine, self.name, self.name) and self.uncertain and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -229,13 +229,13 @@ def test_sweep_takes_the_dead_and_leaves_the_living() -> None:
     descriptor = os.open(living / workspace.LEASE_FILE, os.O_RDWR | os.O_CREAT)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     try:
-        assert images.sweep(dry_run=True) == ["unfinished image .tmp-dead"]
-        assert images.sweep() == ["unfinished image .tmp-dead"]
+        assert images.prune(dry_run=True) == ["unfinished image .tmp-dead"]
+        assert images.prune() == ["unfinished image .tmp-dead"]
         assert left() == [".tmp-living"]
-        assert images.sweep() == []
+        assert images.prune() == []
     finally:
         os.close(descriptor)
-    assert images.sweep() == ["unfinished image .tmp-living"]
+    assert images.prune() == ["unfinished image .tmp-living"]
     assert left() == []
 
 
@@ -243,7 +243,7 @@ def test_while_a_build_runs_nothing_is_swept_or_removed() -> None:
     make(Stage.ROOTFS, ONE)
     (paths.images_dir() / ".tmp-dead").mkdir()
     with locking.exclusive(lambda _: None):
-        assert images.sweep() == []
+        assert images.prune() == []
         with pytest.raises(BusyError):
             images.remove(everything=True)
     assert len(left()) == 2
@@ -273,13 +273,13 @@ def test_a_directory_that_is_still_written_to_is_removed_in_the_end(monkeypatch:
     monkeypatch.setattr(shutil, "rmtree", busy)
     monkeypatch.setattr(workspace, "_PAUSE", 0.0)
     (paths.images_dir() / ".tmp-dead").mkdir()
-    images.sweep()
+    images.prune()
     assert left() == []
     tries.clear()
     monkeypatch.setattr(workspace, "_TRIES", 2)
     (paths.images_dir() / ".tmp-dead").mkdir()
     with pytest.raises(ImageError, match="keeps writing"):
-        images.sweep()
+        images.prune()
 
 
 def test_mountinfo_paths_are_unescaped() -> None:

@@ -36,7 +36,8 @@ def attempt():
 out = {"before": caps.status(), "chroot before": attempt()}
 how = sys.argv[2]
 if how == "all":
-    caps.drop_all()
+    caps.drop_bounding()
+    caps.clear()
 elif how == "around a change of user":
     caps.drop_bounding()
     os.setgroups([])

@@ -42,12 +42,13 @@ from sandbox.isolation.docker import seccomp as docker_seccomp
 from sandbox.isolation.docker.driver import LABEL_ID, ContainerIsolation, GVisorIsolation
 from sandbox.isolation.docker.network import Lab
 from sandbox.isolation.docker.sandbox import ContainerSandbox
-from sandbox.kernel import seccomp, seccomp_compiler, syscall_table
+from sandbox.kernel import seccomp
 from sandbox.kernel.cgroup import Hierarchy, read_hierarchy
 from sandbox.spec import MIB, Mount, SandboxSpec
 from sandbox.state.processid import ProcessId
 from sandbox.state.record import Record
 from tests.unit.kernel.test_seccomp import interpret
+from tools.seccomp import compiler, docker, policy
 
 SPEC = SandboxSpec("web-1", "reactor", "container", ("/bin/server", "--port", "8080"), env=(("A", "b=c d"),))
 RECORD = Record("0123456789ab", SPEC, "198.18.2.7")
@@ -169,10 +170,10 @@ def test_an_engine_that_cannot_be_reached(error: Exception, monkeypatch: pytest.
     monkeypatch.setattr(
         capability,
         "missing_for",
-        lambda level: [Missing("host.root", "r", "x"), Missing("docker.daemon", "it is down", f"start {level}")],
+        lambda names: [Missing("host.root", "r", "x"), Missing("docker.daemon", "it is down", f"start {names}")],
     )
     found = explained(error)
-    assert (found.message, found.hint) == ("it is down", "start container")
+    assert (found.message, found.hint) == ("it is down", "start ('docker.daemon',)")
     assert "tcp://far:1" in explained(error, Endpoint(host="tcp://far:1")).message
 
 
@@ -390,7 +391,7 @@ def test_limits_of_v1(tmp_path: Path) -> None:
 
 
 def sandbox_with(monkeypatch: pytest.MonkeyPatch, found: dict[str, Any] | None) -> ContainerSandbox:
-    sandbox = ContainerSandbox(replace(RECORD, data={}), Engine(LOCAL, "container"))
+    sandbox = ContainerSandbox(replace(RECORD), Engine(LOCAL, "container"))
     monkeypatch.setattr(sandbox, "inspect", lambda: found)
     return sandbox
 
@@ -471,27 +472,24 @@ def verdict(name: str, arguments: tuple[int, ...]) -> int | str:
 
 VALUES = (0, 1, 2, 10, 16, 17, 38, 40, 63, 0x5401, 0x5411, 0x5412, 0x5413, 0x541B, 0x541C, 0x541D, 0x15412, 0x80005412)
 WIDE = tuple(1 << 32 | value for value in VALUES)
-FLAGS = (seccomp.NAMESPACE_FLAGS, *(1 << bit for bit in range(64)), *seccomp.PERSONALITIES)
+FLAGS = (policy.NAMESPACE_FLAGS, *(1 << bit for bit in range(64)), *policy.PERSONALITIES)
 
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 def test_the_profile_says_what_the_namespace_levels_filter_says(machine: str) -> None:
-    table, arch = {
-        "x86_64": (syscall_table.X86_64, 0xC000003E),
-        "aarch64": (syscall_table.AARCH64, 0xC00000B7),
-    }[machine]
-    program = seccomp.build(machine, "6.1.0")
-    for name, number in table.items():
-        values = (*VALUES, *WIDE, *FLAGS) if name in seccomp_compiler.CHECKED else VALUES[:2]
+    arch, numbers = compiler.MACHINES[machine]
+    program = seccomp.build(machine)
+    for name, number in numbers.items():
+        values = (*VALUES, *WIDE, *FLAGS) if name in compiler.CHECKED else VALUES[:2]
         for value in values:
             ours, _ = interpret(program, number, arch, (value, value))
             theirs = verdict(name, (value, value))
-            assert ours == (seccomp_compiler.ALLOW if theirs == "allow" else 0x00050000 | int(theirs)), (name, value)
+            assert ours == (compiler.ALLOW if theirs == "allow" else 0x00050000 | int(theirs)), (name, value)
 
 
 def test_blocks_cover_all_but_what_is_refused() -> None:
     for refused in ((), (0,), (2**32 - 1,), (0x5412, 0x541C), (6, 7)):
-        blocks = docker_seccomp.blocks_without(refused)
+        blocks = docker.blocks_without(refused)
         assert sum(2**32 - mask for mask, _ in blocks) == 2**32 - len(refused)  # none lies in another, so: all
         assert not [one for one in refused for mask, value in blocks if one & mask == value]
 
