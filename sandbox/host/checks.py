@@ -9,14 +9,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import TYPE_CHECKING
+from functools import partial
 
 from sandbox.host import kernel, kvm, libvirt, programs, vagrant, verdicts
 from sandbox.host.finding import Finding
-
-if TYPE_CHECKING:
-    from sandbox.host.docker_check import Engine
 
 __all__ = ["CHECKS", "COMMON", "EXTRAS", "OPTIONAL", "Finding", "Optional", "Survey"]
 
@@ -62,16 +58,16 @@ OPTIONAL: tuple[Optional, ...] = (
 )
 
 
-def _docker_daemon(survey: Survey) -> Finding:
-    from sandbox.host import docker_check  # http.client costs 15 ms, which a level without Docker need not pay
+def _docker_daemon(_: Survey) -> Finding:
+    from sandbox.host import docker_check  # loads what a level without Docker need not pay for
 
-    return docker_check.daemon(survey.engine)
+    return docker_check.daemon()
 
 
-def _docker_runsc(survey: Survey) -> Finding:
+def _docker_runsc(_: Survey) -> Finding:
     from sandbox.host import docker_check
 
-    return docker_check.runsc(survey.engine)
+    return docker_check.runsc()
 
 
 CHECKS: dict[str, Check] = {
@@ -111,13 +107,6 @@ class Survey:
     @staticmethod
     def _key() -> str:
         return f"euid {os.geteuid()}"
-
-    @cached_property
-    def engine(self) -> Engine:
-        """The Docker daemon."""
-        from sandbox.host.docker_check import Engine
-
-        return Engine()
 
     def look(self, name: str) -> Finding:
         """Check one capability, at most once.

@@ -24,6 +24,8 @@ from sandbox.errors import EngineError, SandboxError, UnavailableError
 from sandbox.host import apt, daemons, dockerd, libvirt, vagrant
 from sandbox.host.checks import COMMON, EXTRAS, OPTIONAL, Survey
 from sandbox.host.distribution import OPTIONAL_PACKAGES, PACKAGES, distribution, systemd
+from sandbox.host.docker import Engine
+from sandbox.host.docker_check import registered
 from sandbox.host.finding import Finding
 from sandbox.host.programs import which
 from sandbox.host.sockets import listens
@@ -174,10 +176,11 @@ def _kvm_group(outcome: Outcome, progress: Progress) -> None:
 
 
 def _docker(outcome: Outcome, progress: Progress) -> None:
-    if Survey().look("docker.daemon").ok or which("dockerd") is None:
+    finding = Survey().look("docker.daemon")
+    if finding.ok or which("dockerd") is None:
         return
-    if os.environ.get("DOCKER_HOST"):
-        outcome.advice.append(f"DOCKER_HOST is {os.environ['DOCKER_HOST']}: start that daemon, or unset it")
+    if not dockerd.chosen():
+        outcome.advice.append(f"{finding.detail}: {finding.remedy}")
     elif systemd():
         progress("starting docker")
         outcome.done.append(_systemctl("docker"))
@@ -187,8 +190,7 @@ def _docker(outcome: Outcome, progress: Progress) -> None:
 
 
 def _runsc(outcome: Outcome, progress: Progress) -> None:
-    survey = Survey()
-    if which("runsc") is None or not survey.look("docker.daemon").ok or survey.engine.runtime() is not None:
+    if which("runsc") is None or not Survey().look("docker.daemon").ok or registered(Engine()) is not None:
         return
     progress("registering the runtime runsc with dockerd")
     done, advice = dockerd.register()

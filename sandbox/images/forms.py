@@ -89,7 +89,7 @@ def ensure(form: Form, progress: Progress) -> Image:
 
 def _find(form: Form, wanted: str) -> Image | None:
     if form is Form.DOCKER:
-        from sandbox.images import dockerd  # imports http.client and ssl, 20 ms, which the other forms do not need
+        from sandbox.images import dockerd  # the other forms do not need it
 
         raw = dockerd.find(wanted)
         if raw is None:

@@ -307,7 +307,7 @@ def test_an_engine_elsewhere_that_a_record_names(tmp_path: Path) -> None:
         store.claim_address("198.18.2.250", ident)
         record = store.new(SandboxSpec(NAME, "reactor", "container", ("x",)), "198.18.2.250", ident)
         record.status = Status.RUNNING
-        record.keep_handle(Handle(f"unix://{tmp_path}/nobody.sock", None))
+        record.keep_handle(Handle(f"{tmp_path}/nobody.sock"))
         store.save(record)
         with manager.running(manager.make_spec("reactor", "container")) as bystander:
             with pytest.raises(UnavailableError, match=r"nobody\.sock"):

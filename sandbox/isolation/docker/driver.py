@@ -7,14 +7,14 @@ engine alone. Bodies of calls are in the terms of the Docker Engine API (https:/
 from __future__ import annotations
 
 from collections.abc import Collection
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any, ClassVar
 
 from sandbox import images
 from sandbox.errors import ImageError, SandboxError, SpecError, UnavailableError
 from sandbox.failpoints import Failpoint, reached
-from sandbox.host.docker import Endpoint, Engine, RefusalError
+from sandbox.host.docker import Engine, RefusalError, socket_path
 from sandbox.isolation.base import INIT, SHM_BYTES, Features, Isolation, Progress, environment, writable
 from sandbox.isolation.docker import engines, gvisor, network, seccomp
 from sandbox.isolation.docker import mounts as docker_mounts
@@ -45,39 +45,30 @@ class ContainerIsolation(Isolation):
 
     def __init__(self, lab: Lab | None = None) -> None:
         self.lab = lab or Lab()
-        self._engines: dict[Endpoint, Engine] = {}
+        self._engines: dict[str, Engine] = {}
         self._image: str | None = None
 
-    def engine(self, endpoint: Endpoint | None = None) -> Engine:
+    def engine(self, socket: str | None = None) -> Engine:
         """The connection to an engine, by default the one that the docker command would use.
 
         Raises:
-            EngineError: the Docker configuration file is damaged.
+            UnavailableError: that one is not on this host, or Docker's configuration cannot be read.
         """
-        endpoint = endpoint or Endpoint.current()
-        if endpoint not in self._engines:
-            self._engines[endpoint] = Engine(endpoint, self.name)
-        return self._engines[endpoint]
+        socket = socket or socket_path()
+        if socket not in self._engines:
+            self._engines[socket] = Engine(socket)
+        return self._engines[socket]
 
     def check(self, spec: SandboxSpec) -> None:
-        """Every field of the spec can be honoured, but for mounts where the engine is on another host."""
-        if not (spec.mounts or spec.app):
-            return
-        endpoint = Endpoint.current()
-        if not endpoint.local:
-            raise SpecError(
-                f"files of this host cannot be mounted by an engine on another ({endpoint})",
-                "a local dockerd, or sandbox cp",
-            )
+        """Every field of the spec can be honoured, where the sources of its mounts are there."""
         for mount in spec.mounts:
             docker_mounts.identity(mount.source)
 
     def prepare(self, spec: SandboxSpec, progress: Progress) -> None:
         engine = self.engine()
-        with engine.talking("dockerd cannot be used"):
-            pass  # the first call connects: an engine that is not there is known before an image is built for it
+        engine.version()  # an engine that is not there is known before an image is built for it
         self._image = images.ensure(images.Form.DOCKER, progress).reference
-        engines.note(self.lab.name, engine.endpoint)
+        engines.note(self.lab.name, engine.socket)
         network.ensure(engine, self.lab)
 
     def create(self, spec: SandboxSpec, record: Record, undo: ExitStack) -> ContainerSandbox:
@@ -85,13 +76,13 @@ class ContainerIsolation(Isolation):
         sandbox = self.sandbox_class(record, engine)
         # By name and before the call: the engine may have made it although no answer came.
         undo.callback(sandbox.remove)
-        handle = Handle(engine.endpoint.host, engine.endpoint.context)
+        handle = Handle(engine.socket)
         record.keep_handle(handle)
         sandbox.sources = docker_mounts.identities(spec, record)
         try:
             with engine.talking("the container could not be created") as api:
                 sandbox.uncertain = True
-                body = self.body(spec, record, _version(api.api_version))
+                body = self.body(spec, record, _numbers(engine.version().api))
                 made = api.create_container_from_config(body, name=sandbox.name)
                 sandbox.uncertain = False
         except RefusalError as error:
@@ -181,10 +172,15 @@ class ContainerIsolation(Isolation):
 
     def adopt(self, record: Record) -> ContainerSandbox:
         handle = record.read_handle(Handle)
-        return self.sandbox_class(record, self.engine(Endpoint(handle.host, handle.context) if handle else None))
+        return self.sandbox_class(record, self.engine(handle.socket if handle else None))
 
     def prune(self, known: Collection[str], *, dry_run: bool) -> list[str]:
-        return engines.each(self.lab.name, lambda endpoint: self._prune(self.engine(endpoint), known, dry_run=dry_run))
+        found = []
+        for socket in dict.fromkeys((socket_path(), *engines.noted(self.lab.name))):
+            # One that does not run has nothing that does; what was noted stays noted while it is away.
+            with suppress(UnavailableError):
+                found += self._prune(self.engine(socket), known, dry_run=dry_run)
+        return found
 
     def _prune(self, engine: Engine, known: Collection[str], *, dry_run: bool) -> list[str]:
         found = []
@@ -208,17 +204,17 @@ class ContainerIsolation(Isolation):
         docker_sandbox.remove(engine, container, name)
 
     def remove_shared(self) -> list[str]:
-        return engines.each(self.lab.name, self._remove_shared)
-
-    def _remove_shared(self, endpoint: Endpoint) -> list[str]:
-        engine = self.engine(endpoint)
-        removed = network.remove(engine, self.lab)
-        if removed or not network.exists(engine, self.lab):  # it stays while another's container is on it
-            engines.forget(self.lab.name, endpoint)
+        removed = []
+        for socket in engines.noted(self.lab.name):
+            engine = self.engine(socket)
+            with suppress(UnavailableError):
+                removed += network.remove(engine, self.lab)
+                if not network.exists(engine, self.lab):  # it stays while another's container is on it
+                    engines.forget(self.lab.name, socket)
         return removed
 
 
-def _version(text: str) -> tuple[int, ...]:
+def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split("."))
 
 

@@ -46,12 +46,11 @@ class Handle:
     """What finds a container again.
 
     Attributes:
-        host, context: of its engine, see `Endpoint`.
+        socket: path of its engine's socket.
         container: the engine's id of it; None while it is being made.
     """
 
-    host: str | None
-    context: str | None
+    socket: str
     container: str | None = None
 
 
@@ -118,8 +117,8 @@ class ContainerSandbox(Sandbox):
         return pid
 
     def _pid(self, found: dict[str, Any] | None) -> int | None:
-        """Its init's pid on this host, where it runs and the engine is here."""
-        if found is None or not self.engine.endpoint.local or not found["State"]["Running"]:
+        """Its init's pid on this host, where it runs."""
+        if found is None or not found["State"]["Running"]:
             return None
         return found["State"]["Pid"] or None
 
@@ -129,14 +128,7 @@ class ContainerSandbox(Sandbox):
         Raises:
             EngineError
         """
-        try:
-            with self.engine.talking("the container cannot be inspected") as api:
-                found: dict[str, Any] = api.inspect_container(self.name)
-        except RefusalError as error:
-            if error.status == _GONE:
-                return None
-            raise
-        return found
+        return self.engine.look(f"/containers/{self.name}/json", "the container cannot be inspected")
 
     def alive(self) -> bool:
         """Whether it runs, paused or not."""
@@ -173,7 +165,7 @@ class ContainerSandbox(Sandbox):
         return (handle and handle.container) or "no container"
 
     def _group(self, found: dict[str, Any] | None) -> cgroup.ContainerGroup | None:
-        """Its control group, where the engine is on this host and the container runs."""
+        """Its control group, where it runs."""
         pid = self._pid(found)
         return None if found is None or pid is None else cgroup.find(found["Id"], pid)
 
@@ -248,7 +240,7 @@ class ContainerSandbox(Sandbox):
 
     def resources(self) -> dict[str, Any]:
         handle = self.record.read_handle(Handle)
-        return {"engine": str(self.engine.endpoint), "container": (handle and handle.container) or self.name}
+        return {"engine": str(self.engine), "container": (handle and handle.container) or self.name}
 
     def effective(self) -> dict[str, Any]:
         found = self.inspect()
@@ -313,12 +305,10 @@ class ContainerSandbox(Sandbox):
             if group is not None:
                 return docker_usage.usage(group, process.pid)
         found = self.inspect()
-        if found is None or not found["State"]["Running"]:
-            return Stats(None, None, None)
         pid, group = self._pid(found), self._group(found)
         if pid is not None and group is not None:
             return docker_usage.usage(group, pid)
-        return docker_usage.engines_usage(self.engine, self.name)
+        return Stats(None, None, None)
 
     def events(self) -> dict[str, int]:
         """The control group's counters of limits met; empty when it cannot be seen."""

@@ -152,11 +152,25 @@ def test_a_configuration_that_was_not_heeded_is_said_to_need_a_reload(
 
 
 def test_anothers_daemon_is_not_touched(monkeypatch: pytest.MonkeyPatch, state: Path) -> None:
-    monkeypatch.setenv("DOCKER_HOST", "tcp://elsewhere:2375")
+    monkeypatch.setenv("DOCKER_HOST", "unix:///elsewhere.sock")
     done, advice = dockerd.register()
     assert done is None
-    assert "tcp://elsewhere:2375" in (advice or "")
+    assert "unix:///elsewhere.sock" in (advice or "")
+    monkeypatch.setenv("DOCKER_HOST", "tcp://elsewhere:2375")
+    with pytest.raises(UnavailableError, match="tcp://elsewhere:2375"):
+        dockerd.register()
     assert not (state / "etc").exists()
+
+
+@pytest.mark.parametrize("host", ["unix:///elsewhere.sock", "tcp://elsewhere:2375"])
+def test_anothers_daemon_is_not_started(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    monkeypatch.setenv("DOCKER_HOST", host)
+    monkeypatch.setattr(fix, "which", lambda _: "/usr/sbin/dockerd")
+    monkeypatch.setattr(dockerd, "start", lambda: pytest.fail("started"))
+    outcome = fix.Outcome()
+    fix._docker(outcome, print)
+    assert outcome.done == []
+    assert [host in line for line in outcome.advice] == [True]
 
 
 @pytest.mark.parametrize("text", ["{half", "[]"])
