@@ -20,7 +20,6 @@ RIDDLE = re.compile(r"(What|Who|Whether|Where|Which|How|Whose|When) ")
 """The beginning of a docstring that is a fragment: `Whether X.` for `Return whether X.`."""
 UNCONVERTED = (
     "sandbox/api.py",
-    "sandbox/cli/detach.py",
     "sandbox/cli/events.py",
     "sandbox/cli/facts.py",
     "sandbox/cli/inspect.py",
@@ -41,8 +40,6 @@ UNCONVERTED = (
     "sandbox/isolation/",
     "sandbox/kernel/command.py",
     "sandbox/kernel/enter.py",
-    "sandbox/kernel/seccomp.py",
-    "sandbox/kernel/syscall_policy.py",
     "sandbox/lifecycle/",
     "sandbox/measure/",
     "sandbox/pytest_plugin.py",
