@@ -41,7 +41,6 @@ UNCONVERTED = (
     "sandbox/kernel/enter.py",
     "sandbox/lifecycle/",
     "sandbox/measure/",
-    "sandbox/network/vagrant.py",
     "sandbox/pytest_plugin.py",
     "sandbox/report/",
     "sandbox/state/",
