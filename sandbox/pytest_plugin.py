@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
-from sandbox.isolation import DEFAULT, LEVELS
-
 if TYPE_CHECKING:
     from sandbox.api import Sandbox
     from sandbox.request.resolve import Target
@@ -51,9 +49,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("sandbox", "sandboxes")
     group.addoption(
         "--sandbox-isolation",
-        default=DEFAULT,
         metavar="LEVEL",
-        help=f"isolation level of sandboxes whose test names none: one of {', '.join(LEVELS)} (default: %(default)s)",
+        help="isolation level of sandboxes whose test names none (default: that of sandbox.run)",
     )
 
 
@@ -70,15 +67,16 @@ def sandbox_session(request: pytest.FixtureRequest) -> Iterator[Factory]:
 
 
 def _factory(request: pytest.FixtureRequest) -> Iterator[Factory]:
-    default = str(request.config.getoption("--sandbox-isolation"))
+    default = request.config.getoption("--sandbox-isolation")
     made = request.node.stash.setdefault(_made, [])
     with ExitStack() as stack:
 
         def start(target: Target = "reactor", *, isolation: str | None = None, **options: Any) -> Sandbox:
             from sandbox import api
             from sandbox.errors import UnavailableError
+            from sandbox.isolation import DEFAULT
 
-            level = isolation or default
+            level = isolation or default or DEFAULT
             try:
                 box = api.run(target, isolation=level, **options)
             except UnavailableError as error:

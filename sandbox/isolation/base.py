@@ -1,4 +1,4 @@
-"""What every isolation level provides. A new level is one file that implements these two classes.
+"""What every isolation level provides. A new one is one package and one line in the table `sandbox.isolation.LEVELS`.
 
 Every method is abstract: a do-nothing default would be a false success. Drivers do the work; `lifecycle` owns
 order, timing, undo and state, so no driver looks at a clock to report a duration, or writes the record itself.
