@@ -34,7 +34,6 @@ UNCONVERTED = (
     "sandbox/host/fix.py",
     "sandbox/host/report.py",
     "sandbox/images/dockerd.py",
-    "sandbox/images/endpoint.py",
     "sandbox/images/vagrant.py",
     "sandbox/images/vm.py",
     "sandbox/isolation/",
