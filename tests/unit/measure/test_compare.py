@@ -242,7 +242,7 @@ class TestVagrant:
     ) -> None:
         seen: list[list[str]] = []
 
-        def examine(_manager: object, levels: list[str], *_: object) -> list[IsolationCheck]:
+        def examine(levels: list[str], *_: object) -> list[IsolationCheck]:
             seen.append(levels)
             return []
 
