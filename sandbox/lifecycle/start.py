@@ -39,7 +39,7 @@ GUEST_SHARE = 4
 _END_NOTED = 2.0
 """Seconds that an engine may take to note an end that already showed."""
 _LOG_LINES, _LOG_BYTES = 100, 65536
-"""What is shown of a log when a start fails: more than a traceback has."""
+"""Lines and bytes of a log that are shown when a start fails: more than a traceback has."""
 _complete: set[str] = set()
 """Levels that were seen to lack nothing; an engine that dies later is told by its own error."""
 
@@ -247,7 +247,7 @@ def check_limits(spec: SandboxSpec, sandbox: Sandbox) -> None:
 
 
 def _is_over(spec: SandboxSpec, sandbox: Sandbox) -> bool:
-    """Whether a command that serves nothing has ended. An engine notes that a moment after it shows."""
+    """Tell whether a command that serves nothing has ended. An engine notes that a moment after it shows."""
     if spec.port is not None:
         return False
     try:

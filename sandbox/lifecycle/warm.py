@@ -73,7 +73,7 @@ def _prepare(spec: SandboxSpec, progress: Progress) -> Record:
 
 
 def key(spec: SandboxSpec) -> str:
-    """What two specs have in common that one prepared start serves."""
+    """Return the part of a spec that two specs must share for one prepared start to serve either."""
     argv = tuple("0.0.0.0" if part == LISTEN else part for part in spec.argv)  # noqa: S104 - of the sandbox's own stack
     return json.dumps(replace(spec, name="", argv=argv, warm=False).to_json(), sort_keys=True)
 

@@ -250,11 +250,11 @@ class Store:
             (paths.host_dir() / f"used-{level}").touch()
 
     def was_used(self, level: str) -> bool:
-        """Whether `mark_used` was called since the last `unmark_used`."""
+        """Tell whether `mark_used` was called since the last `unmark_used`."""
         return (paths.host_dir() / f"used-{level}").exists()
 
     def unmark_used(self, level: str) -> None:
-        """Forget `mark_used`."""
+        """Undo `mark_used`."""
         (paths.host_dir() / f"used-{level}").unlink(missing_ok=True)
 
     def records(self) -> list[Record]:
