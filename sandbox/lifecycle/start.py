@@ -45,7 +45,7 @@ _complete: set[str] = set()
 
 
 def silent(message: str) -> None:
-    """Progress that nobody watches."""
+    """Progress that is not shown."""
 
 
 def start(
@@ -61,10 +61,10 @@ def start(
     Args:
         spec: as of `request.make`.
         application: whose files it sees; of the same request.
-        progress: told what is being done.
+        progress: called with a line per step.
         owner: tie the sandbox to this process: when it dies, the sandbox is debris that `prune` removes.
-        then: called with it once it is up, while what goes wrong, a signal among it, still undoes everything. For
-            callers who take it over: a signal between our return and their first line would find nobody.
+        then: called with it once it is up, while an error or a signal still undoes everything. For callers who take it
+            over: a signal between our return and their first line would leave it behind.
 
     Raises:
         SandboxError: of the kind that fits; nothing is left.

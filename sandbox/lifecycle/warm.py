@@ -66,7 +66,7 @@ def _prepare(spec: SandboxSpec, progress: Progress) -> Record:
     with held(running):
         running.sandbox.pause()
         record = running.record
-        record.owner = None  # until here, our death would have made it debris
+        record.owner = None  # until here it was debris if we died
         record.paused, record.warm = True, key(spec)
         Store().save(record)
     return record

@@ -1,4 +1,4 @@
-"""Files of the state directory, read and removed as a stranger's: no link is followed, nothing is waited for."""
+"""Files of the state directory, read and removed as untrusted: no link is followed, nothing is waited for."""
 
 from __future__ import annotations
 
