@@ -1,10 +1,10 @@
-"""This checkout against another one, such as the last release: starts, throughput and commands of the shell.
+"""Measure this checkout against another one, such as the last release: starts, throughput and shell commands.
 
     python benchmarks/against.py DIRECTORY [--rounds N] [--levels LIST] [--only WORD] [--json]
 
-Both are driven by what a user has of them, `import sandbox` and `.venv/bin/sandbox`, so that they may differ inside.
-All in one run, interleaved in random order; each contender of this checkout is compared with the other's, and at
-container `exec` with docker's too.
+Both are used through their public interface, `import sandbox` and `.venv/bin/sandbox`, so that they may differ inside.
+All contenders run interleaved in random order. Each one of this checkout is compared with the other's; `exec` in a
+container is also compared with docker's.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ for line in sys.stdin:
 
 
 class Checkout:
-    """One checkout, with an interpreter of its environment that starts sandboxes when asked."""
+    """A checkout, with a worker in its own environment that starts sandboxes on request."""
 
     def __init__(self, directory: Path) -> None:
         self.command = str(directory / ".venv/bin/sandbox")
@@ -64,7 +64,7 @@ class Checkout:
         """Send a request to the worker and return its answer.
 
         Raises:
-            OSError: the worker failed; has its words.
+            OSError: the worker failed; the error has its message.
         """
         assert self._worker.stdin is not None
         assert self._worker.stdout is not None
@@ -75,13 +75,13 @@ class Checkout:
         return answer
 
     def start(self, level: str) -> float:
-        """Seconds from the call to the first correct reply."""
+        """Return the seconds from the call to the first correct reply."""
         seconds: float = self.ask(do="up", isolation=level)["seconds"]
         self.ask(do="down")
         return seconds
 
     def serve(self, level: str, cpus: host.CpuPlan, duration: int) -> float:
-        """Requests per second on one CPU."""
+        """Return the requests per second on one CPU."""
         address = self.ask(do="up", isolation=level, cpuset=str(cpus.server))["address"]
         try:
             return load.saturate(
@@ -102,21 +102,21 @@ class Checkout:
 
 
 def run(argv: list[str]) -> float:
-    """Wall time of a command, in seconds.
+    """Run a command; return its wall time in seconds.
 
     Raises:
-        OSError: it failed; has what it wrote.
+        OSError: it failed; the error has its output.
     """
     begin = time.monotonic()
     done = subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False, timeout=120)
     if done.returncode:
-        raise OSError(f"{argv[0]} ended with {done.returncode}: {done.stderr.strip()[-200:]}")
+        raise OSError(f"{argv[0]} exited with {done.returncode}: {done.stderr.strip()[-200:]}")
     return time.monotonic() - begin
 
 
 @contextmanager
 def kept(command: str, level: str) -> Iterator[str]:
-    """A sandbox for commands to run in; its name."""
+    """Keep a sandbox for commands for the time of a block; yields its name."""
     name = next(_names)
     run([command, "run", "-d", "--name", name, "--isolation", level, "reactor"])
     try:
@@ -126,7 +126,7 @@ def kept(command: str, level: str) -> Iterator[str]:
 
 
 def detached(command: str, level: str) -> float:
-    """Wall time of `sandbox run -d` at a level."""
+    """Return the wall time of `sandbox run -d` at a level."""
     name = next(_names)
     seconds = run([command, "run", "-d", "--name", name, "--isolation", level, "reactor"])
     run([command, "rm", "-f", name])
@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--levels", default=",".join(isolation.LEVELS))
     parser.add_argument("--duration", type=int, default=2, help="seconds of each load")
-    parser.add_argument("--only", default="", metavar="WORD", help="contenders whose name has this word")
+    parser.add_argument("--only", default="", metavar="WORD", help="run only contenders whose name contains WORD")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -173,7 +173,7 @@ def main() -> None:
         series = common.interleave(chosen, options.rounds, options.seed, pause=0.1)
         heavy = {name: one for name, one in loads.items() if options.only in name}
         throughput = common.interleave(heavy, options.rounds, options.seed)
-    common.report_ratios("beside docker", series, [(f"exec container, {NEW}", f"{DOCKER_EXEC}, container", 2.0)])
+    common.report_ratios("against docker", series, [(f"exec container, {NEW}", f"{DOCKER_EXEC}, container", 2.0)])
     common.report("times", "ms", series, baselines, as_json=options.json, scale=1000)
     common.report("throughput on one core", "requests/s", throughput, baselines, as_json=options.json)
 

@@ -206,7 +206,7 @@ class Plan:
         duration_s: seconds of each load; 0 for none.
         connections: connections that the generator keeps open, each with one request in flight.
         seed: seed of the order of levels in each round.
-        server_cpus: CPUs of the sandboxes, as of cpuset(7).
+        server_cpus: CPUs of the sandboxes, in the format of cpuset(7).
         generator_cpus: CPUs of the load generator.
         cpus, memory_bytes, pids_limit: limits of each sandbox.
     """

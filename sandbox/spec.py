@@ -73,7 +73,7 @@ class SandboxSpec:
         cpus: CPU time per second of wall time, > 0.
         memory: bytes, without swap.
         pids_limit: processes and threads together.
-        cpuset: CPU list as of cpuset(7), such as "0" or "0-1"; None for all.
+        cpuset: CPU list in the format of cpuset(7), such as "0" or "0-1"; None for all.
         disk: size of /tmp in bytes; besides it only /dev/shm and mounts are writable.
         mounts: bind mounts of the host's files.
         publish: published ports.

@@ -16,7 +16,8 @@ PROGRAMS: dict[str, tuple[str, ...]] = {
     "wrk": ("wrk",),
     "h2load": ("h2load",),
     "qemu": ("qemu-system-x86_64", "qemu-img"),
-    "mkfs.ext4": ("mkfs.ext4",),
+    "mkfs.erofs": ("mkfs.erofs",),
+    "lz4": ("lz4",),
     "vagrant": ("vagrant",),
     "dnsmasq": ("dnsmasq",),
 }

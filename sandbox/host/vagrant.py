@@ -1,4 +1,4 @@
-"""Vagrant's plugin for libvirt, found by the files that name it: asking Vagrant itself takes two seconds."""
+"""Check for Vagrant's libvirt plugin, by the files that register it: running Vagrant takes two seconds."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from sandbox.host.programs import which
 
 PLUGIN = "vagrant-libvirt"
 SYSTEM_PLUGINS = Path("/usr/share/vagrant-plugins/plugins.d")
-"""Where the distribution's packages register theirs, for the distribution's Vagrant."""
+"""The directory in which packages of the distribution register plugins for the distribution's Vagrant."""
 
 
 def plugin() -> Finding:
-    """Whether Vagrant has the plugin, from the distribution or from `vagrant plugin install`."""
+    """Check that Vagrant has the plugin, from the distribution or by `vagrant plugin install`."""
     name = "vagrant.libvirt"
     for path in _registries():
         try:
@@ -34,7 +34,7 @@ def plugin() -> Finding:
 
 
 def from_its_makers() -> bool:
-    """HashiCorp's own package, which lives in /opt and does not look at the distribution's plugins."""
+    """Return whether Vagrant is HashiCorp's package, which is in /opt and ignores the distribution's plugins."""
     program = which("vagrant")
     return program is not None and Path(program).resolve().is_relative_to("/opt/vagrant")
 
@@ -46,7 +46,7 @@ def _registries() -> Iterator[Path]:
         yield Path(home) / "plugins.json"
         return
     users = [os.geteuid()]
-    if (caller := os.environ.get("SUDO_UID", "")).isdigit():  # `vagrant up` is the caller's
+    if (caller := os.environ.get("SUDO_UID", "")).isdigit():  # `vagrant up` runs as the caller of sudo
         users.append(int(caller))
     for user in users:
         try:

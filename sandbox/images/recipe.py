@@ -169,7 +169,7 @@ def tree_digest(folder: Path) -> str:
 
 def code_files() -> list[Path]:
     """Return the source files that determine the guest's disk and initramfs, as its data does."""
-    makers = (Path(__file__).with_name(name) for name in ("vm.py", "ext4.py"))
+    makers = (Path(__file__).with_name(name) for name in ("vm.py",))
     return [maker for maker in makers if maker.exists()]
 
 

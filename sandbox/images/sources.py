@@ -60,7 +60,7 @@ def choose(suite: str, architecture: str, apt_dir: Path = APT_DIR, lists: Path =
         if not (re.match(r"[a-z+]+://\S+$", named) or named.startswith("deb ") or Path(named).is_file()):
             raise ImageError(
                 f"{MIRROR_ENV}={named!r} is not a mirror",
-                "give a URL, a line that starts with 'deb ', or a file as of sources.list(5)",
+                "give a URL, a line that starts with 'deb ', or a file in the format of sources.list(5)",
             )
         return Mirrors((named,), "", MIRROR_ENV)
     kept = [

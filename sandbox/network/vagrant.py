@@ -1,11 +1,10 @@
-"""The network of Vagrant machines, and those that `sandbox compare` made.
+"""The libvirt network of Vagrant machines, and the removal of machines that `sandbox compare` made.
 
-`python -m sandbox.network.vagrant up` or `down` makes or removes it.
-vagrant-libvirt would make the network by itself, on a bridge of whatever name is free, and nothing would keep a machine
-
-from what the host serves. So the Vagrantfile calls this first: rules for a bridge of a fixed name, then a network on
-that bridge, which vagrant-libvirt finds by its name and takes. A machine gets an address (DHCP) and may answer the
-host; it reaches neither the host's services, nor another machine, nor anything beyond.
+`python -m sandbox.network.vagrant up` creates the network, `down` removes it. vagrant-libvirt would create it itself,
+on a bridge with any free name, and machines could then reach the host's services. So the Vagrantfile runs this first:
+it loads rules for a bridge with a fixed name, then defines a network on that bridge, which vagrant-libvirt finds by
+its name and uses. A machine gets an address by DHCP and may reply to the host; it cannot reach the host's services,
+other machines, or other networks.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ from sandbox.state.store import Store, named_lock
 NETWORK = "sandbox-vagrant"
 BRIDGE = "sbxvagrant"
 HOST_ADDRESS = "198.19.121.1"
-"""As the Vagrantfile's management_network_address has it, of the range that the lab network is of (RFC 2544)."""
+"""The first address of the Vagrantfile's management_network_address, in the range of the lab network (RFC 2544)."""
 TABLE = "sandbox_vagrant"
 LOCK = "vagrant"
 COMPARE_LOCK = "vagrant-compare"
-"""Held by a comparison for as long as it has a machine: without a holder, that is debris."""
+"""The lock that a comparison holds while it has a machine; a machine without a holder is a leftover."""
 POOL = "default"
-"""libvirt's storage pool, where vagrant-libvirt keeps disks."""
+"""The storage pool of libvirt in which vagrant-libvirt keeps disks."""
 _TIMEOUT = 60.0
 _DESTROY_TIMEOUT = 120.0
 
@@ -71,11 +70,11 @@ _XML = f"""
 
 
 def ensure() -> None:
-    """Make what is missing of the network, the rules first: no moment in which a machine is on an open bridge.
+    """Create the missing parts of the network, the rules first, so that no machine is ever on an unprotected bridge.
 
     Raises:
-        BusyError: machines use a network of that name that has another bridge.
-        EngineError: libvirt or nft refuses; what was made goes again where no machine uses it.
+        BusyError: machines use a network of that name with another bridge.
+        EngineError: libvirt or nft refuses; what was created is removed again unless a machine uses it.
     """
     Store().ensure()
     with named_lock(LOCK):
@@ -83,7 +82,7 @@ def ensure() -> None:
             _load_rules()
             if NETWORK in _networks("--all") and f"bridge name='{BRIDGE}'" not in virsh("net-dumpxml", NETWORK):
                 if _users():
-                    raise BusyError(f"the network {NETWORK} is not of this version", "vagrant destroy")
+                    raise BusyError(f"machines use the network {NETWORK} of another version", "vagrant destroy")
                 _remove_network()
             if NETWORK not in _networks("--all"):
                 virsh("net-define", "/dev/stdin", text=_XML)
@@ -98,14 +97,14 @@ def _load_rules() -> None:
     try:
         nftables.load(_RULES)
     except OSError as error:
-        raise EngineError(f"the rules of {BRIDGE} cannot be loaded: {error.strerror or error}") from error
+        raise EngineError(f"the rules of {BRIDGE} could not be loaded: {error.strerror or error}") from error
 
 
 def release(*, dry_run: bool = False) -> list[str]:
-    """Remove the network where no machine, running or not, is to use it, and the rules with the bridge.
+    """Remove the network and its rules, unless a machine, running or not, uses it.
 
     Returns:
-        A line for each thing removed.
+        One line for each thing removed.
 
     Raises:
         EngineError: libvirt or nft refuses.
@@ -119,7 +118,7 @@ def _release(*, dry_run: bool = False) -> list[str]:
     try:
         unused = NETWORK in _networks("--all") and not _users()
     except EngineError:
-        unused = False  # libvirt is away: what it has stays, and the rules with it
+        unused = False  # libvirt does not reply: keep the network, and the rules with it
     if unused:
         removed.append(f"libvirt network {NETWORK}")
         if not dry_run:
@@ -130,15 +129,15 @@ def _release(*, dry_run: bool = False) -> list[str]:
             if not dry_run:
                 nftables.load(f"delete table inet {TABLE}\n")
     except OSError as error:
-        raise EngineError(f"the rules of {BRIDGE} cannot be removed: {error.strerror or error}") from error
+        raise EngineError(f"the rules of {BRIDGE} could not be removed: {error.strerror or error}") from error
     return removed
 
 
 def virsh(*words: str, text: str | None = None) -> str:
-    """The words of virsh(1), as the administrator's libvirt answers them.
+    """Run virsh(1) on the system's libvirt, and return its output.
 
     Raises:
-        EngineError: it refuses, does not answer, or is not installed.
+        EngineError: it fails, does not finish in time, or is not installed.
     """
     try:
         done = subprocess.run(
@@ -162,10 +161,10 @@ def _networks(*options: str) -> list[str]:
 
 
 def _users() -> list[str]:
-    """Domains with a link on the network, or that will have one when they run."""
+    """Return the domains with an interface on the network, running or not."""
     found = []
     for domain in virsh("list", "--all", "--name").split():
-        with suppress(EngineError):  # it went in between
+        with suppress(EngineError):  # it was removed in between
             if NETWORK in virsh("domiflist", domain).split():
                 found.append(domain)
     return found
@@ -178,24 +177,24 @@ def _remove_network() -> None:
 
 
 def domain_name(folder: Path) -> str:
-    """What vagrant-libvirt calls the domain of a folder's Vagrantfile."""
+    """Return the name that vagrant-libvirt gives to the domain of a folder's Vagrantfile."""
     return f"{folder.name}_default"
 
 
 def environment(folder: Path, **more: str) -> dict[str, str]:
-    """What Vagrant is called with, for a machine that has nothing to do with the user's own."""
+    """Return the environment for a run of Vagrant that is independent of the user's own machines."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("VAGRANT_")}
     return {**kept, "VAGRANT_HOME": str(folder / "home"), "SANDBOX_VAGRANT_DRIVER": "qemu", **more}
 
 
 def clear(*, dry_run: bool = False) -> list[str]:
-    """Destroy the machine of a comparison, and its folder and copy of the box; the caller holds COMPARE_LOCK.
+    """Destroy the machine of a comparison, its folder and its copy of the box. The caller holds COMPARE_LOCK.
 
     Returns:
-        A line for each thing removed.
+        One line for each thing removed.
 
     Raises:
-        EngineError: something stays, the folder among it, so that the next try finds it.
+        EngineError: something could not be removed; the folder is kept, so that the next attempt finds it.
     """
     folder = paths.vagrant_dir()
     if not folder.exists():
@@ -209,10 +208,10 @@ def clear(*, dry_run: bool = False) -> list[str]:
 
 
 def destroy(folder: Path) -> None:
-    """Destroy the machine of a folder; idempotent.
+    """Destroy the machine of a folder. Idempotent.
 
     Raises:
-        EngineError: it stays.
+        EngineError: it could not be destroyed.
     """
     failure = ""
     try:
@@ -230,7 +229,7 @@ def destroy(folder: Path) -> None:
         failure = "" if done.returncode == 0 else (done.stderr or done.stdout).strip()
     except (OSError, subprocess.TimeoutExpired) as error:
         failure = str(error)
-    # Vagrant knows of a machine what it has come to write down, and nothing of one that it was killed over.
+    # Vagrant has no record of a machine if it was killed while it created it.
     domain = domain_name(folder)
     if domain in virsh("list", "--all", "--name").split():
         if domain in virsh("list", "--name").split():
@@ -242,22 +241,22 @@ def destroy(folder: Path) -> None:
 
 
 def _remove_images(folder: Path) -> None:
-    """Remove what vagrant-libvirt leaves: a copy of the box's disk in libvirt's pool, named by when it was unpacked."""
+    """Remove the copy of the box's disk that vagrant-libvirt leaves in libvirt's pool, named after its time."""
     for image in folder.glob("home/boxes/*/0/libvirt/box.img"):
         name = f"{image.parents[2].name}_vagrant_box_image_0_{int(image.stat().st_mtime)}_box.img"
-        with suppress(EngineError):  # there is no such pool, or not yet such a volume
+        with suppress(EngineError):  # there is no such pool or volume
             if name in virsh("vol-list", "--pool", POOL).split():
                 virsh("vol-delete", "--pool", POOL, name)
 
 
 def prune(*, dry_run: bool) -> list[str]:
-    """Remove the machine of a comparison that was killed, and the network where nobody uses it.
+    """Remove the machine of a comparison that was killed, and the network if no machine uses it.
 
     Returns:
-        A line for each thing removed.
+        One line for each thing removed.
 
     Raises:
-        EngineError: something stays.
+        EngineError: something could not be removed.
     """
     removed = []
     with suppress(BusyError), named_lock(COMPARE_LOCK, wait=False):
@@ -266,13 +265,13 @@ def prune(*, dry_run: bool) -> list[str]:
 
 
 def main(words: list[str]) -> int:
-    """Make the network ("up"), or remove it where nobody uses it ("down")."""
+    """Create the network ("up"), or remove it if no machine uses it ("down")."""
     if words not in (["up"], ["down"]):
         print("usage: python -m sandbox.network.vagrant up|down", file=sys.stderr)
         return EXIT_ERROR
     try:
         if os.geteuid() != 0:
-            raise UnavailableError("rules for a network need root", "run it with sudo")
+            raise UnavailableError("the network of Vagrant machines needs root", "run it with sudo")
         if words == ["up"]:
             ensure()
         else:

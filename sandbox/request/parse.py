@@ -128,7 +128,7 @@ def pids(value: int, host_pids: int = MAX_PIDS, what: str = "--pids-limit") -> i
 
 
 def cpuset(text: str, allowed: Iterable[int], what: str = "--cpuset-cpus") -> str:
-    """Parse a CPU list as of cpuset(7), and check it against the CPUs that this process may use.
+    """Parse a CPU list in the format of cpuset(7), and check it against the CPUs that this process may use.
 
     Raises:
         SpecError: it is not a list of CPU numbers and ranges, or it has a CPU that is not available.

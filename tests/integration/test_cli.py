@@ -69,9 +69,9 @@ def test_no_root_is_said() -> None:
     # Imported, and the workload looked up, as root; run as nobody: a checkout below /root cannot be read by others.
     script = (
         "import os, sys, sandbox.cli, sandbox.cli.run, sandbox.isolation.local.namespace\n"
-        "from sandbox.request import resolve as request\n"
-        "made = request.make('reactor', 'namespace')\n"
-        "request.make = lambda *_args, **_kwargs: made\n"
+        "from sandbox.request import resolve\n"
+        "made = resolve.make('reactor', 'namespace')\n"
+        "resolve.make = lambda *_args, **_kwargs: made\n"
         "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
         "sys.argv = ['sandbox', 'run', 'reactor']; sandbox.cli.main()"
     )

@@ -36,8 +36,6 @@ UNCONVERTED = (
     "sandbox/isolation/",
     "sandbox/kernel/command.py",
     "sandbox/kernel/enter.py",
-    "sandbox/kernel/seccomp.py",
-    "sandbox/kernel/syscall_policy.py",
     "sandbox/lifecycle/keeper.py",
     "sandbox/measure/",
     "sandbox/report/",

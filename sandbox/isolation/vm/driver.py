@@ -53,7 +53,8 @@ class VmIsolation(Isolation):
         requires=(
             "net.tun",
             "program.qemu",
-            "program.mkfs.ext4",
+            "program.mkfs.erofs",
+            "program.lz4",
             "libvirt.daemon",
             "libvirt.kvm-group",
             "python.libvirt",

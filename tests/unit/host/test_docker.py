@@ -222,6 +222,9 @@ def saying(tmp_path: Path, *pieces: bytes) -> Engine:
             connection.recv(65536)
             for piece in pieces:
                 connection.sendall(piece)
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(65536):  # unread bytes would turn the end of the stream into a reset
+                pass
 
     threading.Thread(target=serve, daemon=True).start()
     return Engine(str(tmp_path / "raw"))
