@@ -19,7 +19,6 @@ CHECKS = ("format", "lint", "types", "imports", "spelling", "shell")
 RIDDLE = re.compile(r"(What|Who|Whether|Where|Which|How|Whose|When) ")
 """The beginning of a docstring that is a fragment: `Whether X.` for `Return whether X.`."""
 UNCONVERTED = (
-    "sandbox/cli/detach.py",
     "sandbox/cli/facts.py",
     "sandbox/cli/inspect.py",
     "sandbox/cli/run.py",
@@ -30,7 +29,6 @@ UNCONVERTED = (
     "sandbox/host/fix.py",
     "sandbox/host/report.py",
     "sandbox/images/dockerd.py",
-    "sandbox/images/endpoint.py",
     "sandbox/images/vagrant.py",
     "sandbox/images/vm.py",
     "sandbox/isolation/",
