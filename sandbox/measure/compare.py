@@ -383,7 +383,7 @@ def _unavailable(level: str, reason: str, remedy: str | None) -> LevelInfo:
 
 
 def _baseline(usable: Sequence[str]) -> str:
-    return min(usable, key=list(isolation.LEVELS).index)  # the thinnest wall
+    return min(usable, key=[*isolation.LEVELS, vagrant.NAME].index)  # the thinnest wall
 
 
 def _round_name(number: int) -> str:

@@ -1,9 +1,9 @@
 """The libvirt network of Vagrant machines, and the removal of machines that `sandbox compare` made.
 
-`python -m sandbox.network.vagrant up` creates the network, `down` removes it. vagrant-libvirt would create it itself,
-on a bridge with any free name, and machines could then reach the host's services. So the Vagrantfile runs this first:
-it loads rules for a bridge with a fixed name, then defines a network on that bridge, which vagrant-libvirt finds by
-its name and uses. A machine gets an address by DHCP and may reply to the host; it cannot reach the host's services,
+`python -m sandbox.network.vagrant up PID` creates the network, `down` removes it. vagrant-libvirt would create it
+itself, on a bridge with any free name, and machines could then reach the host's services. So the Vagrantfile runs this
+first: it loads rules for a bridge with a fixed name, then defines a network on that bridge, which vagrant-libvirt finds
+by its name and uses. A machine gets an address by DHCP and may reply to the host; it cannot reach the host's services,
 other machines, or other networks.
 """
 
@@ -16,11 +16,12 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from sandbox.errors import EXIT_ERROR, BusyError, EngineError, SandboxError, UnavailableError
+from sandbox.errors import BusyError, EngineError, SandboxError, SpecError, UnavailableError
 from sandbox.host.libvirt import URI
 from sandbox.interrupts import deferred
 from sandbox.kernel import nftables
 from sandbox.state import paths
+from sandbox.state.processid import ProcessId
 from sandbox.state.store import Store, named_lock
 
 NETWORK = "sandbox-vagrant"
@@ -29,6 +30,8 @@ HOST_ADDRESS = "198.19.121.1"
 """The first address of the Vagrantfile's management_network_address, in the range of the lab network (RFC 2544)."""
 TABLE = "sandbox_vagrant"
 LOCK = "vagrant"
+_CALLER = "vagrant-up-"
+"""The prefix of the files in `host/` that name the processes which are bringing a machine up."""
 COMPARE_LOCK = "vagrant-compare"
 """The lock that a comparison holds while it has a machine; a machine without a holder is a leftover."""
 POOL = "default"
@@ -69,8 +72,12 @@ _XML = f"""
 """
 
 
-def ensure() -> None:
+def ensure(caller: ProcessId | None = None) -> None:
     """Create the missing parts of the network, the rules first, so that no machine is ever on an unprotected bridge.
+
+    Args:
+        caller: a process that is about to create a machine on it. Until that process has ended the network stays,
+            although no machine uses it yet: otherwise vagrant-libvirt would create one of its own, without rules.
 
     Raises:
         BusyError: machines use a network of that name with another bridge.
@@ -88,6 +95,8 @@ def ensure() -> None:
                 virsh("net-define", "/dev/stdin", text=_XML)
             if NETWORK not in _networks():
                 virsh("net-start", NETWORK)
+            if caller is not None:
+                (paths.host_dir() / f"{_CALLER}{caller.pid}-{caller.start_time}-{caller.boot_id}").touch()
         except SandboxError:
             _release()
             raise
@@ -116,7 +125,7 @@ def release(*, dry_run: bool = False) -> list[str]:
 def _release(*, dry_run: bool = False) -> list[str]:
     removed = []
     try:
-        unused = NETWORK in _networks("--all") and not _users()
+        unused = NETWORK in _networks("--all") and not _awaited() and not _users()
     except EngineError:
         unused = False  # libvirt does not reply: keep the network, and the rules with it
     if unused:
@@ -131,6 +140,18 @@ def _release(*, dry_run: bool = False) -> list[str]:
     except OSError as error:
         raise EngineError(f"the rules of {BRIDGE} could not be removed: {error.strerror or error}") from error
     return removed
+
+
+def _awaited() -> bool:
+    """Return whether a Vagrant that asked for the network still runs."""
+    alive = False
+    for path in paths.host_dir().glob(f"{_CALLER}*"):
+        pid, start_time, boot = path.name.removeprefix(_CALLER).split("-", 2)
+        if ProcessId(int(pid), int(start_time), boot).alive():
+            alive = True
+        else:
+            path.unlink(missing_ok=True)
+    return alive
 
 
 def virsh(*words: str, text: str | None = None) -> str:
@@ -265,17 +286,17 @@ def prune(*, dry_run: bool) -> list[str]:
 
 
 def main(words: list[str]) -> int:
-    """Create the network ("up"), or remove it if no machine uses it ("down")."""
-    if words not in (["up"], ["down"]):
-        print("usage: python -m sandbox.network.vagrant up|down", file=sys.stderr)
-        return EXIT_ERROR
+    """Create the network for a process ("up PID"), or remove it if no machine uses it ("down")."""
     try:
         if os.geteuid() != 0:
             raise UnavailableError("the network of Vagrant machines needs root", "run it with sudo")
-        if words == ["up"]:
-            ensure()
-        else:
-            release()
+        match words:
+            case ["up", pid] if pid.isdigit():
+                ensure(ProcessId.of(int(pid)))
+            case ["down"]:
+                release()
+            case _:
+                raise SpecError("there is no such call", "python -m sandbox.network.vagrant up PID, or down")
     except SandboxError as error:
         print(f"sandbox: {error}", file=sys.stderr)
         return error.exit_code

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -18,6 +20,7 @@ from sandbox.host import distribution, kernel, libvirt, programs, report, vagran
 from sandbox.host.checks import CHECKS, COMMON, EXTRAS, OPTIONAL, Survey
 from sandbox.host.finding import Finding
 from sandbox.isolation import LEVELS, driver, requirements
+from tests import conftest
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +63,15 @@ def test_without_vagrant_no_level_is_missing(monkeypatch: pytest.MonkeyPatch) ->
     row = table(found).splitlines()[6]
     assert re.split(r"\s{2,}", row) == ["vagrant", "no (optional)", "no dnsmasq", "install it"]
     assert host.missing_extra("vagrant") == [host.Missing("program.dnsmasq", "no dnsmasq", "install it")]
+
+
+def test_vagrant_can_be_said_to_be_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the name that SANDBOX_MUST_WORK has for it, whichever part of it is missing."""
+    lacking = (host.Missing("program.dnsmasq", "no dnsmasq", "install it"),)
+    monkeypatch.setattr(conftest, "missing_for", lambda name: lacking if name == "vagrant" else ())
+    marker = pytest.mark.needs("vagrant").mark
+    item = SimpleNamespace(iter_markers=lambda kind: [marker] if kind == "needs" else [])
+    assert list(conftest.lacks(cast(pytest.Item, item))) == [("vagrant", lacking[0])]
 
 
 @pytest.fixture

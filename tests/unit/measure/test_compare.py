@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from sandbox import results
-from sandbox.errors import EngineError, NotFoundError, NotReadyError, UnavailableError
+from sandbox.errors import EngineError, NotFoundError, NotReadyError, SpecError, UnavailableError
 from sandbox.lifecycle import lab, start
-from sandbox.measure import compare, host, isolation, load
+from sandbox.measure import compare, host, isolation, load, vagrant
 from sandbox.measure.compare import Comparison, Options
 from sandbox.measure.summary import summarise
 from sandbox.phases import ORDER, Timeline
@@ -88,10 +88,10 @@ def nothing(level: str, number: int) -> None:
 
 
 def run(
-    tmp_path: Path, act: Callable[[str, int], None], *, samples: int = 4, seed: int = 3, probe: bool = False
+    tmp_path: Path, act: Callable[[str, int], None], *, samples: int = 4, seed: int = 3, **more: bool
 ) -> tuple[Comparison, Scripted, Silent]:
     manager, observer = Scripted(act), Silent()
-    options = Options("reactor", LEVELS, samples=samples, duration=1, seed=seed, probe=probe)
+    options = Options("reactor", LEVELS, samples=samples, duration=1, seed=seed, **{"probe": False, **more})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resolve, "make", manager.make)
         patch.setattr(lab, "use", nullcontext)
@@ -209,6 +209,94 @@ class TestRun:
         assert [row.level for row in results.load(tmp_path / "results.json").isolation] == list(LEVELS)
 
 
+@pytest.mark.usefixtures("measured")
+class TestVagrant:
+    """Beside the levels, and none of them."""
+
+    @pytest.fixture
+    def machines(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """What was done to machines, the project's end among it."""
+        done: list[str] = []
+
+        @contextmanager
+        def machine() -> Iterator[vagrant.Machine]:
+            done.append("up")
+            try:
+                yield vagrant.Machine("198.19.121.44", 8080, 15.0, emulated=True)
+            finally:
+                done.append("destroy")
+
+        @contextmanager
+        def project(*_: object) -> Iterator[Any]:
+            try:
+                yield SimpleNamespace(machine=machine)
+            finally:
+                done.append("end")
+
+        monkeypatch.setattr(vagrant, "project", project)
+        monkeypatch.setattr(load, "fetch", lambda *_args, **_kwargs: (200, b"hello\n"))
+        return done
+
+    def test_it_has_a_row_with_figures_and_no_verdicts(
+        self, tmp_path: Path, machines: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen: list[list[str]] = []
+
+        def examine(_manager: object, levels: list[str], *_: object) -> list[IsolationCheck]:
+            seen.append(levels)
+            return []
+
+        monkeypatch.setattr(isolation, "examine", examine)
+        run(tmp_path, nothing, with_vagrant=True, probe=True)
+        document = results.load(tmp_path / "results.json")
+        assert machines == ["up", "destroy"] * 5 + ["end"]
+        assert seen == [list(LEVELS)]
+        assert [info.name for info in document.levels] == [*LEVELS, "vagrant"]
+        assert (document.info("vagrant").label, document.plan.baseline) == ("vagrant (TCG, emulated)", "process")
+        figures = document.summary_of("vagrant")
+        assert figures is not None
+        assert (figures.attempted, figures.failed, figures.memory_bytes) == (4, 0, None)
+        assert figures.startup_s is not None
+        assert figures.startup_s.median == 15.0
+        assert figures.requests_per_s is not None
+        assert "vagrant" in {caveat.code for caveat in document.warnings}
+
+    def test_it_is_left_out_unless_asked_for(self, tmp_path: Path, machines: list[str]) -> None:
+        run(tmp_path, nothing)
+        document = results.load(tmp_path / "results.json")
+        assert machines == []
+        assert [info.name for info in document.levels] == list(LEVELS)
+        assert "vagrant" not in {caveat.code for caveat in document.warnings}
+
+    def test_its_failure_is_a_samples(
+        self, tmp_path: Path, machines: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(load, "fetch", lambda *_args, **how: (500 if how else 200, b"hello\n"))
+        run(tmp_path, nothing, with_vagrant=True)
+        document = results.load(tmp_path / "results.json")
+        errors = [sample.error for sample in document.samples if sample.level == "vagrant"]
+        assert errors == ["/ was answered with status 500, not 200"] * compare.GIVE_UP
+        assert machines == ["up", "destroy"] * compare.GIVE_UP + ["end"]
+
+    def test_an_interrupt_ends_the_project(self, tmp_path: Path, machines: list[str]) -> None:
+        def act(level: str, number: int) -> None:
+            raise KeyboardInterrupt
+
+        one, _, _ = run(tmp_path, act, with_vagrant=True)
+        assert one.interrupt is not None
+        assert machines[-1] == "end"
+
+    def test_where_it_cannot_be_done_its_row_says_why(
+        self, tmp_path: Path, machines: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        row = LevelInfo("vagrant", "vagrant", False, False, "no dnsmasq", "install it")
+        known = compare._level_info
+        monkeypatch.setattr(compare, "_level_info", lambda level: row if level == "vagrant" else known(level))
+        run(tmp_path, nothing, with_vagrant=True)
+        assert machines == []
+        assert results.load(tmp_path / "results.json").info("vagrant") == row
+
+
 def test_levels_are_parsed_in_the_order_of_their_walls() -> None:
     assert compare.parse_levels("vm, process") == ("process", "vm")
     assert len(compare.parse_levels(None)) == 5
@@ -223,6 +311,13 @@ def test_an_unknown_workload_is_refused_before_anything_is_made(tmp_path: Path) 
     with pytest.raises(NotFoundError):
         one.check()
     assert not list(tmp_path.iterdir())
+
+
+def test_vagrant_serves_no_other_workload(tmp_path: Path) -> None:
+    options = Options("coroutine", LEVELS, samples=1, duration=1, seed=1, with_vagrant=True)
+    one = Comparison(options, tmp_path / "results.json", Silent())
+    with pytest.raises(SpecError, match="serves reactor, not coroutine"):
+        one.check()
 
 
 def test_a_failed_sample_is_in_no_figure() -> None:
