@@ -63,7 +63,7 @@ class Sandbox:
 
     @property
     def spec(self) -> SandboxSpec:
-        """What was asked for."""
+        """The spec: everything that was asked for."""
         return self._running.record.spec
 
     @property
@@ -73,7 +73,7 @@ class Sandbox:
 
     @property
     def url(self) -> str | None:
-        """Where it serves; None where nothing is known of a port."""
+        """The URL at which it serves; None where no port is known."""
         return self._running.url
 
     @property
@@ -88,12 +88,12 @@ class Sandbox:
 
     @property
     def state(self) -> State:
-        """What it is doing now, as observed: `running`, `exit_code`, `pid`, `paused`."""
+        """Its state now, as observed: `running`, `exit_code`, `pid`, `paused`."""
         return self._running.sandbox.state()
 
     @property
     def running(self) -> bool:
-        """Whether its workload runs."""
+        """True while its workload runs."""
         return self.state.running
 
     def exec(self, argv: Sequence[str], *, timeout: float | None = None, root: bool = False) -> ExecResult:
@@ -115,7 +115,7 @@ class Sandbox:
         return self._running.sandbox.exec(argv, timeout=timeout, root=root)
 
     def logs(self, *, tail: int | None = None, since: float | None = None) -> bytes:
-        """What the workload wrote to stdout and stderr until now.
+        """Return what the workload wrote to stdout and stderr until now.
 
         Args:
             tail: the last so many lines only.
@@ -140,7 +140,7 @@ class Sandbox:
         return self._running.sandbox.stats()
 
     def inspect(self) -> dict[str, Any]:
-        """What is in force, read from what enforces it: limits, user, capabilities and so on.
+        """Return what is in force, read from what enforces it: limits, user, capabilities and so on.
 
         Raises:
             EngineError

@@ -26,7 +26,7 @@ _LOG_LINES = 40
 
 
 class Factory(Protocol):
-    """What the fixtures give: starts a sandbox that is removed when the fixture ends."""
+    """A function that starts a sandbox, which is removed when the fixture ends."""
 
     def __call__(self, target: Target = "reactor", *, isolation: str | None = None, **options: Any) -> Sandbox:
         """Start a sandbox, as `sandbox.run` does.

@@ -22,7 +22,7 @@ PERIOD = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a look saw of one sandbox.
+    """One sandbox, as a look at the state directory found it.
 
     Attributes:
         record: as it was.
@@ -64,7 +64,7 @@ def command(form: str) -> None:
 
 
 def look(store: Store) -> dict[str, Seen]:
-    """What there is, by id."""
+    """Look at every sandbox; by id."""
     return {record.id: Seen(record, _stage(record)) for record in store.records()}
 
 

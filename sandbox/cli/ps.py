@@ -48,7 +48,7 @@ def command(everything: bool, quiet: bool, form: str) -> None:
 
 
 def address(record: Record) -> str:
-    """Where it serves: address and port, or the address alone."""
+    """Return where it serves: address and port, or the address alone."""
     return record.address if record.spec.port is None else f"{record.address}:{record.spec.port}"
 
 

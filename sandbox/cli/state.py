@@ -1,4 +1,4 @@
-"""What a sandbox is doing, for listings: from its record and /proc, from its engine where nothing else knows."""
+"""The state of a sandbox for listings: from its record and /proc, from its engine where nothing else tells."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sandbox.state.record import Record
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What a listing says of a sandbox.
+    """The state of a sandbox, as a listing shows it.
 
     Attributes:
         running: None where it cannot be told from here.
@@ -29,14 +29,14 @@ class Shown:
 
 
 def is_running(record: Record) -> bool | None:
-    """Whether its process lives; None where that process is not on this host, or not yet known."""
+    """Tell whether its process lives; None where that process is not on this host, or not yet known."""
     if record.status in (Status.EXITED, Status.REMOVING):
         return False
     return record.process.alive() if record.process is not None else None
 
 
 def shown(record: Record) -> Shown:
-    """What a listing says of it. Engines are asked about one that was paused, and for an exit code not yet noted."""
+    """Return its state for a listing. An engine is asked only for a pause, or an exit code that is not noted yet."""
     running = is_running(record)
     age = duration(time.time() - record.created)
     if record.status is Status.CREATING:
@@ -54,7 +54,7 @@ def shown(record: Record) -> Shown:
 
 
 def _ask(record: Record) -> tuple[bool, int | None]:
-    """Whether it is paused, and its exit code, as its engine says."""
+    """Ask its engine whether it is paused, and for its exit code."""
     from sandbox.isolation import driver
 
     with suppress(SandboxError):  # an engine that does not answer leaves it open; a listing goes on

@@ -41,5 +41,5 @@ def _code(reference: str) -> int:
     found = get(reference)
     code = wait(found)
     if code is None:
-        raise EngineError(f"{found.record.name} has ended, and nobody noted its exit code", "sandbox logs may tell why")
+        raise EngineError(f"{found.record.name} has ended, its exit code is not known", "sandbox logs may tell why")
     return code

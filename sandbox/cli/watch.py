@@ -35,7 +35,7 @@ class Watch:
             click.echo(plain(self._head), err=True)
 
     def detail(self, what: str) -> None:
-        """What is being done within the sample."""
+        """Show what is being done within the sample."""
         if self._live:
             self._draw(f"{self._head}: {what}" if self._head else what)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sandbox.errors import ImageError, SandboxError
 from sandbox.images import cache, memo
-from sandbox.images.locking import exclusive, refuse_if_used, sweep_locked
+from sandbox.images.locking import exclusive, prune_locked, refuse_if_used
 from sandbox.images.recipe import Form, Recipe, Stage, digests, load
 
 Progress = Callable[[str], None]
@@ -79,7 +79,7 @@ def ensure(form: Form, progress: Progress) -> Image:
         current = digests(recipe)
         if (found := _find(form, current[Stage(form)])) is not None:
             return found
-        sweep_locked(dry_run=False)
+        prune_locked(dry_run=False)
         _build(Stage(form), recipe, current, progress)
         found = _find(form, current[Stage(form)])
     if found is None:

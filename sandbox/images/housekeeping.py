@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sandbox.errors import BusyError, NotFoundError, SandboxError
 from sandbox.images import cache, dockerd
-from sandbox.images.locking import LOCK, need_root, refuse_if_used, sweep_locked
+from sandbox.images.locking import LOCK, need_root, prune_locked, refuse_if_used
 from sandbox.images.recipe import Stage, digests
 from sandbox.images.workspace import discard, stale
 from sandbox.state.store import named_lock
@@ -140,7 +140,7 @@ def remove(*references: str, everything: bool = False, old: bool = False, dry_ru
                 kept.append(error.message)
         if everything or old:
             removed += [f"incomplete image {directory.name}" for directory in _remove_broken(dry_run=dry_run)]
-        removed += sweep_locked(dry_run=dry_run)
+        removed += prune_locked(dry_run=dry_run)
     return Removal(removed, kept)
 
 
@@ -157,7 +157,7 @@ def prune(*, dry_run: bool = False) -> list[str]:
         return []
     try:
         with named_lock(LOCK, wait=False):
-            return sweep_locked(dry_run=dry_run)
+            return prune_locked(dry_run=dry_run)
     except BusyError:
         return []
 

@@ -60,7 +60,7 @@ def refuse_if_used(entry: Entry) -> None:
         raise BusyError(f"{entry.directory.name} is in use by {', '.join(found[:3])}{more}", "stop and remove it first")
 
 
-def sweep_locked(*, dry_run: bool) -> list[str]:
+def prune_locked(*, dry_run: bool) -> list[str]:
     """Remove what dead builds left; return a line for each directory. The caller holds the lock."""
     found = stale()
     if not dry_run:

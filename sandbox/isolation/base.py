@@ -1,4 +1,4 @@
-"""What every isolation level provides. A new one is one package and one line in the table `sandbox.isolation.LEVELS`.
+"""The interface of an isolation level. A new one is one package and one line in the table `sandbox.isolation.LEVELS`.
 
 Every method is abstract: a do-nothing default would be a false success. Drivers do the work; `lifecycle` owns
 order, timing, undo and state, so no driver looks at a clock to report a duration, or writes the record itself.
@@ -45,7 +45,7 @@ class Tmpfs(NamedTuple):
 
 
 def writable(spec: SandboxSpec) -> tuple[Tmpfs, ...]:
-    """What can be written, beside /dev/shm of SHM_BYTES: the root filesystem is read-only.
+    """Return the writable directories, beside /dev/shm of SHM_BYTES: the root filesystem is read-only.
 
     /run is root's alone; /var/tmp is a link to /tmp in the root filesystem, so that one size holds for both.
     """
@@ -58,7 +58,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What a sandbox is doing now, as observed.
+    """The state of a sandbox, as observed.
 
     Attributes:
         running: whether the workload's init is alive.
@@ -75,7 +75,7 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class ExecResult:
-    """What a command inside left: its exit code and its output, bytes as written."""
+    """The result of a command inside: its exit code, and its output byte for byte."""
 
     exit_code: int
     stdout: bytes
@@ -138,7 +138,7 @@ def environment(spec: SandboxSpec) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """How a level differs from others: code outside its package asks for these, never for its name.
+    """The properties in which levels differ: code outside a level's package asks for these, never for its name.
 
     Attributes:
         shares_kernel: the workload runs on the host's kernel.
@@ -164,7 +164,7 @@ class Isolation(ABC):
     features: ClassVar[Features]
 
     def missing(self) -> Sequence[Missing]:
-        """What this host lacks for the level, each with reason and remedy. Never raises; quick."""
+        """Return what this host lacks for the level, each with reason and remedy. Never raises; quick."""
         return host.missing_for(self.features.requires)
 
     @abstractmethod
@@ -281,7 +281,7 @@ class Sandbox(ABC):
 
     @abstractmethod
     def state(self) -> State:
-        """What it is doing now; a sandbox that is gone is simply not running."""
+        """Return its state now; a sandbox that is gone is not running."""
 
     @abstractmethod
     def limits(self) -> Limits:
@@ -355,7 +355,7 @@ class Sandbox(ABC):
         until: float | None = None,
         dropped: Callable[[int], object] = lambda _count: None,
     ) -> Iterator[Piece]:
-        """What the workload wrote to stdout and stderr, as `log.read` has it; with `follow`, until it ends.
+        """Yield what the workload wrote to stdout and stderr, as `log.read` has it; with `follow`, until it ends.
 
         Args:
             follow: go on until the workload ends.
@@ -381,7 +381,7 @@ class Sandbox(ABC):
         )
 
     def output(self) -> Iterator[Piece]:
-        """What the workload writes, from its first byte to its end: for the command in the foreground.
+        """Yield what the workload writes, from its first byte to its end: for the command in the foreground.
 
         Where this handle has started the sandbox (and nobody called `keeper.let_go`), a slow reader slows the workload
         and loses nothing.
@@ -394,11 +394,11 @@ class Sandbox(ABC):
 
     @abstractmethod
     def resources(self) -> dict[str, Any]:
-        """What the level has of it on this host, by name: its control groups, its container, its domain. JSON types."""
+        """Return what the level has of it on this host, by name: control groups, container, domain. JSON types."""
 
     @abstractmethod
     def effective(self) -> dict[str, Any]:
-        """What is in force, read from what enforces it (the kernel, dockerd, the live domain), not from the spec.
+        """Return what is in force, read from what enforces it (kernel, dockerd, live domain), not from the spec.
 
         JSON types, in sections by subject: `user`, `capabilities`, `seccomp`, `namespaces`, `mounts`, `limits`,
         `network`, and what else the level has (`domain`, `engine`, `guest`). What cannot be observed is None. A

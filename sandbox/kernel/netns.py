@@ -1,6 +1,6 @@
 """Links and addresses over netlink, by pyroute2. No other module imports it.
 
-pyroute2 takes 0.16 s to import, so this module is imported only where the lab is made or swept; the requests of every
+pyroute2 takes 0.16 s to import, so this module is imported only where the lab is made or removed; the requests of every
 start are in `sandbox.kernel.rtnetlink`. Sources: rtnetlink(7), veth(4).
 """
 

@@ -25,12 +25,12 @@ class Running:
 
     @property
     def record(self) -> Record:
-        """What is known of it."""
+        """Its record."""
         return self.sandbox.record
 
     @property
     def url(self) -> str | None:
-        """Where it serves, for the host and the generator; None where nothing is known of a port."""
+        """The URL at which the host and the generator reach it; None where no port is known."""
         return self.record.url
 
 

@@ -20,13 +20,13 @@ from sandbox.state.store import Store, named_lock
 
 
 def prune(*, dry_run: bool = False, note: Progress = silent) -> list[str]:
-    """Remove debris of killed commands, ended sandboxes, and orphans, of which no record tells any more.
+    """Remove debris of killed commands, ended sandboxes, and orphans, that no record knows.
 
     Sandboxes that another command is working on are left alone, and so are those that a newer version of sandbox made.
 
     Args:
         dry_run: only say what would be removed.
-        note: told of those of a newer version.
+        note: called with a line for each of those of a newer version.
 
     Returns:
         One line per thing removed.

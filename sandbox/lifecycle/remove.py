@@ -96,12 +96,14 @@ def remove_held(sandboxes: Collection[Running]) -> dict[str, SandboxError]:
     failed: dict[str, SandboxError] = {}
     with deferred():
         before = {running.record.id: running.record.status for running in sandboxes}
+        several: list[Batched] = []
         for running in sandboxes:
             _mark_removing(running.record)
-        batched = [one.sandbox for one in sandboxes if isinstance(one.sandbox, Batched)] if len(sandboxes) > 1 else []
-        for begin in (Batched.kill_soon, Batched.remove_soon):
-            for sandbox in batched:
-                begin(sandbox)
+            if len(sandboxes) > 1 and isinstance(running.sandbox, Batched):
+                running.sandbox.kill_soon()  # it dies while the next is being marked
+                several.append(running.sandbox)
+        for sandbox in several:
+            sandbox.remove_soon()
         for running in sandboxes:
             record = running.record
             try:

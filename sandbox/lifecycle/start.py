@@ -39,13 +39,13 @@ GUEST_SHARE = 4
 _END_NOTED = 2.0
 """Seconds that an engine may take to note an end that already showed."""
 _LOG_LINES, _LOG_BYTES = 100, 65536
-"""What is shown of a log when a start fails: more than a traceback has."""
+"""Lines and bytes of a log that are shown when a start fails: more than a traceback has."""
 _complete: set[str] = set()
 """Levels that were seen to lack nothing; an engine that dies later is told by its own error."""
 
 
 def silent(message: str) -> None:
-    """Progress that nobody watches."""
+    """Progress that is not shown."""
 
 
 def start(
@@ -61,10 +61,10 @@ def start(
     Args:
         spec: as of `request.make`.
         application: whose files it sees; of the same request.
-        progress: told what is being done.
+        progress: called with a line per step.
         owner: tie the sandbox to this process: when it dies, the sandbox is debris that `prune` removes.
-        then: called with it once it is up, while what goes wrong, a signal among it, still undoes everything. For
-            callers who take it over: a signal between our return and their first line would find nobody.
+        then: called with it once it is up, while an error or a signal still undoes everything. For callers who take it
+            over: a signal between our return and their first line would leave it behind.
 
     Raises:
         SandboxError: of the kind that fits; nothing is left.
@@ -247,7 +247,7 @@ def check_limits(spec: SandboxSpec, sandbox: Sandbox) -> None:
 
 
 def _is_over(spec: SandboxSpec, sandbox: Sandbox) -> bool:
-    """Whether a command that serves nothing has ended. An engine notes that a moment after it shows."""
+    """Tell whether a command that serves nothing has ended. An engine notes that a moment after it shows."""
     if spec.port is not None:
         return False
     try:

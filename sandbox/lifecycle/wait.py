@@ -10,7 +10,7 @@ from sandbox.lifecycle.find import Reference, get
 from sandbox.state.store import Store
 
 _SETTLE = 2.0
-"""Seconds within which whoever watches a sandbox has noted the exit code of one that has just ended."""
+"""Seconds within which the keeper of a sandbox that has just ended has noted its exit code."""
 _PAUSE = 0.02
 
 

@@ -66,14 +66,14 @@ def _prepare(spec: SandboxSpec, progress: Progress) -> Record:
     with held(running):
         running.sandbox.pause()
         record = running.record
-        record.owner = None  # until here, our death would have made it debris
+        record.owner = None  # until here it was debris if we died
         record.paused, record.warm = True, key(spec)
         Store().save(record)
     return record
 
 
 def key(spec: SandboxSpec) -> str:
-    """What two specs have in common that one prepared start serves."""
+    """Return the part of a spec that two specs must share for one prepared start to serve either."""
     argv = tuple("0.0.0.0" if part == LISTEN else part for part in spec.argv)  # noqa: S104 - of the sandbox's own stack
     return json.dumps(replace(spec, name="", argv=argv, warm=False).to_json(), sort_keys=True)
 

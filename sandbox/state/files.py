@@ -1,4 +1,4 @@
-"""Files of the state directory, read and removed as a stranger's: no link is followed, nothing is waited for."""
+"""Files of the state directory, read and removed as untrusted: no link is followed, nothing is waited for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 def mounts_below(directory: Path) -> list[str]:
-    """Where something is mounted below a directory, by the kernel's table (proc_pid_mountinfo(5)), resolved paths.
+    """Return the mount points below a directory, by the kernel's table (proc_pid_mountinfo(5)), as resolved paths.
 
     os.path.ismount would not do: it does not see a bind mount within one file system.
 
@@ -30,7 +30,7 @@ def mounts_below(directory: Path) -> list[str]:
 
 
 def is_directory(path: Path) -> bool:
-    """Whether it is a directory itself, and not a link to one."""
+    """Tell whether it is a directory itself, and not a link to one."""
     try:
         return stat.S_ISDIR(path.lstat().st_mode)
     except OSError:
@@ -77,7 +77,7 @@ def write_new(path: Path, content: bytes) -> None:
 
 
 def entries(directory: Path) -> list[Path]:
-    """What is in a directory, by name; nothing where there is none."""
+    """Return the entries of a directory, by name; none where there is no directory."""
     try:
         return sorted(directory.iterdir())
     except FileNotFoundError:

@@ -61,7 +61,7 @@ def named_lock(name: str, *, wait: bool = True) -> Iterator[None]:
 
 @contextmanager
 def dropping_claims() -> Iterator[None]:
-    """Hold the lock of those who drop claims: what one has found to be dead is not another's by the time it acts.
+    """Hold the lock under which claims are dropped, so that a claim found dead is still the same when it is dropped.
 
     It is on a directory that is there anyway: a removal needs no room on the disk.
     """

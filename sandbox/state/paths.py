@@ -1,4 +1,4 @@
-"""Where things are kept on disk. Every file name is a constant here, and nowhere else."""
+"""The places on disk. Every directory of the state is named here, and nowhere else."""
 
 from __future__ import annotations
 
@@ -50,5 +50,5 @@ def locks_dir() -> Path:
 
 
 def host_dir() -> Path:
-    """What was learnt about this host and when: verdicts per boot, daemons that we started."""
+    """Verdicts about this host, each with the boot that it holds for, and the daemons that we started."""
     return state_dir() / "host"

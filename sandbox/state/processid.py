@@ -27,11 +27,11 @@ class ProcessId:
         return None if start is None else cls(pid, start, boot_id())
 
     def alive(self) -> bool:
-        """Whether that very process still runs (a zombie does not)."""
+        """Tell whether that very process still runs (a zombie does not)."""
         return self.boot_id == boot_id() and start_time(self.pid) == self.start_time
 
     def within(self, group: str) -> bool:
-        """Whether that very process still runs, and in a control group of that name, or below one.
+        """Tell whether that very process still runs, and in a control group of that name, or below one.
 
         A record on disk may name any process of the host; which control group that one is in is the kernel's word.
 

@@ -37,7 +37,7 @@ H = TypeVar("H")
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """How a workload ended.
+    """The end of a workload.
 
     Attributes:
         code: as a shell would say it (128+n for a signal); None where it cannot be known.
@@ -54,7 +54,7 @@ class Exit:
 
 @dataclass(slots=True)
 class Record:
-    """What is known of one sandbox.
+    """Everything that is known of one sandbox.
 
     Attributes:
         id: 12 hex digits; every resource carries it.
@@ -96,7 +96,7 @@ class Record:
 
     @property
     def url(self) -> str | None:
-        """Where it serves, for the host and the generator; None where nothing is known of a port."""
+        """The URL at which the host and the generator reach it; None where no port is known."""
         return None if self.spec.port is None else f"http://{self.address}:{self.spec.port}/"
 
     @property
@@ -111,7 +111,7 @@ class Record:
 
     @property
     def log_path(self) -> Path:
-        """Where the workload's output goes, at levels whose engine keeps none."""
+        """The log of the workload's output."""
         return self.directory / LOG_FILE
 
     @property

@@ -1,8 +1,8 @@
 """The state on disk: one directory per sandbox, one small file per name and address in use.
 
 Intent comes before act: a record names every resource before it is made. Uniqueness rests on link(2) and mkdir(2),
-exclusion on flock(2), so nothing needs repair after a crash: the kernel drops the locks of the dead. What is on disk is
-not trusted: a record is read as a stranger's, and no link is followed.
+exclusion on flock(2), so nothing needs repair after a crash: the kernel drops the locks of the dead. Root acts
+on what is on disk, so it is validated as untrusted input, and no link is followed.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Store:
                 except FileExistsError:
                     continue
                 reached(Failpoint.DIRECTORY_MADE)
-                with suppress(NotFoundError):  # `prune` took it for debris, in the instant before it had a holder
+                with suppress(NotFoundError):  # `prune` removed it as debris, in the instant before it was locked
                     descriptor = hold(ident, wait=True)
                     reached(Failpoint.ID_CLAIMED)
                     return ident, descriptor
@@ -250,11 +250,11 @@ class Store:
             (paths.host_dir() / f"used-{level}").touch()
 
     def was_used(self, level: str) -> bool:
-        """Whether `mark_used` was called since the last `unmark_used`."""
+        """Tell whether `mark_used` was called since the last `unmark_used`."""
         return (paths.host_dir() / f"used-{level}").exists()
 
     def unmark_used(self, level: str) -> None:
-        """Forget `mark_used`."""
+        """Undo `mark_used`."""
         (paths.host_dir() / f"used-{level}").unlink(missing_ok=True)
 
     def records(self) -> list[Record]:
@@ -346,7 +346,7 @@ class Store:
         """
         found: list[tuple[str, Path]] = []
         with explained("the state directory cannot be pruned"), dropping_claims():
-            # Claims first, directories second: whoever claims has had a directory before, so what has none is dead.
+            # Claims first, directories second: a directory is made before its claims, so a claim without one is dead.
             for ident, claims in self._claims().items():
                 if not ident or not files.is_directory(paths.sandboxes_dir() / ident):
                     found += [(f"claim {one.parent.name}/{one.name}", one) for one in claims]
