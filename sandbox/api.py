@@ -12,7 +12,7 @@ import builtins
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sandbox.errors import BusyError, NotFoundError
 from sandbox.lifecycle.manager import Manager, Running
@@ -21,6 +21,7 @@ from sandbox.spec import Publish, SandboxSpec
 
 if TYPE_CHECKING:
     from sandbox.isolation.base import ExecResult, Progress, State, Stats
+    from sandbox.isolation.in_force import Inspection
 
 DEFAULT_ISOLATION = "namespace"
 GRACE = 10.0
@@ -141,13 +142,13 @@ class Sandbox:
         """Usage now; None in a field is what cannot be observed at this level."""
         return self._running.sandbox.stats()
 
-    def inspect(self) -> dict[str, Any]:
-        """What is in force, read from what enforces it: limits, user, capabilities and so on.
+    def inspect(self) -> Inspection:
+        """What is in force, read from what enforces it: limits, user, capabilities and so on; `to_json` has JSON types.
 
         Raises:
             EngineError
         """
-        return self._running.sandbox.effective()
+        return self._running.sandbox.inspection()
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Wait for the workload's end. Returns its exit code, None if it cannot be known.

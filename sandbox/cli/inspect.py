@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,9 @@ from sandbox.cli.completing import existing
 from sandbox.spec import MIB
 
 if TYPE_CHECKING:
+    from sandbox.cli.facts import Fact
+    from sandbox.isolation.in_force import Inspection
     from sandbox.lifecycle.manager import Manager
-    from sandbox.state.record import Record
 
 UNKNOWN = "-"
 """In place of what cannot be observed."""
@@ -29,16 +30,18 @@ UNKNOWN = "-"
 def command(form: str, sandboxes: tuple[str, ...]) -> None:
     """Show all of each SANDBOX: its state, what was asked for, and what is in force.
 
-    `requested` is what the user asked for. `effective` is read now from what enforces it: the kernel, dockerd, the
-    live domain; null there, and - in the table, is what cannot be observed. `settings` has both side by side, and
-    `differs` says whether one is in force otherwise than asked. `startup` has the seconds of each phase of the start,
-    `resources` what the sandbox has on this host.
+    `requested` is what the user asked for. `effective` is read now from what enforces it (the kernel, dockerd, the
+    live domain), in the same form at every level; null there, and - in the table, is what cannot be observed.
+    `effective.ended` says when and why a sandbox ended, `effective.oom_killed` whether it ran out of memory.
+    `settings` has requested and effective values side by side; `differs` says whether they differ. `startup` has the
+    seconds of each phase of the start, `resources` where the sandbox is to be found on this host.
 
     \b
     Examples:
       sandbox inspect web
       sandbox inspect --format table web
       sandbox inspect web | jq '.[0].effective.limits'
+      sandbox inspect web | jq -r '.[0].effective.ended.reason'
 
     \b
     Exit codes: 0; 125 there is no such sandbox, and the others were still shown.
@@ -50,7 +53,7 @@ def command(form: str, sandboxes: tuple[str, ...]) -> None:
     manager = Manager()
     documents: list[dict[str, Any]] = []
     try:
-        for_each(sandboxes, lambda reference: documents.append(document(manager, reference)), echo=False)
+        for_each(sandboxes, lambda reference: documents.append(asdict(document(manager, reference))), echo=False)
     finally:
         if form == "json":
             as_json(documents)
@@ -58,8 +61,51 @@ def command(form: str, sandboxes: tuple[str, ...]) -> None:
             click.echo("\n\n".join("\n".join(page(one)) for one in documents))
 
 
-def document(manager: Manager, reference: str) -> dict[str, Any]:
-    """All of one sandbox, in JSON types.
+@dataclass(frozen=True, slots=True)
+class Now:
+    """What a sandbox is doing: as `ps` says it, and the processes that run it and that follow it."""
+
+    status: str
+    running: bool | None
+    paused: bool
+    exit_code: int | None
+    pid: int | None
+    owner: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """Where a sandbox is to be found on this host."""
+
+    address: str
+    mac: str
+    url: str | None
+    published: list[str]
+    directory: str
+    boot_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """All of one sandbox; docs/inspect.schema.json says it field by field."""
+
+    id: str
+    name: str
+    workload: str
+    isolation: str
+    accelerator: str | None
+    created: str
+    state: Now
+    settings: list[Fact]
+    requested: dict[str, Any]
+    effective: Inspection | None
+    effective_error: str | None
+    startup: dict[str, float]
+    resources: Resources
+
+
+def document(manager: Manager, reference: str) -> Document:
+    """All of one sandbox.
 
     Raises:
         NotFoundError, StoreError
@@ -69,63 +115,37 @@ def document(manager: Manager, reference: str) -> dict[str, Any]:
     from sandbox.errors import SandboxError
 
     running = manager.get(reference)
-    record = running.record
-    effective: dict[str, Any] | None = None
+    record, spec = running.record, running.record.spec
+    effective: Inspection | None = None
     failure = None
     try:
-        effective = running.sandbox.effective()
+        effective = running.sandbox.inspection()
     except SandboxError as error:
         failure = str(error)
     now = shown(record)
-    return {
-        "id": record.id,
-        "name": record.name,
-        "workload": record.spec.workload,
-        "isolation": record.spec.isolation,
-        "accelerator": record.data.get("accelerator"),
-        "created": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-        "state": {
-            "status": now.text,
-            "running": now.running,
-            "paused": now.paused,
-            "exit_code": now.exit_code,
-            "pid": record.process.pid if record.process is not None and now.running else None,
-            "owner": record.owner.pid if record.owner is not None else None,
-        },
-        "settings": [asdict(fact) for fact in facts.compare(record, effective)],
-        "requested": record.spec.to_json(),
-        "effective": effective,
-        "effective_error": failure,
-        "startup": {**record.timeline.durations(), "total": record.timeline.total()},
-        "resources": resources(record),
-    }
-
-
-def resources(record: Record) -> dict[str, Any]:
-    """What a sandbox has on this host, by name."""
-    from sandbox.isolation import driver
-
-    spec = record.spec
-    found: dict[str, Any] = {
-        "address": record.address,
-        "mac": record.mac,
-        "url": f"http://{record.address}:{spec.port}/" if spec.port is not None else None,
-        "published": [f"127.0.0.1:{port.host}->{port.inside}" for port in spec.publish],
-        "directory": str(record.directory),
-        "boot_id": record.boot_id,
-    }
-    # What the level made and noted, under the driver's own keys: the container, the domain.
-    driver_notes = {key: value for key, value in record.data.items() if key not in ("exit_code", "paused", "nonce")}
-    found.update({key: value for key, value in driver_notes.items() if key not in found})
-    if spec.isolation in ("process", "namespace"):
-        from sandbox.kernel.cgroup import Group
-
-        found["control_groups"] = [str(path) for path in Group(record.id).directories()]
-    elif driver(spec.isolation).name in ("container", "gvisor"):
-        found.setdefault("container", f"sbx-{record.id}")
-    else:
-        found.setdefault("domain", f"sbx-{record.id}")
-    return found
+    pid = record.process.pid if record.process is not None and now.running else None
+    return Document(
+        id=record.id,
+        name=record.name,
+        workload=spec.workload,
+        isolation=spec.isolation,
+        accelerator=record.data.get("accelerator"),
+        created=datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+        state=Now(now.text, now.running, now.paused, now.exit_code, pid, record.owner.pid if record.owner else None),
+        settings=facts.compare(record, effective),
+        requested=spec.to_json(),
+        effective=effective,
+        effective_error=failure,
+        startup={**record.timeline.durations(), "total": record.timeline.total()},
+        resources=Resources(
+            address=record.address,
+            mac=record.mac,
+            url=f"http://{record.address}:{spec.port}/" if spec.port is not None else None,
+            published=[f"127.0.0.1:{port.host}->{port.inside}" for port in spec.publish],
+            directory=str(record.directory),
+            boot_id=record.boot_id,
+        ),
+    )
 
 
 def page(one: Mapping[str, Any]) -> list[str]:

@@ -10,11 +10,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from sandbox.host import Missing
 from sandbox.spec import Limits, SandboxSpec
 from sandbox.state.record import Record
+
+if TYPE_CHECKING:  # a form of twenty classes, which most commands have no use for
+    from sandbox.isolation.in_force import Inspection
 
 INIT = ("/usr/bin/tini", "--")
 """Process 1 of every sandbox, from the root filesystem: it reaps orphans and forwards signals. It is prepended to
@@ -296,12 +299,8 @@ class Sandbox(ABC):
         """Usage now."""
 
     @abstractmethod
-    def effective(self) -> dict[str, Any]:
-        """What is in force, read from what enforces it (the kernel, dockerd, the live domain), not from the spec.
-
-        JSON types, in sections by subject: `user`, `capabilities`, `seccomp`, `namespaces`, `mounts`, `limits`,
-        `network`, and what else the level has (`domain`, `engine`, `guest`). What cannot be observed is None. A
-        sandbox that does not run has what can still be read of it.
+    def inspection(self) -> Inspection:
+        """What is in force, read from what enforces it; of a sandbox that does not run, what can still be read.
 
         Raises:
             EngineError

@@ -17,6 +17,7 @@ from sandbox.errors import EngineError
 from sandbox.failpoints import Failpoint, reached
 from sandbox.host import Missing
 from sandbox.isolation.base import Attached, ExecResult, Isolation, Progress, Sandbox, State, Stats, WindowSize
+from sandbox.isolation.in_force import Inspection
 from sandbox.spec import Limits, SandboxSpec
 from sandbox.state.record import Record
 
@@ -131,8 +132,8 @@ class FakeSandbox(Sandbox):
     def stats(self) -> Stats:
         return Stats(None, None, None)
 
-    def effective(self) -> dict[str, Any]:
-        return {}
+    def inspection(self) -> Inspection:
+        raise EngineError("there is nothing to be looked at here")
 
     def kill(self, number: int) -> None:
         self._running()

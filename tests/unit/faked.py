@@ -25,7 +25,9 @@ from sandbox.cli import main
 from sandbox.errors import CommandNotFoundError, EngineError, SpecError
 from sandbox.host import Missing
 from sandbox.interrupts import LOOK_EVERY
+from sandbox.isolation import inspection
 from sandbox.isolation.base import Attached, ExecResult, Isolation, Progress, Sandbox, State, Stats, WindowSize
+from sandbox.isolation.in_force import Inspection
 from sandbox.phases import Phase, Status
 from sandbox.spec import SANDBOX_UID, Limits, SandboxSpec
 from sandbox.state.processid import ProcessId
@@ -161,18 +163,8 @@ class FakeSandbox(Sandbox):
             return Stats(None, None, None)
         return Stats(*self.fake["stats"])
 
-    def effective(self) -> dict[str, Any]:
-        if "effective" in self.fake:
-            found: dict[str, Any] = self.fake["effective"]
-            return found
-        spec = self.record.spec
-        return {
-            "user": {"uid": SANDBOX_UID},
-            "limits": {"cpus": spec.cpus, "memory": spec.memory, "pids": spec.pids_limit, "disk": spec.disk},
-            "network": {"address": self.record.address},
-            "mounts": [{"target": "/", "options": ["ro", "nosuid"]}],
-            "seccomp": {"mode": None},
-        }
+    def inspection(self) -> Inspection:
+        return inspected(self.record, self.limits(), **self.fake.get("files", {}))
 
     def kill(self, number: int) -> None:
         self._note(kill=number)
@@ -193,6 +185,24 @@ class FakeSandbox(Sandbox):
 
     def destroy(self) -> None:
         """There is nothing to remove."""
+
+
+def inspected(record: Record, limits: Limits, **files: str) -> Inspection:
+    """What a kernel would say of which somebody wrote these files of its process 1."""
+    said = {
+        "status": f"Name:\tinit\nUid:\t1\t{SANDBOX_UID}\t1\t1\n",
+        "mountinfo": "1 0 0:1 / / ro,nosuid - ext4 /dev/vda rw\n",
+        "net/fib_trie": f"     |-- {record.address}\n        /32 host LOCAL\n",
+    } | files
+    answer = "pid:1\n" + "".join(f"/proc/1/{name}:{line}\n" for name, text in said.items() for line in text.split("\n"))
+    view = inspection.inside(answer)
+    return inspection.inspection(
+        view,
+        None,
+        inspection.limits_in_force(limits, view, None),
+        inspection.network_of(view, record.address, own=True),
+        (False, None),
+    )
 
 
 class FakeIsolation(Isolation):

@@ -8,7 +8,7 @@ import signal
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sandbox import host, images
 from sandbox.errors import CannotInvokeError, CommandNotFoundError, EngineError, ImageError, SpecError
@@ -16,15 +16,19 @@ from sandbox.failpoints import Failpoint, reached
 from sandbox.interrupts import wait_readable
 from sandbox.isolation.base import Attached, ExecResult, Progress, Sandbox, State, Stats, WindowSize, environment
 from sandbox.isolation.local import exec as local_attach
-from sandbox.isolation.local import exit, inspection, signals
+from sandbox.isolation.local import exit, signals
 from sandbox.isolation.local import logs as local_logs
 from sandbox.isolation.local.exec import LocalAttached, Sink
+from sandbox.kernel import procfs
 from sandbox.kernel.cgroup import PARENT, Group, all_groups
 from sandbox.kernel.command import Command, Place
 from sandbox.kernel.enter import WORKDIR_STEP, Child, ChildError
 from sandbox.spec import SANDBOX_UID, Limits
 from sandbox.state.processid import ProcessId
 from sandbox.state.record import ID_PATTERN, Record
+
+if TYPE_CHECKING:
+    from sandbox.isolation.in_force import Inspection
 
 _DEATH = 5.0
 """Seconds to wait for an init that got SIGKILL."""
@@ -116,7 +120,7 @@ class LocalSandbox(Sandbox):
         except OSError as error:
             raise EngineError(f"the limits cannot be read: {error}") from error
         process = self._init()
-        disk = None if process is None else inspection.disk_limit(process.pid)
+        disk = None if process is None else procfs.size(f"/proc/{process.pid}/root/tmp")
         return Limits(cpus, memory, pids, f"cgroup {self.group.where.mode}, statvfs", disk)
 
     def stats(self) -> Stats:
@@ -129,9 +133,13 @@ class LocalSandbox(Sandbox):
     def _network_bytes(self) -> tuple[int | None, int | None]:
         """Bytes received and sent over its own interface; None where it has none of its own."""
 
-    def effective(self) -> dict[str, Any]:
-        process = self._init()
-        return inspection.effective(self.record, self.group, None if process is None else process.pid)
+    def inspection(self) -> Inspection:
+        from sandbox.isolation.local import inspection  # no start pays for the form
+
+        limits = None
+        with suppress(EngineError):  # the control group is gone, and its limits with it
+            limits = self.limits()
+        return inspection.inspect(self.record, self.group, self.state(), limits)
 
     def events(self) -> dict[str, int]:
         """The control group's counters of limits met."""
