@@ -33,7 +33,7 @@ test: setup ## run every test, on real engines (ARGS="-k word" to choose)
 box: $(VENV)/.installed ## make the box of the Vagrantfile: then `vagrant up` (docs/vagrant.md)
 	@$(AS_ROOT) $(BIN)/python -m sandbox.images.vagrant
 
-unbox: ## remove the box: from Vagrant, from libvirt's storage pool, and here
+unbox: ## remove the box: from Vagrant, from libvirt's storage pool, and here; and its network
 	@for box in $$(vagrant box list | sed -nE 's/^(sandbox-[0-9a-f]{12}) .*/\1/p'); do \
 	  vagrant box remove "$$box" --provider libvirt --all </dev/null || { echo "vagrant destroy comes first" >&2; exit 1; }; \
 	done
@@ -41,6 +41,7 @@ unbox: ## remove the box: from Vagrant, from libvirt's storage pool, and here
 	  virsh -q -c qemu:///system vol-delete --pool default "$$volume"; \
 	done
 	@$(SUDO) rm -rf "$${SANDBOX_STATE_DIR:-/var/lib/sandbox}/box"
+	@$(AS_ROOT) $(BIN)/python -P -m sandbox.network.vagrant down
 
 check: $(VENV)/.installed check-format check-lint check-types check-imports check-spelling check-shell ## formatting, lint, types, contracts
 

@@ -1,8 +1,8 @@
-"""The command line's own cost: `sandbox --help` and `sandbox ps` against an interpreter that imports click.
+"""Measure the command line itself: `sandbox --help` and `sandbox ps`, against an interpreter that imports click.
 
     python benchmarks/cli.py [--rounds N] [--json]
 
-The difference should stay within 60 ms: neither command may load an engine.
+The difference should be at most 60 ms: neither command may import an engine's library.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def seconds(argv: list[str]) -> float:
-    """Wall time of a command, with its output thrown away."""
+    """Run a command without its output; return its wall time."""
     begin = time.monotonic()
     subprocess.run(argv, stdout=subprocess.DEVNULL, check=True, env={**os.environ, "NO_COLOR": "1"}, timeout=60)
     return time.monotonic() - begin

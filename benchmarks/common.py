@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved rounds, and a table of medians with ratios paired by round."""
+"""Functions shared by the benchmarks: interleaved rounds, and tables of medians with ratios paired by round."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from sandbox.results import Estimate
 WORKLOAD = "reactor"
 WARM_UP = 0
 POLL = 0.0005
-"""Seconds between attempts to get a first reply from what the benchmarks start themselves."""
+"""Seconds between attempts to get a first reply from a server that a benchmark has started itself."""
 TIMEOUT = 30.0
 
 
 @dataclass(slots=True)
 class Series:
-    """One contender.
+    """The measurements of one contender.
 
     Attributes:
-        values: by round, the warm-up left out.
-        failures: one line each.
+        values: values by round, without the warm-up.
+        failures: error messages, one line each.
     """
 
     name: str
@@ -43,15 +43,15 @@ class Series:
 def interleave(
     contenders: Mapping[str, Callable[[], float]], rounds: int, seed: int, *, pause: float = 0.0
 ) -> list[Series]:
-    """Run every contender once per round, in an order shuffled anew each time; a first round warms up.
+    """Run every contender once per round, in a random order, after a warm-up round.
 
-    A contender that fails in the warm-up is not tried again.
+    A contender that fails in the warm-up is not run again.
 
     Args:
-        contenders: by name, what runs one and returns its value.
-        rounds: that count.
-        seed: of the order.
-        pause: seconds before each, in which the kernel takes apart what the one before has left to it.
+        contenders: functions that run a contender and return its value, by name.
+        rounds: number of rounds that count.
+        seed: seed of the order.
+        pause: seconds before each run, for the kernel to release what the previous one has left.
     """
     series = {name: Series(name) for name in contenders}
     order = random.Random(seed)  # noqa: S311 - the same seed gives the same order
@@ -77,15 +77,15 @@ def interleave(
 def report(
     title: str, unit: str, series: Sequence[Series], baselines: Mapping[str, str], *, as_json: bool, scale: float = 1.0
 ) -> None:
-    """Print a table, or JSON with every value.
+    """Print a table, or JSON with all values.
 
     Args:
-        title: of the benchmark.
-        unit: of the values once multiplied by `scale`.
-        series: what was measured.
-        baselines: for each contender, the one its ratio is against.
+        title: title of the benchmark.
+        unit: unit of the values multiplied by `scale`.
+        series: the measurements.
+        baselines: the contender that each one's ratio refers to.
         as_json: whether to print JSON.
-        scale: from values to shown ones.
+        scale: factor from the values to the printed ones.
     """
     known = {one.name: one for one in series}
     rows = []
@@ -129,7 +129,7 @@ def _figure(figure: Estimate | None, places: int) -> str:
 
 
 def root() -> str:
-    """The root filesystem's directory, built if it is missing."""
+    """Return the root filesystem's directory; build it if it is missing."""
     path = images.ensure(images.Form.ROOTFS, lambda line: print(line, file=sys.stderr)).path
     if path is None:
         raise SandboxError("the root filesystem has no directory")
@@ -137,19 +137,19 @@ def root() -> str:
 
 
 def server_argv(port: int) -> list[str]:
-    """The workload's command inside the root filesystem, on a loopback address."""
+    """Return the workload's command inside the root filesystem, on a loopback address."""
     return list(workloads.argv(WORKLOAD, host="127.0.0.1", port=port))
 
 
 def free_port() -> int:
-    """A TCP port on 127.0.0.1 that nobody listens on now."""
+    """Return a TCP port on 127.0.0.1 that is free now."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port: int = server.getsockname()[1]
         return port
 
 
 def spawn_chrooted(root_directory: str, argv: Sequence[str], cpu: int | None = None) -> int:
-    """Plain fork and exec below a root directory; the child's pid."""
+    """Run a command below a root directory by plain fork and exec; return the child's pid."""
     child = os.fork()
     if child:
         return child
@@ -170,7 +170,7 @@ def wait_for_reply(port: int, path: str = "/healthz", address: str = "127.0.0.1"
     """Poll until a GET is answered with 200.
 
     Raises:
-        TimeoutError: it never was.
+        TimeoutError: it was not within TIMEOUT.
     """
     deadline = time.monotonic() + TIMEOUT
     request = f"GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n".encode()
@@ -191,17 +191,17 @@ def end(pid: int) -> None:
 
 
 def repository() -> Path:
-    """The checkout that the benchmarks belong to."""
+    """Return the directory of the checkout."""
     return Path(__file__).resolve().parents[1]
 
 
 def report_ratios(title: str, series: Sequence[Series], targets: Sequence[tuple[str, str, float]]) -> None:
-    """Print ratios paired by round, each with the most that it is to be.
+    """Print ratios paired by round, each with its upper bound.
 
     Args:
-        title: of the table.
-        series: what was measured; a pair of which one is missing is left out.
-        targets: (who, against whom, at most).
+        title: title of the table.
+        series: the measurements; pairs with a missing one are left out.
+        targets: (contender, baseline, upper bound of the ratio).
     """
     by_name = {one.name: one for one in series}
     print(f"\n{title}\n")

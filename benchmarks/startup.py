@@ -1,11 +1,12 @@
-"""Startup to the first correct reply: each level against a plain fork and exec of the same server, and peers.
+"""Measure startup to the first correct reply: each level against plain fork and exec of the same server, and peers.
 
     python benchmarks/startup.py [--rounds N] [--levels LIST] [--json]
 
-All in one run, interleaved in random order. "bare" is fork, chroot into the same root filesystem, exec, on a loopback
-address; it is asked every 0.5 ms. Each begins a quarter of a second after the one before has ended: until then the
-kernel is busy with the end of its namespaces, and whoever comes next would pay for that. Peers are what people would
-type, where installed: bwrap and unshare share the host's network, docker is on the lab's network with the same limits.
+All contenders run interleaved in random order. "bare" is fork, chroot into the same root filesystem, and exec, on a
+loopback address that is polled every 0.5 ms. Each run begins 0.25 s after the previous one has ended, because until
+then the kernel is still removing its namespaces, which would slow the next one down. Peers are run as their users
+would, if they are installed: bwrap and unshare share the host's network, docker is on the lab network with the same
+limits.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import common
 from sandbox import images, isolation
 from sandbox.errors import SandboxError
-from sandbox.lifecycle import warm as pool
-from sandbox.lifecycle.manager import Manager
-from sandbox.network import lab as network
-from sandbox.request import resolve as request
-from sandbox.spec import DEFAULT_PORT
+from sandbox.lifecycle import start
+from sandbox.lifecycle import warm as warm_pool
+from sandbox.lifecycle.remove import remove
+from sandbox.network.lab import DOCKER_NETWORK
+from sandbox.request import resolve
+from sandbox.spec import DEFAULT_PORT, SandboxSpec
 
 BARE = "bare fork + exec"
 SHELL = "shell: sandbox run -d, namespace"
@@ -46,7 +48,7 @@ TARGETS = (
     (SHELL, DOCKER, 0.5),
     ("namespace, warm", "namespace", 0.4),
 )
-"""Who is to take at most so many times as long as whom."""
+"""(contender, baseline, upper bound of the ratio)"""
 
 
 def main() -> None:
@@ -57,28 +59,27 @@ def main() -> None:
     parser.add_argument("--warm", default="", metavar="LIST", help="levels to start warm as well")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    manager = Manager()
     root = common.root()
     contenders: dict[str, Callable[[], float]] = {BARE: lambda: bare(root)}
     levels = options.levels.split(",") if options.levels else []
     for level in levels:
-        contenders[level] = lambda level=level: sandboxed(manager, level)  # type: ignore[misc]
+        contenders[level] = lambda level=level: sandboxed(level)  # type: ignore[misc]
     contenders |= peers(root)
     if "namespace" in levels:
         contenders[SHELL] = from_the_shell
     with ExitStack() as stack:
         if levels or DOCKER in contenders:
             stack.enter_context(lab())
-        if DOCKER in contenders:  # it is on our network, which the first container of the lab makes
-            with manager.running(manager.make_spec(common.WORKLOAD, "container")):
+        if DOCKER in contenders:  # it uses our Docker network, which the lab's first container creates
+            with start.running(_spec("container")):
                 pass
         for level in options.warm.split(",") if options.warm else []:
-            contenders[f"{level}, warm"] = lambda level=level: warm(manager, level)  # type: ignore[misc]
-            stack.callback(pool.drain, manager, (level,))
+            contenders[f"{level}, warm"] = lambda level=level: warm(level)  # type: ignore[misc]
+            stack.callback(warm_pool.stop, (level,))
         series = common.interleave(contenders, options.rounds, options.seed, pause=PAUSE)
     common.report("startup to the first reply", "ms", series, _baselines(contenders), as_json=options.json, scale=1000)
     if not options.json:
-        common.report_ratios("what the targets are about", series, TARGETS)
+        common.report_ratios("targets", series, TARGETS)
 
 
 def _baselines(contenders: Iterable[str]) -> dict[str, str]:
@@ -87,13 +88,11 @@ def _baselines(contenders: Iterable[str]) -> dict[str, str]:
 
 @contextmanager
 def lab() -> Iterator[None]:
-    """Keep the lab network up from another process: this one stays as small as a command of the shell's is.
+    """Keep the lab network up from another process, so that this one stays as small as a command of the shell.
 
-    Making the bridge imports 30 MB, whose page tables every clone of this process would copy.
+    Making the bridge imports 30 MB, whose page tables would be copied by every clone of this process.
     """
-    program = (
-        "import sys; from sandbox.lifecycle.manager import Manager\nwith Manager().lab(): print(); sys.stdin.read()"
-    )
+    program = "import sys; from sandbox.lifecycle import lab\nwith lab.use(): print(); sys.stdin.read()"
     holder = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert holder.stdin is not None
     assert holder.stdout is not None
@@ -108,7 +107,7 @@ def lab() -> Iterator[None]:
 
 
 def bare(root: str) -> float:
-    """Seconds from the fork to the reply."""
+    """Return the seconds from the fork to the first reply."""
     port = common.free_port()
     begin = time.monotonic()
     pid = common.spawn_chrooted(root, common.server_argv(port))
@@ -119,25 +118,29 @@ def bare(root: str) -> float:
         common.end(pid)
 
 
-def sandboxed(manager: Manager, level: str) -> float:
-    """Seconds from the request to the reply, by the manager's own timeline."""
-    with manager.running(manager.make_spec(common.WORKLOAD, level)) as running:
-        return running.timeline.total()
+def _spec(level: str) -> SandboxSpec:
+    return resolve.make(common.WORKLOAD, level).spec
 
 
-def warm(manager: Manager, level: str) -> float:
-    """As `sandboxed`, by a warm start; what it takes is prepared before the clock starts."""
-    spec = request.make(common.WORKLOAD, level, request.Options()).spec
-    pool.fill(manager, spec, 1, lambda _line: None)
-    running = pool.run(manager, spec, progress=lambda _line: None, owner=True)
+def sandboxed(level: str) -> float:
+    """Return the seconds from the request to the first reply, by the sandbox's timeline."""
+    with start.running(_spec(level)) as running:
+        return running.record.timeline.total()
+
+
+def warm(level: str) -> float:
+    """Measure as `sandboxed` does, by a warm start that is prepared before the clock starts."""
+    spec = _spec(level)
+    warm_pool.fill(spec, 1, start.silent)
+    running = warm_pool.start_warm(spec, progress=start.silent, owner=True, then=None)
     try:
-        return running.timeline.total()
+        return running.record.timeline.total()
     finally:
-        manager.destroy(running)
+        remove(running, force=True)
 
 
 def from_the_shell() -> float:
-    """Seconds that `sandbox run -d` takes, the interpreter's own start included; it returns after the first reply."""
+    """Return the seconds that `sandbox run -d` takes until it returns, after the first reply."""
     name = f"bench-{os.getpid()}"
     script = Path(sys.executable).with_name("sandbox")
     begin = time.monotonic()
@@ -158,7 +161,7 @@ def from_the_shell() -> float:
 
 
 def peers(root: str) -> dict[str, Callable[[], float]]:
-    """Other tools on this host that put a wall around a command."""
+    """Return contenders for other sandboxing tools that are installed on this host."""
     found: dict[str, Callable[[], float]] = {}
     if shutil.which("unshare"):
         walls = ["unshare", "--mount", "--pid", "--fork", "--ipc", "--uts", "--cgroup", f"--root={root}", "--"]
@@ -179,7 +182,7 @@ def peers(root: str) -> dict[str, Callable[[], float]]:
 
 
 def command(walls: list[str]) -> float:
-    """A tool that runs the server as its child, on the host's network."""
+    """Measure a tool that runs the server as its child, on the host's network."""
     port = common.free_port()
     begin = time.monotonic()
     process = subprocess.Popen(
@@ -192,7 +195,7 @@ def command(walls: list[str]) -> float:
         common.wait_for_reply(port)
         return time.monotonic() - begin
     finally:
-        # The tool's children are in a pid namespace of its own, whose init dies with it or at once after.
+        # The tool's children are in a pid namespace, whose init ends with the tool or right after it.
         for child in _children(process.pid):
             os.kill(child, 9)
         process.kill()
@@ -200,7 +203,7 @@ def command(walls: list[str]) -> float:
 
 
 def oci(tool: str, root: str) -> float:
-    """A runtime of the Open Container Initiative by hand: its own default configuration, our root and server."""
+    """Measure an OCI runtime, with its own default configuration and our root and server."""
     port = common.free_port()
     with tempfile.TemporaryDirectory() as bundle:
         subprocess.run([tool, "spec", "--bundle", bundle], check=True, capture_output=True, timeout=30)
@@ -228,10 +231,10 @@ def oci(tool: str, root: str) -> float:
 
 
 def docker(reference: str) -> float:
-    """What a user of docker would type, with the limits of our own containers."""
+    """Measure `docker run`, with the limits of our containers."""
     address = "198.18.250.9"
     name = f"bench-{os.getpid()}"
-    argv = ["docker", "run", "-d", "--name", name, "--network", network.DOCKER_NETWORK, "--ip", address]
+    argv = ["docker", "run", "-d", "--name", name, "--network", DOCKER_NETWORK, "--ip", address]
     argv += ["--cpus=1", "--memory=256m", "--pids-limit=128", "--read-only", "--cap-drop=ALL", reference]
     server = common.server_argv(DEFAULT_PORT)
     server[server.index("127.0.0.1")] = "0.0.0.0"  # noqa: S104 - of the container

@@ -1,8 +1,9 @@
-"""Throughput of the reactor on `/`, on one core: against a toy epoll loop, and behind each wall against `process`.
+"""Measure the reactor's throughput on one CPU: bare against a toy epoll loop, and at each level against `process`.
 
     python benchmarks/throughput.py [--rounds N] [--duration S] [--levels LIST] [--json]
 
-The server has one CPU and wrk another, with 64 connections kept open. All in one run, interleaved in random order.
+The requests are for `/`. The server has one CPU and wrk another, with 64 connections kept open. All contenders run
+interleaved in random order.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import common
-from sandbox.lifecycle.manager import Manager
+from sandbox.lifecycle import lab, start
 from sandbox.measure import host, load
 from sandbox.network import lab as network
+from sandbox.request import resolve
 from sandbox.spec import DEFAULT_PORT
 from sandbox.workloads import PYTHON
 
@@ -33,7 +35,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    manager, root, cpus = Manager(), common.root(), host.cpu_plan()
+    root, cpus = common.root(), host.cpu_plan()
     if cpus.caveat is not None:
         print(f"warning: {cpus.caveat.text}", file=sys.stderr)
     toy = (common.repository() / "benchmarks/toy_epoll.py").read_text(encoding="utf-8")
@@ -48,8 +50,8 @@ def main() -> None:
             common.end(pid)
 
     def sandboxed(level: str) -> float:
-        spec = manager.make_spec(common.WORKLOAD, level, cpuset=str(cpus.server))
-        with manager.running(spec) as running:
+        spec = resolve.make(common.WORKLOAD, level, resolve.Options(cpuset=str(cpus.server))).spec
+        with start.running(spec) as running:
             return rate(f"http://{running.record.address}:{DEFAULT_PORT}/", network.generator_command)
 
     def rate(url: str, where: Callable[..., list[str]]) -> float:
@@ -65,7 +67,7 @@ def main() -> None:
     }
     for level in levels:
         contenders[level] = lambda level=level: sandboxed(level)  # type: ignore[misc]
-    with manager.lab():
+    with lab.use():
         series = common.interleave(contenders, options.rounds, options.seed)
     baselines = {REACTOR: TOY} | dict.fromkeys(levels, levels[0])
     common.report("throughput on one core", "requests/s", series, baselines, as_json=options.json)

@@ -1,6 +1,6 @@
-"""The least that answers HTTP in Python: one epoll loop that looks for empty lines and sends a fixed reply.
+"""A minimal HTTP server in Python: one epoll loop that looks for empty lines and sends a fixed reply.
 
-It is what the reactor is measured against: no parsing, no workers, no errors. Run with a port as argument.
+The reactor is measured against it. It has no parser, no workers and no error handling. Its argument is the port.
 """
 
 import select

@@ -1,7 +1,7 @@
-"""Runs the same server behind every kind of wall, and measures what each wall costs and what it stops.
+"""Run the same server at every isolation level, and measure what each level costs and what it stops.
 
-The Python interface is here: `run`, `get`, `list`, the class `Sandbox` that they return, and the errors. What stands
-behind a name is imported when it is first asked for, so that `import sandbox` costs next to nothing.
+This module is the Python interface: `run`, `get`, `list`, the class `Sandbox` that they return, and the errors. Each
+name is imported on first use, so that `import sandbox` is fast.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 
 TYPE_CHECKING = False
-"""As `typing` has it, whose import takes longer than all of this module."""
+"""As in `typing`, whose import takes longer than all of this module."""
 if TYPE_CHECKING:
     from sandbox.api import Sandbox, get, list, run
     from sandbox.errors import (
@@ -53,10 +53,10 @@ __all__ = [
 _INTERFACE = ("Sandbox", "get", "list", "run")
 
 
-if not TYPE_CHECKING:  # a type checker would take any name for one that is there
+if not TYPE_CHECKING:  # a type checker would assume that any name exists
 
     def __getattr__(name: str) -> object:
-        """Import what a public name stands for (PEP 562)."""
+        """Import a public name on first use (PEP 562)."""
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         module = import_module("sandbox.api" if name in _INTERFACE else "sandbox.errors")
@@ -65,5 +65,5 @@ if not TYPE_CHECKING:  # a type checker would take any name for one that is ther
 
 
 def __dir__() -> tuple[str, ...]:
-    """The public names, whether they were imported or not."""
+    """Return the public names, imported or not."""
     return tuple(__all__)

@@ -1,15 +1,15 @@
-"""The command `sandbox`, also as `python -m sandbox`: what has to be set before anything is imported."""
+"""The command `sandbox`, also as `python -m sandbox`. It configures the interpreter before it imports the rest."""
 
 import gc
 from typing import NoReturn
 
 _ALLOCATIONS = 50_000
-"""Collect garbage after so many more objects were made than freed: by default, after 700, a third of a short command's
-time goes into looking through modules that were just imported and are there to stay."""
+"""Start a garbage collection once so many more objects were allocated than freed. With the default of 700, a short
+command would spend a third of its time on traversing newly imported modules, which are never freed."""
 
 
 def main() -> NoReturn:
-    """Entry point of the console script."""
+    """Run the command line; the entry point of the console script."""
     gc.set_threshold(_ALLOCATIONS, 10, 10)
     from sandbox.cli import main as command
 

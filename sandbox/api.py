@@ -14,28 +14,26 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from sandbox.errors import BusyError, NotFoundError
-from sandbox.lifecycle.manager import Manager, Running
+from sandbox.isolation import DEFAULT
+from sandbox.lifecycle import find, kill, pause, remove, stop, wait
+from sandbox.lifecycle import run as running
+from sandbox.lifecycle.find import Running
+from sandbox.lifecycle.start import silent
 from sandbox.request import resolve
-from sandbox.spec import Publish, SandboxSpec
+from sandbox.spec import GRACE, Publish, SandboxSpec
 
 if TYPE_CHECKING:
     from sandbox.isolation.base import ExecResult, Progress, State, Stats
     from sandbox.isolation.in_force import Inspection
 
-DEFAULT_ISOLATION = "namespace"
-GRACE = 10.0
-"""Seconds between SIGTERM and SIGKILL."""
-
 
 class Sandbox:
     """A sandbox that runs, or has run. Made by `run`, `get` and `list`.
 
-    As a context manager it is destroyed at the block's end, whatever happened inside.
+    As a context manager it is removed at the block's end, whatever happened inside.
     """
 
-    def __init__(self, manager: Manager, running: Running) -> None:
-        self._manager = manager
+    def __init__(self, running: Running) -> None:
         self._running = running
 
     def __repr__(self) -> str:
@@ -87,7 +85,7 @@ class Sandbox:
     @property
     def startup(self) -> dict[str, float]:
         """Seconds that each phase of its start took."""
-        return self._running.timeline.durations()
+        return self._running.record.timeline.durations()
 
     @property
     def state(self) -> State:
@@ -159,7 +157,7 @@ class Sandbox:
         Raises:
             TimeoutError
         """
-        return self._running.sandbox.wait(timeout)
+        return wait.wait(self._running, timeout)
 
     def stop(self, grace: float = GRACE) -> int | None:
         """End the workload: SIGTERM, and SIGKILL after `grace` seconds. The sandbox stays, with its log.
@@ -170,8 +168,7 @@ class Sandbox:
         Raises:
             NotFoundError, BusyError, EngineError
         """
-        with self._manager.held(self.id):
-            return self._manager.end(self._running, grace)
+        return stop.stop(self._running, grace)
 
     def kill(self, number: int) -> None:
         """Send a signal to the workload.
@@ -179,8 +176,7 @@ class Sandbox:
         Raises:
             NotFoundError, EngineError
         """
-        with self._manager.held(self.id) as held:
-            held.sandbox.kill(number)
+        kill.kill(self._running, number)
 
     def pause(self) -> None:
         """Hold every process of it still, until `unpause`.
@@ -188,8 +184,7 @@ class Sandbox:
         Raises:
             NotFoundError, EngineError
         """
-        with self._manager.held(self.id) as held:
-            held.sandbox.pause()
+        pause.pause(self._running)
 
     def unpause(self) -> None:
         """Let it go on.
@@ -197,8 +192,7 @@ class Sandbox:
         Raises:
             NotFoundError, EngineError
         """
-        with self._manager.held(self.id) as held:
-            held.sandbox.unpause()
+        pause.unpause(self._running)
 
     def remove(self, *, force: bool = False) -> None:
         """Remove everything of it; a running one only with `force`. One that is gone already is fine.
@@ -206,20 +200,13 @@ class Sandbox:
         Raises:
             BusyError, EngineError
         """
-        try:
-            # By our own handle and not the one that is found anew: it knows whether the process is a child of ours.
-            with self._manager.held(self.id):
-                if not force and self.running:
-                    raise BusyError(f"{self.name} is running", "stop() it, or remove(force=True)")
-                self._manager.destroy(self._running)
-        except NotFoundError:
-            return
+        remove.remove(self._running, force=force)
 
 
 def run(
     target: resolve.Target,
     *,
-    isolation: str = DEFAULT_ISOLATION,
+    isolation: str = DEFAULT,
     name: str | None = None,
     cpus: str | float | None = None,
     memory: str | int | None = None,
@@ -276,14 +263,15 @@ def run(
         "workdir": None if workdir is None else os.fspath(workdir),
     }
     wanted = resolve.make(target, isolation, resolve.options_of(values))
-    manager = Manager()
-    told = progress or _silent
-    if warm:
-        from sandbox.lifecycle import warm as pool  # most starts are not
-
-        return Sandbox(manager, pool.run(manager, wanted.spec, progress=told, owner=not detach))
-    running = manager.run(wanted.spec, application=wanted.application, progress=told, owner=not detach)
-    return Sandbox(manager, running)
+    return Sandbox(
+        running.run(
+            wanted.spec,
+            application=wanted.application,
+            progress=progress or silent,
+            owner=not detach,
+            warm=warm,
+        )
+    )
 
 
 def get(reference: str) -> Sandbox:
@@ -292,15 +280,9 @@ def get(reference: str) -> Sandbox:
     Raises:
         NotFoundError, StoreError
     """
-    manager = Manager()
-    return Sandbox(manager, manager.get(reference))
+    return Sandbox(find.get(reference))
 
 
 def list() -> builtins.list[Sandbox]:
     """Every sandbox of this host, running or ended, oldest first."""
-    manager = Manager()
-    return [Sandbox(manager, running) for running in manager.everything()]
-
-
-def _silent(message: str) -> None:
-    """Progress that nobody watches."""
+    return [Sandbox(running) for running in find.everything()]

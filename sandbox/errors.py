@@ -1,7 +1,7 @@
-"""What can go wrong, each with an exit code and, where there is one, a remedy.
+"""The errors that users are shown, each with an exit code and perhaps a hint at the remedy.
 
-Exit codes follow docker-run(1): 125 our own error, 126 the command cannot be invoked, 127 it is not found,
-otherwise the child's own code, or 128+n when signal n ended it.
+Exit codes follow docker-run(1): 125 for an error of sandbox itself, 126 if the command cannot be invoked, 127 if it is
+not found, otherwise the command's own code, or 128+n if signal n ended it.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ EXIT_NOT_FOUND = 127
 
 
 class SandboxError(Exception):
-    """The base of every error that a user is shown: one line, and perhaps a hint what would be right.
+    """The base of all errors that a user is shown: one line, and perhaps a hint.
 
     Attributes:
         message: one line, without a full stop, that says what was wrong.
-        hint: what would be right or what mends it; None where nothing is known.
-        exit_code: what the command line exits with.
+        hint: what would be right, or how to fix it; None if that is not known.
+        exit_code: exit code of the command line.
     """
 
     exit_code = EXIT_ERROR
@@ -32,51 +32,59 @@ class SandboxError(Exception):
 
 
 class SpecError(SandboxError):
-    """A field of the request is wrong, or a level cannot honour it."""
+    """An option or argument is wrong, or the level does not support it."""
 
 
 class NotFoundError(SandboxError):
-    """No such sandbox, workload, image or level."""
+    """The sandbox, workload, image or level does not exist."""
 
 
 class NameTakenError(SandboxError):
-    """A sandbox of that name exists."""
+    """The name is taken by another sandbox."""
 
 
 class UnavailableError(SandboxError):
-    """This host cannot do the level asked for; the hint is the remedy."""
+    """The level, or something else that was asked for, is not available on this host; the hint is the remedy."""
 
 
 class NotReadyError(SandboxError):
-    """The workload did not give a correct reply in time, or died before it did."""
+    """The workload gave no correct reply in time, or ended before it did.
+
+    Attributes:
+        output: the end of what it wrote, which the command line shows.
+    """
+
+    def __init__(self, message: str, hint: str | None = None, output: str = "") -> None:
+        super().__init__(message, hint)
+        self.output = output
 
 
 class LimitError(SandboxError):
-    """A limit was set but reads back differently."""
+    """A limit was set, but reads back differently."""
 
 
 class EngineError(SandboxError):
-    """dockerd, libvirtd, QEMU or the kernel refused; the message carries its words."""
+    """Docker, libvirt, QEMU or the kernel refused; the message says why."""
 
 
 class ImageError(SandboxError):
-    """A root filesystem could not be built, or what is on disk is not what was built."""
+    """A root filesystem could not be built, or was changed after it was built."""
 
 
 class StoreError(SandboxError):
-    """The state directory cannot be read or written, or a record in it is not one of ours."""
+    """The state directory cannot be read or written, or a record in it is not valid."""
 
 
 class NewerRecordError(StoreError):
-    """A newer version of sandbox wrote the record: it is neither read nor removed by this one."""
+    """The record was written by a newer version of sandbox; this version neither reads nor removes it."""
 
 
 class BusyError(SandboxError):
-    """Another command is working on the same sandbox."""
+    """The sandbox, or something else, is in use by another command or program."""
 
 
 class CannotInvokeError(SandboxError):
-    """The command inside exists but cannot be executed."""
+    """The command inside exists, but cannot be executed."""
 
     exit_code = EXIT_CANNOT_INVOKE
 

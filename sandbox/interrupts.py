@@ -1,7 +1,7 @@
-"""Interrupts that wait, and waits that can be interrupted.
+"""Defer signals while a block runs, and wait in a way that signals can interrupt.
 
-What undoes and removes is not stopped half way by a second Ctrl-C. And what waits without end looks up now and then: a
-signal that comes after Python's last look and before the system call blocks is noticed only when that returns.
+Deferring keeps a second Ctrl-C from stopping a clean-up half way. Long waits are cut into slices, because a signal that
+arrives after Python's last check and before the system call blocks is handled only when the call returns.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from contextlib import contextmanager
 from types import FrameType
 
 LOOK_EVERY = 0.5
-"""Seconds of a slice of a long wait: the most that such a signal waits."""
+"""Seconds of a slice of a long wait, the longest that such a signal is delayed."""
 
 _HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
 def deferred(*more: signal.Signals) -> Iterator[None]:
-    """Hold SIGINT, SIGTERM and SIGHUP back for the time of a block; the first that came takes effect at its end.
+    """Defer SIGINT, SIGTERM and SIGHUP during a block; the first one that arrived takes effect at its end.
 
-    By handlers, not by pthread_sigmask(3): a signal that another thread takes is handled in the main one as well, where
-    it would interrupt in spite of a mask (see the library's `signal`, "Signals and threads"). Outside of the main
-    thread, which no signal interrupts, this does nothing. Blocks may be nested.
+    Handlers do this, not pthread_sigmask(3): Python runs the handler in the main thread even if another thread receives
+    the signal, so a mask would not help (see `signal` in the standard library, "Signals and threads"). In other threads
+    this does nothing, because signals do not interrupt them. Blocks may be nested.
 
     Args:
-        more: other signals to hold back.
+        more: further signals to defer.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     arrived: list[tuple[int, FrameType | None]] = []
-    # A handler that was not set from Python reads as None and could not be put back; one that ignores stays.
+    # A handler that was not set from Python reads as None and could not be restored; ignored signals stay ignored.
     replaced = [number for number in (*_HELD, *more) if signal.getsignal(number) not in (None, signal.SIG_IGN)]
     before = {number: signal.signal(number, lambda got, frame: arrived.append((got, frame))) for number in replaced}
     try:
@@ -49,15 +49,15 @@ def deferred(*more: signal.Signals) -> Iterator[None]:
             usual = before[signal.Signals(first)]
             if callable(usual):
                 usual(first, frame)
-            else:  # the default, which ends the process: only the kernel does that rightly
+            else:  # the default action, the end of the process, is left to the kernel
                 os.kill(os.getpid(), first)
 
 
 def wait_readable(descriptor: int, timeout: float | None = None) -> bool:
-    """Wait until a descriptor can be read from, or is hung up; False when the time is over first.
+    """Wait until a descriptor is readable or hung up. Returns False on a timeout.
 
     Args:
-        descriptor: a pipe, or a pidfd, which can be read from once its process has ended.
+        descriptor: a pipe, or a pidfd, which is readable once its process has ended.
         timeout: seconds; None waits for ever.
     """
     poller = select.poll()
@@ -72,7 +72,7 @@ def wait_readable(descriptor: int, timeout: float | None = None) -> bool:
 
 
 def wait_event(event: threading.Event, timeout: float | None = None) -> bool:
-    """As `Event.wait`: whether it was set within so many seconds."""
+    """Wait as `Event.wait` does, but interruptible by signals. Returns False on a timeout."""
     deadline = None if timeout is None else time.monotonic() + timeout
     while True:
         left = LOOK_EVERY if deadline is None else min(LOOK_EVERY, deadline - time.monotonic())

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 
 class Phase(StrEnum):
-    """What a start goes through, in this order.
+    """The phases of a start, in their order.
 
-    `boot` takes no time where the kernel is shared. `first_reply` ends when a *correct reply was served*.
+    `boot` takes no time if the kernel is shared. `first_reply` ends when a correct reply was served.
     """
 
     PREPARE = "prepare"
@@ -21,7 +20,7 @@ class Phase(StrEnum):
 
 
 class Status(StrEnum):
-    """Where a sandbox is in its life. CREATING covers every phase up to the first reply."""
+    """The state of a sandbox. CREATING lasts until the first reply."""
 
     CREATING = "creating"
     RUNNING = "running"
@@ -34,15 +33,24 @@ ORDER = tuple(Phase)
 
 @dataclass(slots=True)
 class Timeline:
-    """When each phase began and ended, in nanoseconds of one monotonic clock."""
+    """The begin and end of each phase, in nanoseconds of one monotonic clock.
+
+    Raises:
+        ValueError: the spans are out of order.
+    """
 
     spans: dict[Phase, tuple[int, int]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        given, self.spans = self.spans, {}
+        for phase, (begin, end) in given.items():
+            self.record(phase, begin, end)
+
     def record(self, phase: Phase, begin: int, end: int) -> None:
-        """Add a phase; phases come in order, once each, and none overlaps the one before.
+        """Add the next phase. It must not overlap the one before.
 
         Raises:
-            ValueError: the order is broken, or the clock ran backwards.
+            ValueError: it is not the next one, or the clock ran backwards.
         """
         done = len(self.spans)
         if done >= len(ORDER) or ORDER[done] is not phase:
@@ -53,32 +61,16 @@ class Timeline:
 
     @property
     def complete(self) -> bool:
-        """Whether every phase was recorded."""
+        """True if every phase was recorded."""
         return len(self.spans) == len(ORDER)
 
     def durations(self) -> dict[str, float]:
-        """Seconds by phase name, in order."""
+        """Return the seconds of each phase by its name, in order."""
         return {phase.value: (end - begin) / 1e9 for phase, (begin, end) in self.spans.items()}
 
     def total(self) -> float:
-        """Seconds from the beginning of the first phase to the end of the last one recorded; 0.0 when empty."""
+        """Return the seconds from the begin of the first to the end of the last recorded phase; 0.0 without any."""
         if not self.spans:
             return 0.0
         spans = list(self.spans.values())
         return (spans[-1][1] - spans[0][0]) / 1e9
-
-    def to_json(self) -> dict[str, list[int]]:
-        """Spans as [begin, end] in nanoseconds."""
-        return {phase.value: list(span) for phase, span in self.spans.items()}
-
-    @classmethod
-    def from_json(cls, raw: Mapping[str, list[int]]) -> Timeline:
-        """Inverse of `to_json`.
-
-        Raises:
-            ValueError: a phase is unknown or out of order.
-        """
-        line = cls()
-        for name, (begin, end) in raw.items():
-            line.record(Phase(name), int(begin), int(end))
-        return line

@@ -26,7 +26,7 @@ _LOG_LINES = 40
 
 
 class Factory(Protocol):
-    """What the fixtures give: starts a sandbox that is destroyed when the fixture ends."""
+    """What the fixtures give: starts a sandbox that is removed when the fixture ends."""
 
     def __call__(self, target: Target = "reactor", *, isolation: str | None = None, **options: Any) -> Sandbox:
         """Start a sandbox, as `sandbox.run` does.
@@ -49,35 +49,34 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("sandbox", "sandboxes")
     group.addoption(
         "--sandbox-isolation",
-        default="namespace",
         metavar="LEVEL",
-        help="isolation level of sandboxes whose test names none: process, namespace, container, gvisor or vm "
-        "(default: %(default)s)",
+        help="isolation level of sandboxes whose test names none (default: that of sandbox.run)",
     )
 
 
 @pytest.fixture
 def sandbox(request: pytest.FixtureRequest) -> Iterator[Factory]:
-    """A factory of sandboxes that are destroyed at the test's end: `box = sandbox("reactor")`."""
+    """A factory of sandboxes that are removed at the test's end: `box = sandbox("reactor")`."""
     yield from _factory(request)
 
 
 @pytest.fixture(scope="session")
 def sandbox_session(request: pytest.FixtureRequest) -> Iterator[Factory]:
-    """A factory of sandboxes that are destroyed at the session's end, for those that several tests share."""
+    """A factory of sandboxes that are removed at the session's end, for those that several tests share."""
     yield from _factory(request)
 
 
 def _factory(request: pytest.FixtureRequest) -> Iterator[Factory]:
-    default = str(request.config.getoption("--sandbox-isolation"))
+    default = request.config.getoption("--sandbox-isolation")
     made = request.node.stash.setdefault(_made, [])
     with ExitStack() as stack:
 
         def start(target: Target = "reactor", *, isolation: str | None = None, **options: Any) -> Sandbox:
             from sandbox import api
             from sandbox.errors import UnavailableError
+            from sandbox.isolation import DEFAULT
 
-            level = isolation or default
+            level = isolation or default or DEFAULT
             try:
                 box = api.run(target, isolation=level, **options)
             except UnavailableError as error:

@@ -1,7 +1,7 @@
-"""The result document of a comparison: what `sandbox compare` writes and `sandbox report` reads.
+"""The result document of a comparison, which `sandbox compare` writes and `sandbox report` reads.
 
-One JSON object, with every raw sample in it. Its dataclasses are its schema: loading checks each key and each type
-against them, and refuses what is missing, unknown, of another type, or not a finite number. Units are in the names:
+It is one JSON object with all raw samples. The dataclasses are its schema: loading checks each key and type against
+them, and refuses what is missing, unknown, of another type, or not a finite number. Units are in the names:
 `_s` seconds, `_bytes` bytes, `_per_s` per second. Times of day are UTC, RFC 3339.
 """
 
@@ -21,31 +21,31 @@ from sandbox.state import codec
 FORMAT = "sandbox-comparison"
 VERSION = 1
 MAX_BYTES = 64 * 1024 * 1024
-"""Bytes. A thousand sandboxes at five levels make about 5 MiB; anything near this is not one of ours."""
+"""Bytes. A thousand sandboxes at five levels make about 5 MiB; a file near this limit is something else."""
 
 PHASES = ("prepare", "create", "boot", "start", "first_reply")
-"""The phases of a start, in order; the same names as `sandbox.phases.Phase` has."""
+"""The phases of a start, in order, with the names of `sandbox.phases.Phase`."""
 
 PERCENTILES = ("p50", "p90", "p99", "p99.9", "max")
 """Keys of a latency distribution, in order."""
 
 
 class ResultsError(SandboxError):
-    """A result document cannot be read, or is not one that this version knows."""
+    """A result document cannot be read or written, or has an unknown version."""
 
 
 class Status(StrEnum):
-    """Whether the run behind a document came to its end. While it runs, it is incomplete."""
+    """The status of a document: incomplete until its run has finished."""
 
     COMPLETE = "complete"
     INCOMPLETE = "incomplete"
 
 
 class Verdict(StrEnum):
-    """What a witness on the host concluded about one wall.
+    """The conclusion of an isolation check, from evidence observed on the host.
 
-    HELD and NOT HELD are for limits, pushed past on purpose; the others say whether a thing of the host is out of
-    reach from inside. UNKNOWN: no evidence either way; never a guess.
+    HELD and NOT HELD are for limits that were exceeded on purpose. ISOLATED, PARTIAL and SHARED say whether a resource
+    of the host is out of reach from inside. UNKNOWN means that there is no evidence either way.
     """
 
     ISOLATED = "ISOLATED"
@@ -58,14 +58,14 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class IsolationCheck:
-    """One wall at one level.
+    """One isolation check at one level.
 
     Attributes:
         level: the isolation level.
-        check: what was looked at, such as "kernel" or "memory limit"; the same names at every level.
-        verdict: the witness's conclusion.
-        evidence: what was observed, by name: inside and outside.
-        witness: one line that says how the host judged.
+        check: what was checked, such as "kernel" or "memory limit"; the same names at every level.
+        verdict: the conclusion.
+        evidence: what was observed inside and outside, by name.
+        witness: one line that says how the verdict was reached on the host.
     """
 
     level: str
@@ -77,7 +77,7 @@ class IsolationCheck:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A median with its 95 % interval, over `n` sandboxes. No interval (None) where n is 1."""
+    """A median with its 95 % confidence interval, over `n` sandboxes. No interval (None) if n is 1."""
 
     median: float
     low: float | None
@@ -86,7 +86,7 @@ class Estimate:
 
     @property
     def relative_width(self) -> float | None:
-        """Width of the interval as a share of the median; None where there is no interval."""
+        """The width of the interval as a fraction of the median; None if there is no interval."""
         if self.low is None or self.high is None or self.median <= 0:
             return None
         return (self.high - self.low) / self.median
@@ -94,15 +94,15 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """One saturation load against one sandbox.
+    """The figures of one load test of one sandbox.
 
     Attributes:
-        requests: answered, whatever the status.
-        duration_s: as the generator measured it.
+        requests: number of requests answered, with any status.
+        duration_s: duration as the generator measured it.
         requests_per_s: requests ÷ duration_s.
-        received_bytes: headers and bodies.
-        latency_s: by PERCENTILES.
-        errors: by kind: connect, read, write, timeout, status (any answer that is not 2xx or 3xx).
+        received_bytes: bytes of headers and bodies.
+        latency_s: latency by PERCENTILES.
+        errors: number by kind: connect, read, write, timeout, status (any other than 2xx or 3xx).
     """
 
     requests: int
@@ -115,19 +115,19 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One fresh sandbox.
+    """The figures of one fresh sandbox.
 
     Attributes:
         level: the isolation level.
-        round: 0 is the warm-up, which is not counted.
-        position: its place in the round, from 0.
+        round: number of the round; 0 is the warm-up, which is not counted.
+        position: its position in the round, from 0.
         started: time of day.
-        phases_s: duration of each phase that was completed.
-        startup_s: from the beginning of the first phase to the first correct reply; None when it never came.
-        load: None when it failed, or none was asked for.
-        memory_bytes: charged to the sandbox right after the load; None when it cannot be observed.
-        steal_share: of all CPU time while it ran, the share that the host's own hypervisor gave to others (proc(5)).
-        error: why the sample failed, one line; None when it did not.
+        phases_s: duration of each completed phase.
+        startup_s: from the begin of the first phase to the first correct reply; None if there was none.
+        load: figures of the load test; None if it failed, or none was asked for.
+        memory_bytes: memory charged to the sandbox right after the load; None if it cannot be observed.
+        steal_share: fraction of CPU time that the host's hypervisor took away while it ran (proc(5), steal).
+        error: why the sample failed, one line; None if it did not.
     """
 
     level: str
@@ -147,12 +147,12 @@ class LevelInfo:
     """One level of the comparison.
 
     Attributes:
-        name: as asked for.
-        label: as shown everywhere; says when the machine is emulated.
+        name: name of the level.
+        label: name as shown, which says when the machine is emulated.
         emulated: whether the sandbox's CPU is emulated in software.
-        available: whether this host can do it.
-        reason: why not, else None.
-        remedy: what mends it, else None.
+        available: whether the level is available on this host.
+        reason: why it is not available, else None.
+        remedy: how to make it available, else None.
     """
 
     name: str
@@ -165,21 +165,21 @@ class LevelInfo:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """One level's figures, over its counted samples. None: not measured.
+    """One level's figures over its counted samples; None for what was not measured.
 
     Attributes:
         level: the isolation level.
-        attempted: sandboxes asked for in counted rounds so far.
-        failed: those of them with an error; they are in no figure.
+        attempted: number of sandboxes started in counted rounds so far.
+        failed: number of those that failed; they are left out of the figures.
         startup_s: time to the first correct reply.
-        startup_ratio: to the baseline's, paired by round.
+        startup_ratio: ratio to the baseline's startup time, paired by round.
         phases_s: median of each phase.
         requests_per_s: throughput under saturation.
-        throughput_ratio: to the baseline's, paired by round.
-        latency_s: by PERCENTILES.
-        memory_bytes: charged after the load.
-        request_errors: failed requests in all loads together.
-        unstable: figures whose interval is wide, by name.
+        throughput_ratio: ratio to the baseline's throughput, paired by round.
+        latency_s: latency by PERCENTILES.
+        memory_bytes: memory charged after the load.
+        request_errors: number of failed requests in all loads together.
+        unstable: names of the figures with a wide interval.
     """
 
     level: str
@@ -198,15 +198,15 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What was asked for.
+    """The options of a comparison.
 
     Attributes:
-        baseline: the level that ratios are against.
-        samples: counted sandboxes per level.
-        duration_s: of each load; 0 for none.
-        connections: kept open by the generator, each always with one request in flight.
-        seed: of the order of levels within each round.
-        server_cpus: CPUs of the sandboxes, as of cpuset(7).
+        baseline: the level that ratios refer to.
+        samples: number of counted sandboxes per level.
+        duration_s: seconds of each load; 0 for none.
+        connections: connections that the generator keeps open, each with one request in flight.
+        seed: seed of the order of levels in each round.
+        server_cpus: CPUs of the sandboxes, in the format of cpuset(7).
         generator_cpus: CPUs of the load generator.
         cpus, memory_bytes, pids_limit: limits of each sandbox.
     """
@@ -228,14 +228,14 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """The machine, without its name or addresses.
+    """The machine, without its name and addresses.
 
     Attributes:
-        virtualisation: "none", or what it runs under, as far as the CPU and the firmware tell.
+        virtualisation: "none", or the hypervisor, as far as the CPU and the firmware report it.
         cgroups: "v1", "v2" or "hybrid".
-        governor: of CPU frequency; None where the kernel does not scale it.
-        load_average: over 1, 5 and 15 minutes, before the run.
-        versions: of each program that took part.
+        governor: governor of the CPU frequency; None if the kernel does not scale it.
+        load_average: load over 1, 5 and 15 minutes, before the run.
+        versions: versions of the programs involved.
         images: digest of each form of the root filesystem.
     """
 
@@ -256,7 +256,7 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Caveat:
-    """Something that makes figures less trustworthy: a stable code, and one line for people."""
+    """A reason to trust the figures less: a stable code, and one line for people."""
 
     code: str
     text: str
@@ -264,7 +264,7 @@ class Caveat:
 
 @dataclass(slots=True)
 class Document:
-    """One comparison. Grows while it runs; see `save`."""
+    """One comparison. Samples are added while it runs, see `save`."""
 
     sandbox_version: str
     status: Status
@@ -281,7 +281,7 @@ class Document:
     version: int = VERSION
 
     def info(self, level: str) -> LevelInfo:
-        """The level of that name.
+        """Return the level of that name.
 
         Raises:
             KeyError: it is not in the document.
@@ -292,32 +292,32 @@ class Document:
         raise KeyError(level)
 
     def summary_of(self, level: str) -> Summary | None:
-        """The level's figures; None before it has any."""
+        """Return a level's figures; None before it has any."""
         return next((summary for summary in self.summary if summary.level == level), None)
 
 
 def dumps(document: Document) -> str:
-    """The document as JSON text."""
+    """Return the document as JSON text."""
     return json.dumps(dataclasses.asdict(document), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def loads(text: str | bytes) -> Document:
-    """Read a document and check it.
+    """Parse a document and check it.
 
     Raises:
-        ResultsError: not JSON, another format or version, or a field that is missing, unknown or of another type.
+        ResultsError: it is not JSON, has another format or version, or a field is missing, unknown or of another type.
     """
     try:
         raw = codec.parse(text)
     except (ValueError, RecursionError) as error:
         raise ResultsError(
-            f"this is not a result document: {error}", "give a file that sandbox compare wrote"
+            f"this is not a result document: {error}", "give a results.json that sandbox compare wrote"
         ) from None
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-        raise ResultsError("this is not a result document of sandbox", "give a file that sandbox compare wrote")
+        raise ResultsError("this is not a result document of sandbox", "give a results.json that sandbox compare wrote")
     if raw.get("version") != VERSION:
         raise ResultsError(
-            f"the document has version {raw.get('version')!r}, this sandbox knows {VERSION}",
+            f"the document has version {raw.get('version')!r}, and this sandbox reads version {VERSION}",
             f"render it with the sandbox that wrote it ({raw.get('sandbox_version', 'unknown')})",
         )
     try:
@@ -329,10 +329,10 @@ def loads(text: str | bytes) -> Document:
 
 
 def load(path: Path) -> Document:
-    """Read a file that `save` wrote.
+    """Read a document from a file.
 
     Raises:
-        ResultsError: it cannot be read, or see `loads`.
+        ResultsError: it cannot be read, or as for `loads`.
     """
     try:
         with path.open("rb") as stream:
@@ -340,24 +340,24 @@ def load(path: Path) -> Document:
     except OSError as error:
         raise ResultsError(f"{path} cannot be read: {error.strerror}") from error
     if len(data) > MAX_BYTES:
-        raise ResultsError(f"{path} is larger than {MAX_BYTES // 1024 // 1024} MiB, so not one of ours")
+        raise ResultsError(f"{path} is larger than {MAX_BYTES // 1024 // 1024} MiB, too large for a result document")
     return loads(data)
 
 
 def save(document: Document, path: Path) -> None:
-    """Write the document in one step: a reader, or a crash, finds the old one or the new one, never half of one.
+    """Write the document to a file atomically: a reader or a crash finds the old or the new one, never a part.
 
     Raises:
-        ResultsError: the disk refuses; the old file stands.
+        ResultsError: it cannot be written; the old file is unchanged.
     """
     write_text(path, dumps(document))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file in one step, through a temporary file beside it (rename(2)).
+    """Replace a file atomically, through a temporary file beside it (rename(2)).
 
     Raises:
-        ResultsError: the disk refuses; the old file stands.
+        ResultsError: it cannot be written; the old file is unchanged.
     """
     temporary: str | None = None
     try:
@@ -377,12 +377,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _check_references(document: Document) -> None:
-    """Every level that is spoken of is one of the document's."""
+    """Check that every level that is referred to is one of the document's."""
     names = [info.name for info in document.levels]
     spoken = {*document.plan.levels, document.plan.baseline}
     rows: list[Sample | Summary | IsolationCheck] = [*document.samples, *document.summary, *document.isolation]
     spoken.update(row.level for row in rows)
     if len(set(names)) != len(names) or not spoken <= set(names):
         raise ResultsError(
-            "the document is damaged: its levels do not agree", "give a file as sandbox compare wrote it"
+            "the document is damaged: it refers to a level that it does not list",
+            "give a file as sandbox compare wrote it",
         )

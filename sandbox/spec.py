@@ -1,9 +1,8 @@
-"""What a user asks for: one frozen spec, the same at every level, honoured or refused. `parse` makes its values."""
+"""The specification of a sandbox: one frozen dataclass for every level. `sandbox.request` makes it of user input."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,12 +11,14 @@ ENV_NAME_PATTERN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 MIB = 1024 * 1024
 MIN_MEMORY = 16 * MIB
-"""Bytes. A Python server with its workers needs about 12 MiB; below this nothing of ours starts."""
+"""Bytes. A Python server with its workers needs about 12 MiB; with less, none of the workloads starts."""
 MIN_DISK = MIB
 MIN_PIDS = 8
 MAX_PIDS = 4_194_304
-"""The kernel's own ceiling, PID_MAX_LIMIT on 64 bit (proc(5), pid_max)."""
+"""The kernel's upper limit, PID_MAX_LIMIT on 64 bit (proc(5), pid_max)."""
 
+GRACE = 10.0
+"""Seconds between SIGTERM and SIGKILL, docker-stop(1)'s default."""
 DEFAULT_CPUS = 1.0
 DEFAULT_MEMORY = 256 * MIB
 DEFAULT_PIDS = 128
@@ -25,23 +26,23 @@ DEFAULT_DISK = 64 * MIB
 DEFAULT_PORT = 8080
 
 LISTEN = "@listen@"
-"""Stands in an argv for the address to listen on, until the sandbox's place on the network is known."""
+"""Placeholder in an argv for the address to listen on, until the sandbox's address is known."""
 
 SANDBOX_UID = 10001
-"""The user that the workload runs as, inside, at every level; the root filesystem's passwd has it as `sandbox`."""
+"""The user that the workload runs as inside, at every level: `sandbox` in the root filesystem's passwd."""
 
 APP_DIR = "/app"
-"""Where a sandbox has the files of the application that it runs, read-only."""
+"""The directory inside with the files of the application, read-only."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A directory or file of the host, to be seen inside.
+    """A bind mount of a directory or file of the host.
 
     Attributes:
-        source: absolute path on the host, without symbolic links in it.
+        source: absolute path on the host, without symbolic links.
         target: absolute path inside, normalised.
-        read_only: whether it can be written from inside.
+        read_only: whether writing from inside is denied.
     """
 
     source: str
@@ -51,7 +52,7 @@ class Mount:
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """A TCP port of the host's 127.0.0.1 that leads to one inside."""
+    """A published port: a TCP port on the host's 127.0.0.1, redirected to one inside."""
 
     host: int
     inside: int
@@ -59,26 +60,26 @@ class Publish:
 
 @dataclass(frozen=True, slots=True)
 class SandboxSpec:
-    """One sandbox, as asked for. Validated by `request.make`; drivers may trust it.
+    """One sandbox, as the user asked for it. `request.resolve.make` has validated it, so drivers may trust it.
 
     Attributes:
         name: matches NAME_PATTERN; unique among the sandboxes of a host.
         workload: the name of the workload, shown in listings.
         isolation: one of the levels of `sandbox.isolation.LEVELS`.
         argv: the full command that runs inside, under the init, as SANDBOX_UID.
-        env: environment entries, sorted by name; the command's environment is these and PATH, HOME, LANG only.
-        port: TCP port that the workload listens on; None where nothing is known of one, and no reply is awaited.
-        ready_path: HTTP path that answers 200 once the workload serves.
+        env: environment variables, sorted by name; besides these the command has only PATH, HOME and LANG.
+        port: TCP port that the workload listens on; None if it is not known, and no reply is waited for.
+        ready_path: HTTP path that is answered with 200 once the workload serves.
         cpus: CPU time per second of wall time, > 0.
-        memory: bytes; swap is not added to it.
+        memory: bytes, without swap.
         pids_limit: processes and threads together.
-        cpuset: CPU list as of cpuset(7), such as "0" or "0-1"; None for all.
-        disk: bytes that it can write below /tmp, which is all it can write to beside /dev/shm and mounts.
-        mounts: what it sees of the host's files.
-        publish: ports on the host's 127.0.0.1 that lead inside.
-        app: whether the record's directory has files of an application, to be seen read-only at APP_DIR.
+        cpuset: CPU list in the format of cpuset(7), such as "0" or "0-1"; None for all.
+        disk: size of /tmp in bytes; besides it only /dev/shm and mounts are writable.
+        mounts: bind mounts of the host's files.
+        publish: published ports.
+        app: whether the record's directory has files of an application, to be mounted read-only at APP_DIR.
         workdir: absolute path inside that the command starts in.
-        warm: whether it is forked from a prepared interpreter in place of an exec.
+        warm: whether it is forked from a prepared interpreter instead of executed.
     """
 
     name: str
@@ -100,7 +101,7 @@ class SandboxSpec:
     warm: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """The spec as JSON types; `from_json` is its inverse."""
+        """Return the spec as JSON types, as `sandbox inspect` shows it."""
         raw = asdict(self)
         raw["argv"] = list(self.argv)
         raw["env"] = dict(self.env)
@@ -108,31 +109,17 @@ class SandboxSpec:
         raw["publish"] = [asdict(port) for port in self.publish]
         return raw
 
-    @classmethod
-    def from_json(cls, raw: Mapping[str, Any]) -> SandboxSpec:
-        """Rebuild a spec from a record.
-
-        Raises:
-            KeyError, TypeError, ValueError: the record is not one of ours.
-        """
-        values = dict(raw)
-        values["argv"] = tuple(str(item) for item in values["argv"])
-        values["env"] = tuple(sorted((str(k), str(v)) for k, v in values["env"].items()))
-        values["mounts"] = tuple(Mount(**mount) for mount in values.get("mounts", ()))
-        values["publish"] = tuple(Publish(**port) for port in values.get("publish", ()))
-        return cls(**values)
-
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits as read back from whatever enforces them; None where they cannot be observed.
+    """Limits as read back from the kernel or engine that enforces them; None for one that cannot be observed.
 
     Attributes:
         cpus: CPU time per second of wall time.
         memory: bytes, swap included.
         pids: processes and threads.
-        disk: bytes that can be written below /tmp.
-        source: what was read, such as "cgroup v1" or "live domain + guest cgroup v2".
+        disk: size of /tmp in bytes.
+        source: where they were read, such as "cgroup v1" or "live domain + guest cgroup v2".
     """
 
     cpus: float | None

@@ -1,7 +1,7 @@
-"""The workloads that a sandbox can run: what each is, and the command that runs it inside.
+"""The workloads that a sandbox can run: their descriptions, and the commands that run them inside.
 
-A workload describes itself: its module in `workloads/servers/` holds the summary, the section and the picture. They are
-read from the source text, without importing it, because in an installed wheel `workloads` is data, not a package.
+The module of a workload in `workloads/servers/` contains its summary, section and picture. They are read from the
+source text without importing it, because in an installed wheel `workloads` is data, not a package.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from sandbox.errors import NotFoundError, SpecError
 from sandbox.state.data import data_dir
 
 INSTALLED_AT = "/opt/sandbox/workloads"
-"""Where the root filesystem has the folder `workloads/`."""
+"""The directory in the root filesystem that contains `workloads/`."""
 
 PYTHON = ("/usr/bin/python3", "-I", "-S")
-"""Isolated and without site: nothing of the environment is read, and start-up is 5 ms shorter (python3(1))."""
+"""Isolated and without site, so that the environment is ignored and start-up takes 5 ms less (python3(1))."""
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What a workload says of itself.
+    """The description of a workload.
 
     Attributes:
-        name: what `sandbox run` takes.
+        name: name, as an argument of `sandbox run`.
         summary: one line.
-        section: the sections of the study notes that it comes from, such as "2.8.5, 2.8.6".
+        section: the sections of the study notes that describe it, such as "2.8.5, 2.8.6".
         picture: the concurrency model drawn in text, several lines.
     """
 
@@ -36,13 +36,13 @@ class Workload:
 
 
 def names() -> list[str]:
-    """Every workload's name, sorted."""
+    """Return the names of all workloads, sorted."""
     folder = data_dir("workloads") / "servers"
     return sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
 
 
 def describe(name: str) -> Workload:
-    """What the workload's module says of itself.
+    """Read the description of a workload from its module.
 
     Raises:
         NotFoundError: there is no such workload.
@@ -64,7 +64,7 @@ def describe(name: str) -> Workload:
 
 
 def argv(name: str, *, host: str, port: int) -> tuple[str, ...]:
-    """The command inside the root filesystem, without the init.
+    """Return the command that runs a workload inside the root filesystem, without the init.
 
     Args:
         name: one of `names()`.
@@ -83,18 +83,18 @@ def argv(name: str, *, host: str, port: int) -> tuple[str, ...]:
 
 
 def arguments(command: tuple[str, ...]) -> tuple[str, ...]:
-    """The arguments of a server in a command of `argv`: its name first.
+    """Extract the arguments, the workload's name first, from a command that `argv` made.
 
     Raises:
-        SpecError: the command is none of ours.
+        SpecError: the command is of another form.
     """
     start = (*PYTHON, f"{INSTALLED_AT}/__main__.py")
     if command[: len(start)] != start:
-        raise SpecError("a warm start runs the reference servers only", "sandbox workloads lists them")
+        raise SpecError("only the reference servers can be started warm", "sandbox workloads ls lists them")
     return command[len(start) :]
 
 
 def _check(name: str) -> None:
     known = names()
     if name not in known:
-        raise NotFoundError(f"no workload is called {name!r}", "one of " + ", ".join(known))
+        raise NotFoundError(f"there is no workload {name!r}", "one of " + ", ".join(known))

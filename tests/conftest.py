@@ -1,8 +1,8 @@
 """What every test shares: markers that tie a test to what this host can do, and a count of what ran at which level.
 
-`@pytest.mark.level("vm")` and `@pytest.mark.needs("docker.daemon")` skip where the host lacks the thing, and say why.
-SANDBOX_MUST_WORK, a comma list of levels and capabilities, or `all`, turns such a skip into a failure: a machine
-that is meant to do everything cannot pass by skipping.
+`@pytest.mark.level("vm")`, `@pytest.mark.needs("docker.daemon")` and `@pytest.mark.needs("vagrant")` skip where the
+host lacks the thing, and say why. SANDBOX_MUST_WORK, a comma list of levels, extras and capabilities, or `all`, turns
+such a skip into a failure: a machine that is meant to do everything cannot pass by skipping.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import pytest
 
 from sandbox import host
 from sandbox.host import Missing
+from sandbox.host.checks import EXTRAS
+from sandbox.isolation import driver
 
 MUST_WORK = "SANDBOX_MUST_WORK"
 _PROPERTY = "isolation level"
@@ -31,8 +33,8 @@ for _number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):
 
 @cache
 def missing_for(level: str) -> tuple[Missing, ...]:
-    """What the host lacks for a level; looked at once per run."""
-    return tuple(host.missing_for(level))
+    """Return what the host lacks for a level or an extra; looked at once per run."""
+    return tuple(host.missing_extra(level) if level in EXTRAS else driver(level).missing())
 
 
 @cache
@@ -53,6 +55,9 @@ def lacks(item: pytest.Item) -> Iterator[tuple[str, Missing]]:
             yield from ((name, found) for found in missing_for(name))
     for marker in item.iter_markers("needs"):
         for name in marker.args:
+            if name in EXTRAS:
+                yield from ((name, found) for found in missing_for(name))
+                continue
             found = missing(name)
             if found is not None:
                 yield name, found

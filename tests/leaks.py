@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sandbox.kernel import nftables
-from sandbox.network import lab, publish
+from sandbox.network import lab, publish, vagrant
 from sandbox.state import paths
 from sandbox.state.record import APP_FOLDER
 
@@ -108,8 +108,8 @@ def published() -> frozenset[str]:
 
 
 def rules() -> frozenset[str]:
-    """The lab's nftables table and what is in it, and our rule in iptables."""
-    found = _table(lab.TABLE)
+    """The nftables tables of the lab and of Vagrant's network and what is in them, and our rule in iptables."""
+    found = _table(lab.TABLE) | _table(vagrant.TABLE)
     if shutil.which("iptables"):
         text = subprocess.run(["iptables", "-w", "-S"], capture_output=True, text=True, check=False).stdout
         found.update(line for line in text.splitlines() if lab.BRIDGE in line)
@@ -146,18 +146,28 @@ def docker_volumes() -> frozenset[str]:
     return _docker("volume", "ls", "--format", "{{.Name}}")
 
 
+def _virsh(*arguments: str) -> list[str]:
+    """The first word of each line that virsh answers with."""
+    if not shutil.which("virsh") or not os.path.exists("/run/libvirt/libvirt-sock"):
+        return []
+    argv = ["virsh", "-q", "-c", "qemu:///system", *arguments]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+    return [line.split()[0] for line in done.stdout.splitlines() if line.split()] if done.returncode == 0 else []
+
+
 def domains() -> frozenset[str]:
     """libvirt's domains, running or only defined."""
-    if not shutil.which("virsh") or not os.path.exists("/run/libvirt/libvirt-sock"):
-        return frozenset()
-    done = subprocess.run(
-        ["virsh", "-c", "qemu:///system", "list", "--all", "--name"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    return frozenset(done.stdout.split()) if done.returncode == 0 else frozenset()
+    return frozenset(_virsh("list", "--all", "--name"))
+
+
+def libvirt_networks() -> frozenset[str]:
+    """libvirt's networks, active or only defined."""
+    return frozenset(_virsh("net-list", "--all", "--name"))
+
+
+def libvirt_volumes() -> frozenset[str]:
+    """What is in libvirt's storage pool, where Vagrant's machines have their disks."""
+    return frozenset(_virsh("vol-list", "--pool", vagrant.POOL))
 
 
 def state_files() -> frozenset[str]:
@@ -166,6 +176,8 @@ def state_files() -> frozenset[str]:
     for directory in (paths.sandboxes_dir(), paths.names_dir(), paths.addresses_dir()):
         if directory.is_dir():
             found.update(str(entry) for entry in directory.iterdir())
+    if paths.vagrant_dir().exists():
+        found.add(str(paths.vagrant_dir()))
     if paths.host_dir().is_dir() and not any(paths.addresses_dir().glob("*")):
         # Which levels were used is known for as long as anybody uses the lab, and forgotten with it.
         found.update(str(entry) for entry in paths.host_dir().glob("used-*"))
@@ -225,6 +237,8 @@ KINDS: dict[str, Callable[[], frozenset[str]]] = {
     "docker networks": docker_networks,
     "docker volumes": docker_volumes,
     "domains": domains,
+    "libvirt networks": libvirt_networks,
+    "libvirt volumes": libvirt_volumes,
     "state files": state_files,
     "staged files": staged_files,
     "claimed ports": claimed_ports,

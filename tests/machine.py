@@ -6,7 +6,7 @@ A subclass says which level runs them, how the engine is asked, and how a comman
 from __future__ import annotations
 
 import signal
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from sandbox.errors import BusyError, EngineError, NameTakenError, NotFoundError
-from sandbox.lifecycle.manager import Manager, Running
+from sandbox.lifecycle import pause
 from sandbox.phases import Status
 from sandbox.spec import SandboxSpec
 from sandbox.state import files, paths
+from tests.verbs import Manager, Running
 
 NAMES = st.sampled_from(("machine-a", "machine-b", "machine-c"))
 SIGNALS = st.sampled_from((signal.SIGTERM, signal.SIGKILL))
@@ -160,20 +161,20 @@ class Lifecycle(RuleBasedStateMachine):
     def pause(self, name: str) -> None:
         if self._expect(name) is None or self.model[name].state == "debris":
             return
-        with self.manager.held(name) as running:
-            if not self.model[name].alive:
-                with pytest.raises(EngineError):
-                    running.sandbox.pause()
-                return
-            running.sandbox.pause()
+        if not self.model[name].alive:
+            with pytest.raises(EngineError):
+                pause.pause(name)
+            return
+        pause.pause(name)
+        assert self.manager.get(name).record.paused
         self.model[name].state = "paused"
 
     @rule(name=NAMES)
     def unpause(self, name: str) -> None:
         if self._expect(name) is None or not self.model[name].alive:
             return
-        with self.manager.held(name) as running:
-            running.sandbox.unpause()
+        pause.unpause(name)
+        assert not self.manager.get(name).record.paused
         self.model[name].state = "running"
 
     @rule(name=NAMES)
@@ -190,7 +191,7 @@ class Lifecycle(RuleBasedStateMachine):
     @rule(name=NAMES, force=st.booleans())
     def remove(self, name: str, force: bool) -> None:
         if self._expect(name) is None:
-            with pytest.raises(NotFoundError):
+            with nullcontext() if force else pytest.raises(NotFoundError):
                 self.manager.remove(name, force=force)
             return
         force = force or self.model[name].state == "debris"

@@ -1,4 +1,4 @@
-"""What all connections of a server share: the routes, the limits, the state, and whether it is draining."""
+"""The state of a server that its handlers and its model share."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import os
 import sys
 from _thread import allocate_lock
 
-from workloads.handlers import ROUTES
-from workloads.http.protocol import Protocol, error_response
+from workloads.http.protocol import Protocol, Shared, error_response
 from workloads.http.request import HttpError
 from workloads.net import timeval
 from workloads.state import Counts
@@ -16,41 +15,40 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from workloads.http.request import Request
+    from workloads.http.request import Request, Routes
     from workloads.http.response import Response
     from workloads.rpc.blocking_client import BlockingClient
     from workloads.rpc.services import Services
     from workloads.settings import Settings
 
 
-class Application:
+class Application(Shared):
     """One server's shared state; the models differ in who calls it, and from which thread.
 
     Attributes:
         model: the server's name.
         server_pid: of the process that was started.
         settings: the options.
-        limits: the settings too, for those who look at the limits in them alone.
         send_timeout: the idle time, as SO_SNDTIMEO takes it.
-        keeps_alive: False once every response has to end its connection.
         connections: the open ones, of this process.
         counts: numbers that all requests share.
-        place: in a child, its place in `counts.places`; else None.
         services: A, B and C.
         coroutines: how many there are now; None for a model without them.
     """
 
-    def __init__(self, model: str, settings: Settings, services: Services) -> None:
+    def __init__(
+        self, model: str, settings: Settings, services: Services, routes: Callable[[Application], Routes]
+    ) -> None:
         self.model = model
         self.server_pid = os.getpid()
         self.settings = self.limits = settings
         self.send_timeout = timeval(settings.idle_time)
         self.services = services
-        self.routes = ROUTES
+        self.routes = routes(self)
         self.keeps_alive = True
         self.connections: set[Protocol] = set()
         self.counts = Counts.of_threads()
-        self.place: memoryview | None = None
+        self.place = None
         self.coroutines: Callable[[], int] | None = None
         self._client: BlockingClient | None = None
         self._lock = allocate_lock()
@@ -102,7 +100,7 @@ class Application:
     def answer(self, request: Request) -> Response:
         """Call the handler; whatever goes wrong in it becomes a response, and concerns this request alone."""
         try:
-            return request.route.handler(request, self)
+            return request.route.handler(request)
         except Exception as error:
             return failure(request, error)
 

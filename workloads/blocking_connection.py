@@ -5,7 +5,7 @@ from __future__ import annotations
 from _socket import SHUT_RD, SHUT_WR, SO_RCVTIMEO, SO_SNDTIMEO, SOL_SOCKET
 from time import monotonic
 
-from workloads.http.routing import SHORT
+from workloads.http.request import SHORT
 from workloads.net import RECEIVE_BYTES, timeval
 
 TYPE_CHECKING = False

@@ -28,6 +28,7 @@ def main(arguments: list[str]) -> int:
 def _run(name: str, arguments: list[str]) -> int:
     from workloads import settings as options
     from workloads.application import Application, log
+    from workloads.handlers import routes
     from workloads.net import listen
     from workloads.rpc.services import Services
 
@@ -38,7 +39,7 @@ def _run(name: str, arguments: list[str]) -> int:
     except OSError as error:
         raise UsageError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}") from None
     services = Services()
-    app = Application(name, settings, services)
+    app = Application(name, settings, services, routes)
     host, port = listener.getsockname()
     log(f"{name}: listening on http://{host}:{port}/")
     try:

@@ -6,9 +6,8 @@ import os
 from _socket import SO_RCVTIMEO, SOL_SOCKET, socketpair
 
 from workloads.chain import Chain, rpc_failure
-from workloads.http.request import HttpError
+from workloads.http.request import CHAIN, CPU, IO, NONBLOCKING_IO, SHORT, STREAM, HttpError, Route
 from workloads.http.response import JSON, Response
-from workloads.http.routing import CHAIN, CPU, IO, NONBLOCKING_IO, SHORT, STREAM, Route, Routes
 from workloads.net import timeval
 from workloads.rpc.wire import RpcError
 from workloads.signals import SIGSEGV, raise_signal
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from workloads.application import Application
-    from workloads.http.request import Request
+    from workloads.http.request import Request, Routes
     from workloads.rpc.wire import Message
 
 _HELLO = Response(b"hello")
@@ -26,17 +25,17 @@ _HEALTHY = Response(b"ok\n")
 _SALT = b"workloads"
 
 
-def hello(_request: Request, _app: Application) -> Response:
+def hello(_request: Request) -> Response:
     """`/`: the shortest answer there is."""
     return _HELLO
 
 
-def healthz(_request: Request, _app: Application) -> Response:
+def healthz(_request: Request) -> Response:
     """`/healthz`: the server serves."""
     return _HEALTHY
 
 
-def cpu(request: Request, _app: Application) -> Response:
+def cpu(request: Request) -> Response:
     """`/cpu?rounds=N`: PBKDF2 (RFC 8018), N rounds.
 
     It is computed in C without the global interpreter lock; with `gil=1` in Python, holding it: the same digest.
@@ -73,7 +72,7 @@ def _pbkdf2(password: bytes, salt: bytes, rounds: int) -> bytes:
     return total.to_bytes(32, "big")
 
 
-def io(request: Request, _app: Application) -> Response:
+def io(request: Request) -> Response:
     """`/io?ms=N`: a read that blocks its thread for N milliseconds."""
     milliseconds = io_time(request)
     blocking_read(milliseconds)
@@ -109,7 +108,7 @@ def blocking_read(milliseconds: int) -> None:
         theirs.close()
 
 
-def io_without_loop(_request: Request, _app: Application) -> Response:
+def io_without_loop(_request: Request) -> Response:
     """`/io?ms=N&nonblocking=1` in a model without a loop; those with one do not come here (see nonblocking.py)."""
     raise HttpError(501, "this model has no loop in which a read could wait without blocking")
 
@@ -127,7 +126,7 @@ def counter(request: Request, app: Application) -> Response:
     return Response(b"%d\n" % total)
 
 
-def crash(request: Request, _app: Application) -> Response:
+def crash(request: Request) -> Response:
     """`/crash?how=exception|exit|segv`: how far does it reach?"""
     how = request.arguments().get(b"how", b"exception")
     if how == b"exit":
@@ -159,29 +158,33 @@ def chain_blocking(chain: Chain, call: Callable[[str, Message], Message]) -> Cha
     return chain
 
 
-def stats(_request: Request, app: Application) -> Response:
+def stats(app: Application) -> Response:
     """`/stats`: the server as it sees itself and as the kernel sees it."""
     from workloads.introspection import report
 
     return Response(report(app), type=JSON)
 
 
-def _streamed(_request: Request, _app: Application) -> Response:
+def _streamed(_request: Request) -> Response:
     raise AssertionError("the protocol answers streamed routes by itself")
 
 
 _READ = (b"GET", b"HEAD")
 
-ROUTES = Routes(
-    (
-        Route(b"/", _READ, SHORT, hello),
-        Route(b"/healthz", _READ, SHORT, healthz),
-        Route(b"/cpu", _READ, CPU, cpu),
-        Route(b"/io", _READ, IO, io, nonblocking=Route(b"/io", _READ, NONBLOCKING_IO, io_without_loop)),
-        Route(b"/chain", _READ, CHAIN, chain),
-        Route(b"/counter", (b"GET", b"HEAD", b"POST"), SHORT, counter),
-        Route(b"/crash", _READ, SHORT, crash),
-        Route(b"/stats", _READ, SHORT, stats),
-        Route(b"/echo", (b"POST",), STREAM, _streamed),
-    )
-)
+
+def routes(app: Application) -> Routes:
+    """All that a server answers."""
+    return {
+        route.path: route
+        for route in (
+            Route(b"/", _READ, SHORT, hello),
+            Route(b"/healthz", _READ, SHORT, healthz),
+            Route(b"/cpu", _READ, CPU, cpu),
+            Route(b"/io", _READ, IO, io, nonblocking=Route(b"/io", _READ, NONBLOCKING_IO, io_without_loop)),
+            Route(b"/chain", _READ, CHAIN, lambda request: chain(request, app)),
+            Route(b"/counter", (b"GET", b"HEAD", b"POST"), SHORT, lambda request: counter(request, app)),
+            Route(b"/crash", _READ, SHORT, crash),
+            Route(b"/stats", _READ, SHORT, lambda _request: stats(app)),
+            Route(b"/echo", (b"POST",), STREAM, _streamed),
+        )
+    }

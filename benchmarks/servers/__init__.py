@@ -1,1 +1,1 @@
-"""Every server against its production counterparts, in one interleaved run."""
+"""A benchmark of every server against its production counterparts, in one interleaved run."""

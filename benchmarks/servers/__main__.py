@@ -1,7 +1,7 @@
-"""`python -m benchmarks.servers`: all servers and their counterparts, interleaved, with ratios and intervals.
+"""`python -m benchmarks.servers`: measure all servers and their counterparts, interleaved, with ratios and intervals.
 
-In each round every contestant runs once, in an order drawn anew from the seed, each time in a fresh process. A ratio is
-that of the same round; its interval is the bootstrap interval of the median over the rounds.
+In each round every contestant runs once, in a new process and in a random order. A ratio is of one round; its interval
+is the bootstrap interval of the median over the rounds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.servers import contestants as who
+from benchmarks.servers import contestants
 from benchmarks.servers.sample import SampleError, Saturation, p99_at, saturate
 from sandbox.measure import stats
 from sandbox.results import Estimate
@@ -26,13 +26,13 @@ Key = tuple[str, str]
 
 
 def main() -> int:
-    """Run, print, write; returns 1 if a target is missed for certain."""
+    """Run the benchmark; return 1 if a target is certainly missed."""
     arguments = _arguments()
     if len(os.sched_getaffinity(0)) < 2:
-        sys.exit("the servers and the generator need a CPU each: this host has one")
-    python = who.environment(arguments.venv, _say)
-    chosen = [one for one in who.CONTESTANTS if not arguments.only or one.name in arguments.only]
-    random_order = random.Random(arguments.seed)  # noqa: S311 - an order, no secret
+        sys.exit("the server and the generator need a CPU each, and this host has only one")
+    python = contestants.environment(arguments.venv, _say)
+    chosen = [one for one in contestants.CONTESTANTS if not arguments.only or one.name in arguments.only]
+    random_order = random.Random(arguments.seed)  # noqa: S311 - an order, not a secret
     runs: dict[Key, dict[int, Saturation]] = defaultdict(dict)
     for number in range(arguments.rounds):
         turn = [(one, mode) for one in chosen for mode in one.modes]
@@ -53,12 +53,12 @@ def main() -> int:
 def _latencies(
     runs: dict[Key, dict[int, Saturation]], python: str, arguments: argparse.Namespace, chance: random.Random
 ) -> dict[tuple[str, str], dict[str, dict[int, float]]]:
-    """p99 of the pairs at the same rate, by pair, server and round."""
-    by_name = {one.name: one for one in who.CONTESTANTS}
+    """Measure the p99 of the pairs at the same rate; return it by pair, server and round."""
+    by_name = {one.name: one for one in contestants.CONTESTANTS}
     found: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
-    for pair in who.LATENCY_PAIRS:
-        saturation = stats.estimate([run.rate for run in runs.get((pair[1], who.KEEP_ALIVE), {}).values()])
-        if saturation is None or not runs.get((pair[0], who.KEEP_ALIVE)):
+    for pair in contestants.LATENCY_PAIRS:
+        saturation = stats.estimate([run.rate for run in runs.get((pair[1], contestants.KEEP_ALIVE), {}).values()])
+        if saturation is None or not runs.get((pair[0], contestants.KEEP_ALIVE)):
             continue
         samples: dict[str, dict[int, float]] = {pair[0]: {}, pair[1]: {}}
         for number in range(arguments.rounds):
@@ -75,8 +75,8 @@ def _latencies(
 def _print_report(
     runs: dict[Key, dict[int, Saturation]], latencies: dict[tuple[str, str], dict[str, dict[int, float]]]
 ) -> bool:
-    """Print the tables; whether a target is missed for certain."""
-    print(f"{'server':<22}{'mode':<26}{'answers/s':>28}{'p99 ms':>9}{'CPU µs each':>13}")
+    """Print the tables; return whether a target is certainly missed."""
+    print(f"{'server':<22}{'mode':<26}{'replies/s':>28}{'p99 ms':>9}{'CPU µs each':>13}")
     for (name, mode), samples in sorted(runs.items(), key=lambda item: (item[0][1], item[0][0])):
         rate = stats.estimate([run.rate for run in samples.values()])
         if rate is None:
@@ -87,7 +87,7 @@ def _print_report(
         print(f"{name:<22}{mode:<26}{_show(rate, 0):>28}{p99:>9.2f}{cpu:>13.1f}")
     print(f"\n{'throughput':<44}{'ratio':>20}{'target':>9}  verdict")
     missed = False
-    for target in who.TARGETS:
+    for target in contestants.TARGETS:
         ratio = stats.paired_ratio(
             {number: run.rate for number, run in runs.get((target.server, target.mode), {}).items()},
             {number: run.rate for number, run in runs.get((target.against, target.mode), {}).items()},
@@ -98,16 +98,16 @@ def _print_report(
         missed |= verdict == "missed"
         wanted = f"≥ {target.factor:g}" if target.factor else ""
         print(f"{target.server + ' / ' + target.against:<44}{_show(ratio, 2):>20}{wanted:>9}  {verdict}")
-    if any(runs.get((bound.server, bound.mode)) for bound in who.BOUNDS):
+    if any(runs.get((bound.server, bound.mode)) for bound in contestants.BOUNDS):
         print(f"\n{'p99 at saturation':<44}{'ms':>20}{'target':>9}  verdict")
-    for bound in who.BOUNDS:
+    for bound in contestants.BOUNDS:
         tail = stats.estimate([run.p99 for run in runs.get((bound.server, bound.mode), {}).values()])
         if tail is not None:
             verdict = _verdict(tail, bound.p99, at_least=False)
             missed |= verdict == "missed"
             print(f"{bound.server:<44}{_show(tail, 2):>20}{f'≤ {bound.p99:g}':>9}  {verdict}")
     if latencies:
-        print(f"\n{'p99 at half of the counterpart`s saturation':<44}{'ratio':>20}{'target':>9}  verdict")
+        print(f"\n{'p99 at half the saturation of the counterpart':<44}{'ratio':>20}{'target':>9}  verdict")
     for pair, by_server in latencies.items():
         ratio = stats.paired_ratio(by_server[pair[0]], by_server[pair[1]])
         if ratio is not None:
@@ -118,7 +118,7 @@ def _print_report(
 
 
 def _verdict(ratio: Estimate, bound: float, *, at_least: bool = True) -> str:
-    """`met` or `missed` where the whole interval says so; with one round there is no interval, and so no verdict."""
+    """Return `met` or `missed` if the whole interval is on one side of the bound. One round gives no interval."""
     if not bound:
         return ""
     if ratio.low is None or ratio.high is None:
@@ -142,7 +142,7 @@ def _document(
     latencies: dict[tuple[str, str], dict[str, dict[int, float]]],
     arguments: argparse.Namespace,
 ) -> dict[str, object]:
-    """Everything that was measured, and on what."""
+    """Return all measurements, with a description of the host."""
     return {
         "schema": "servers/1",
         "taken": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -167,12 +167,17 @@ def _document(
 def _arguments() -> argparse.Namespace:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     parser = argparse.ArgumentParser(prog="python -m benchmarks.servers", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7, help="samples of each; six are needed for a 95 %% interval")
-    parser.add_argument("--seconds", type=float, default=3, help="of each sample")
-    parser.add_argument("--seed", type=int, default=1, help="of the order")
-    parser.add_argument("--only", action="append", metavar="NAME", help="run these alone (repeatable)")
-    parser.add_argument("--no-latency", action="store_true", help="leave out p99 at half of saturation")
-    parser.add_argument("--venv", type=Path, default=cache / "sandbox-benchmarks" / "servers", help="counterparts")
+    parser.add_argument("--rounds", type=int, default=7, help="samples of each server; a 95 %% interval needs six")
+    parser.add_argument("--seconds", type=float, default=3, help="duration of each sample")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the random order")
+    parser.add_argument("--only", action="append", metavar="NAME", help="run only this server (repeatable)")
+    parser.add_argument("--no-latency", action="store_true", help="do not measure p99 at half of saturation")
+    parser.add_argument(
+        "--venv",
+        type=Path,
+        default=cache / "sandbox-benchmarks" / "servers",
+        help="environment for the counterparts",
+    )
     parser.add_argument("-o", "--output", type=Path, help="write all samples as JSON")
     return parser.parse_args()
 

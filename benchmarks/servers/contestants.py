@@ -1,4 +1,4 @@
-"""Who runs, how each is started, and what is asked of whom; all on the same interpreter, with the same httptools."""
+"""The servers in the benchmark, their commands, and the targets. All use the same interpreter and httptools."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ PER_REQUEST = "a connection per request"
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
-    """A server in the run.
+    """A server in the benchmark.
 
     Attributes:
-        name: of ours, the model's name.
-        modes: in which it runs.
-        command: its argv, for an interpreter and a port.
+        name: its name; for ours, the name of the model.
+        modes: the modes in which it is measured.
+        command: returns its argv for an interpreter and a port.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Contestant:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What one server has to reach against another: at least `factor` times its throughput."""
+    """A target: the throughput of one server must be at least `factor` times that of another."""
 
     server: str
     against: str
@@ -41,7 +41,7 @@ class Target:
     mode: str = KEEP_ALIVE
 
 
-# As in the root filesystem (isolated, without site), but with the environment's httptools in place of Debian's.
+# As in the root filesystem (isolated, without site), but with the environment's httptools instead of Debian's.
 _LEAN = """
 import sys
 version = "python%d.%d" % sys.version_info[:2]
@@ -61,7 +61,7 @@ def _ours(model: str, *modes: str) -> Contestant:
 
 
 def _module(name: str, *words: str, modes: tuple[str, ...] = (KEEP_ALIVE,)) -> Contestant:
-    """Run as `python -m`; in the words, PORT stands for the port."""
+    """Run a module as `python -m`; PORT in an argument stands for the port."""
     return Contestant(
         name, modes, lambda python, port: [python, "-m", *(word.replace("PORT", str(port)) for word in words)]
     )
@@ -120,7 +120,7 @@ TARGETS = (
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """What one server's p99 at saturation may be at most, in milliseconds."""
+    """A target: an upper bound of a server's p99 at saturation, in milliseconds."""
 
     server: str
     p99: float
@@ -138,19 +138,19 @@ LATENCY_PAIRS = (
     ("fork", "ForkingHTTPServer"),
     ("blocking", "gunicorn gthread"),
 )
-"""Whose p99 is compared, at half of the counterpart's saturation."""
+"""Pairs whose p99 is compared, at half of the counterpart's saturation."""
 
 
 def environment(folder: Path, say: Callable[[str], None]) -> str:
-    """The interpreter of a virtual environment with the counterparts in it, made where it is missing.
+    """Return the interpreter of a virtual environment with the counterparts; create it if it is missing.
 
     Raises:
-        subprocess.CalledProcessError: pip has failed; its words are on the standard error.
+        subprocess.CalledProcessError: pip failed; its messages are on standard error.
     """
     python = folder / "bin" / "python"
     check = [str(python), "-c", "import " + ", ".join(PACKAGES)]
     if not python.exists() or subprocess.run(check, capture_output=True, check=False).returncode:
-        say(f"making {folder} with {', '.join(PACKAGES)}")
+        say(f"creating {folder} with {', '.join(PACKAGES)}")
         base = "/usr/bin/python3" if Path("/usr/bin/python3").exists() else sys.executable
         subprocess.run([base, "-m", "venv", str(folder)], check=True, stdout=sys.stderr)
         subprocess.run([str(python), "-m", "pip", "install", "--quiet", *PACKAGES], check=True, stdout=sys.stderr)

@@ -1,6 +1,6 @@
-"""The counterparts' side: the same short answer, as each of them wants its application. Standard library alone.
+"""The application for the counterparts, which serves the same short reply by ASGI and WSGI. Standard library only.
 
-As a script it runs the servers that have no command of their own that fits: `python counterparts.py NAME PORT`.
+As a script it runs those servers that have no suitable command of their own: `python counterparts.py NAME PORT`.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _RAW_FIELDS = [(name.lower().encode(), value.encode()) for name, value in _FIELD
 async def asgi(
     scope: dict[str, Any], _receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]
 ) -> None:
-    """For uvicorn and granian."""
+    """Serve the reply by ASGI, for uvicorn and granian."""
     if scope["type"] == "http":
         await send({"type": "http.response.start", "status": 200, "headers": _RAW_FIELDS})
         await send({"type": "http.response.body", "body": BODY})
 
 
 def wsgi(_environ: dict[str, Any], start_response: Callable[[str, list[tuple[str, str]]], object]) -> Iterable[bytes]:
-    """For waitress, cheroot and gunicorn."""
+    """Serve the reply by WSGI, for waitress, cheroot and gunicorn."""
     start_response("200 OK", _FIELDS)
     return [BODY]
 
@@ -34,7 +34,7 @@ def wsgi(_environ: dict[str, Any], start_response: Callable[[str, list[tuple[str
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
-    wbufsize = -1  # head and body in one segment; unbuffered, they would be two
+    wbufsize = -1  # head and body in one TCP segment; unbuffered, they would be in two
 
     def do_GET(self) -> None:
         self.send_response(200)
@@ -44,7 +44,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(BODY)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Ours write no line per request either."""
+        """Write no line per request, as our servers do not either."""
 
 
 class _ThreadingServer(ThreadingHTTPServer):
@@ -57,7 +57,7 @@ class _ForkingServer(ForkingMixIn, HTTPServer):
 
 
 def main(name: str, port: int) -> None:
-    """Serve for ever."""
+    """Run a server for ever."""
     address = ("127.0.0.1", port)
     if name == "ThreadingHTTPServer":
         _ThreadingServer(address, _Handler).serve_forever()

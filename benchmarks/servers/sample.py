@@ -1,4 +1,4 @@
-"""One sample: a fresh server on a CPU of its own, the generator on another, and what came out."""
+"""Take one sample: start a fresh server on one CPU and the load generator on another, and parse the results."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ _UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}
 
 
 class SampleError(Exception):
-    """The sample is worthless, and why."""
+    """The sample is not valid; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Saturation:
-    """A server under as much load as it takes.
+    """The results of a server under full load.
 
     Attributes:
-        rate: answers per second.
+        rate: replies per second.
         p99: latency in milliseconds.
-        cpu: the server's processor time per answer, its children's included, in microseconds.
+        cpu: CPU time of the server and its children per reply, in microseconds.
     """
 
     rate: float
@@ -49,7 +49,7 @@ def saturate(contestant: Contestant, mode: str, python: str, seconds: float) -> 
     """Run wrk against a fresh server.
 
     Raises:
-        SampleError: it did not start, gave a wrong answer or an error, or wrk failed.
+        SampleError: the server did not start, or gave a wrong reply or an error, or wrk failed.
     """
     with _server(contestant, python) as (process, port):
         extra = ["-H", "Connection: close"] if mode == PER_REQUEST else []
@@ -63,17 +63,17 @@ def saturate(contestant: Contestant, mode: str, python: str, seconds: float) -> 
     rate = re.search(r"Requests/sec:\s+([\d.]+)", output)
     p99 = re.search(r"99%\s+([\d.]+)(us|ms|s|m)", output)
     if not requests or not rate or not p99 or int(requests[1]) == 0:
-        raise SampleError(f"wrk said: {output.strip()[-200:]}")
+        raise SampleError(f"wrk printed no figures: {output.strip()[-200:]}")
     if "Non-2xx" in output:
-        raise SampleError("there were answers other than 200")
+        raise SampleError("there were replies with a status other than 200")
     return Saturation(float(rate[1]), float(p99[1]) * _UNITS[p99[2]], used / int(requests[1]) * 1e6)
 
 
 def p99_at(contestant: Contestant, python: str, rate: float, seconds: float) -> float:
-    """Latency in milliseconds that 99 % of the answers keep to, at a constant rate in answers per second.
+    """Measure the 99th percentile of the latency, in milliseconds, at a constant rate of replies per second.
 
-    h2load gives each client its share of the rate and logs each answer (h2load(1), --log-file). Its clock starts when a
-    request is submitted, so what waits for a busy connection is not counted: at half of saturation that is little.
+    h2load gives each client its share of the rate and logs each reply (h2load(1), --log-file). Its clock starts when a
+    request is submitted, so the wait for a busy connection is not counted; at half of saturation that is little.
 
     Raises:
         SampleError: as for `saturate`.
@@ -87,10 +87,10 @@ def p99_at(contestant: Contestant, python: str, rate: float, seconds: float) -> 
         for line in log.read_text(encoding="ascii").splitlines():
             _, status, microseconds = line.split("\t")[:3]
             if status != "200":
-                raise SampleError(f"there was an answer with status {status}")
+                raise SampleError(f"there was a reply with status {status}")
             latencies.append(int(microseconds))
     if len(latencies) < 0.8 * share * CONNECTIONS * seconds:
-        raise SampleError(f"{len(latencies)} answers: it does not keep up with {rate:.0f}/s")
+        raise SampleError(f"only {len(latencies)} replies: the server does not keep up with {rate:.0f}/s")
     latencies.sort()
     return latencies[int(len(latencies) * 0.99)] / 1000
 
@@ -114,7 +114,7 @@ def _server(contestant: Contestant, python: str) -> Iterator[tuple[subprocess.Po
                 raise SampleError(f"{error}: {errors.read().decode(errors='replace')[-300:]}") from None
             yield process, port
         finally:
-            # The server leads a process group of its own, so this meets its workers too and nobody else.
+            # The server leads a process group of its own, so this ends it and its workers only.
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -125,7 +125,7 @@ def _wait_for_hello(port: int, process: subprocess.Popen[bytes]) -> None:
     request = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
     while time.monotonic() < until:
         if process.poll() is not None:
-            raise SampleError(f"it ended with {process.returncode}")
+            raise SampleError(f"the server exited with {process.returncode}")
         try:
             with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
                 client.sendall(request)
@@ -136,9 +136,9 @@ def _wait_for_hello(port: int, process: subprocess.Popen[bytes]) -> None:
             time.sleep(0.02)
             continue
         if not answer.startswith(b"HTTP/1.1 200") or not answer.endswith(b"hello"):
-            raise SampleError(f"a wrong answer: {answer[:100]!r}")
+            raise SampleError(f"the server gave a wrong reply: {answer[:100]!r}")
         return
-    raise SampleError("it did not answer in time")
+    raise SampleError("the server did not reply in time")
 
 
 def _free_port() -> int:
@@ -149,13 +149,13 @@ def _free_port() -> int:
 
 
 def _cpu_seconds(group: int) -> float:
-    """Processor time of a process group, with that of its dead children (proc(5), stat, fields 14 to 17)."""
+    """Return the CPU time of a process group, including its dead children (proc(5), stat, fields 14 to 17)."""
     ticks = 0
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_bytes().rpartition(b")")[2].split()
         except OSError:
-            continue  # it has ended in this moment
+            continue  # it has just ended
         if int(fields[2]) == group:
             ticks += sum(int(field) for field in fields[11:15])
     return ticks / os.sysconf("SC_CLK_TCK")

@@ -1,4 +1,4 @@
-"""The command line: parse, call, print, exit code. Commands are imported when they are asked for, and not before."""
+"""The command line. Each command is in a module of its own, which is imported only when the command is run."""
 
 from __future__ import annotations
 
@@ -12,61 +12,61 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from sandbox import __version__
-from sandbox.cli.output import one_line
-from sandbox.errors import EXIT_ERROR, SandboxError
+from sandbox.cli.output import one_line, plain
+from sandbox.errors import EXIT_ERROR, NotReadyError, SandboxError
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 SECTIONS = {
     "Run and look": {
-        "run": "Start a workload behind a wall.",
+        "run": "Start a workload in a new sandbox.",
         "ps": "List sandboxes.",
         "logs": "Print what a sandbox's workload wrote.",
         "exec": "Run a command inside a sandbox.",
         "cp": "Copy files into a sandbox, or out of it.",
-        "inspect": "Show all of a sandbox: what was asked, and what is in force.",
-        "stats": "Show what sandboxes use.",
-        "events": "Print what happens to sandboxes, as it happens.",
+        "inspect": "Show a sandbox's settings, as requested and as in force.",
+        "stats": "Show the CPU time, memory and I/O of sandboxes.",
+        "events": "Print starts, ends and other events of sandboxes as they happen.",
     },
     "End and remove": {
-        "stop": "End a sandbox's workload, with time to finish.",
+        "stop": "Stop a sandbox's workload.",
         "kill": "Send a signal to a sandbox's workload.",
-        "pause": "Hold a sandbox still.",
-        "unpause": "Let a paused sandbox go on.",
-        "wait": "Wait for a sandbox's end, and print its exit code.",
+        "pause": "Pause all processes in a sandbox.",
+        "unpause": "Resume a paused sandbox.",
+        "wait": "Wait until a sandbox's workload ends, and print its exit code.",
         "rm": "Remove sandboxes.",
-        "prune": "Remove what is not running and what belongs to nobody.",
+        "prune": "Remove sandboxes that do not run, and leftovers.",
     },
     "Prepare": {
-        "warm": "Prepare starts ahead, for `run --warm`.",
+        "warm": "Prepare starts in advance, for `run --warm`.",
     },
     "Measure": {
         "compare": "Measure a workload at several isolation levels.",
         "report": "Render a comparison's results again.",
     },
     "The host": {
-        "doctor": "Say what this host can do, and mend what is missing.",
-        "workloads": "List the servers, and show how each works.",
-        "images": "Build, list and remove the root filesystem in its forms.",
-        "completion": "Print the script that completes commands and names in a shell.",
+        "doctor": "Check which levels this host supports, and install what is missing.",
+        "workloads": "List the workloads, and show how each works.",
+        "images": "Build, list and remove images of the root filesystem.",
+        "completion": "Print a completion script for a shell.",
     },
 }
-"""Commands by what they are for, in the order in which a newcomer needs them, each with one line."""
+"""The commands with a one-line description each, grouped by purpose, in the order in which a newcomer needs them."""
 
 COMMANDS = {name: text for section in SECTIONS.values() for name, text in section.items()}
-"""Name to one line; `sandbox --help` prints these without importing any command."""
+"""Descriptions by command; `sandbox --help` prints them without importing any command."""
 
 
 class LazyGroup(click.Group):
-    """A group whose commands live in modules of their own: `sandbox.cli.NAME` exports `command`."""
+    """A command group that imports each command on use, from the name `command` of the module `sandbox.cli.NAME`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names, in the order in which a newcomer needs them."""
+        """Return the names, in the order of SECTIONS."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import one command; None for an unknown name."""
+        """Import a command; None for an unknown name."""
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = import_module(f"sandbox.cli.{cmd_name}").command
@@ -76,7 +76,7 @@ class LazyGroup(click.Group):
         """Run the command.
 
         Raises:
-            ReaderGoneError: whoever read its output has closed the pipe.
+            ReaderGoneError: the reader of its output has closed the pipe.
         """
         try:
             return super().invoke(ctx)
@@ -84,7 +84,7 @@ class LazyGroup(click.Group):
             raise ReaderGoneError from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The list of commands, from the table alone."""
+        """Write the list of commands, without importing them."""
         widest = max(map(len, COMMANDS))
         for title, commands in SECTIONS.items():
             with formatter.section(title):
@@ -93,18 +93,18 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command, or say which name was probably meant."""
+        """Find the command; suggest the nearest name if there is none."""
         name = args[0]
         if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
             import difflib
 
             near = difflib.get_close_matches(name, COMMANDS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "sandbox --help lists them"
+            hint = f"did you mean {near[0]!r}?" if near else "sandbox --help lists all"
             raise click.UsageError(f"there is no command {name!r} ({hint})", ctx)
         return super().resolve_command(ctx, args)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """Complete a command's name from the table: click's own way imports them all."""
+        """Complete a command's name without importing all commands, as click would."""
         from click.shell_completion import CompletionItem
 
         found = [CompletionItem(name, help=text) for name, text in COMMANDS.items() if name.startswith(incomplete)]
@@ -114,50 +114,50 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="sandbox")
 def cli() -> None:
-    """Run the same server behind every kind of wall, and see what each wall costs and what it stops.
+    """Run the same server at several isolation levels, and see what each level costs and what it stops.
 
     \b
-    Levels, from the thinnest wall to the thickest:
-      process    chroot and cgroup limits only: the control
-      namespace  the kernel's namespaces, seccomp, no capabilities; no daemon
+    Levels, from the weakest isolation to the strongest:
+      process    chroot and cgroup limits only, for comparison
+      namespace  kernel namespaces, seccomp, no capabilities; no daemon
       container  Docker
       gvisor     Docker with gVisor's kernel in user space
       vm         libvirt and QEMU, with a kernel of its own
 
     \b
     First steps:
-      sandbox doctor                               what this host can do
-      sandbox run reactor --isolation namespace    a server behind a wall
-      sandbox ps                                   what runs
-      sandbox compare reactor                      every level, measured
+      sandbox doctor                               check what this host supports
+      sandbox run reactor --isolation namespace    start a server
+      sandbox ps                                   list the running sandboxes
+      sandbox compare reactor                      measure every level
 
     \b
-    A SANDBOX is named by its name, its id, or the beginning of its id.
-    Data goes to standard output, progress and messages to standard error.
+    SANDBOX is a name, an id, or the beginning of an id.
+    Data is written to standard output, progress and messages to standard error.
 
     \b
-    Exit codes, as of docker:
-      0      done
-      125    an error of sandbox itself: one line says what was wrong
+    Exit codes, as in docker:
+      0      success
+      125    an error of sandbox itself; the message says what was wrong
       126    the command inside cannot be executed
       127    the command inside does not exist
       128+n  signal n ended the command, such as 130 for Ctrl-C
-      else   the code of the command inside
+      other  the exit code of the command inside
     """
 
 
 def main() -> NoReturn:
-    """Entry point: runs a command and turns every outcome into an exit code and at most one clear line."""
+    """Run a command, turn every outcome into an exit code and at most one line on standard error, and exit."""
     arm()
     _open_standard_streams()
-    _end(_run())
+    _exit(_run())
 
 
-def _end(code: int) -> NoReturn:
-    """Exit without taking the interpreter apart: that takes longer than many a command, and the kernel frees it anyhow.
+def _exit(code: int) -> NoReturn:
+    """Exit without finalising the interpreter, which takes longer than many a command.
 
-    What was registered for the end is done (atexit). Where other threads still run, or what was printed cannot be
-    written, it is left to Python's own way.
+    Functions registered with atexit are run. If other threads still run, or the output cannot be written, this is a
+    normal exit.
     """
     import threading
 
@@ -173,22 +173,22 @@ def _end(code: int) -> NoReturn:
 
 
 def _open_standard_streams() -> None:
-    """Give what was closed before us (`>&-`) to /dev/null: the next file opened would be taken for it."""
+    """Open standard streams that the caller closed (`>&-`) on /dev/null: other files would take their numbers."""
     for descriptor, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is None:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, open(2): this one
+            os.open(os.devnull, os.O_RDWR)  # it gets the lowest free number, open(2), which is this one
             setattr(sys, name, os.fdopen(descriptor, "r" if descriptor == 0 else "w"))
 
 
 class ReaderGoneError(Exception):
-    """A BrokenPipeError on its way past click, which would make an exit with code 1 of it."""
+    """Carries a BrokenPipeError past click, which would turn it into exit code 1."""
 
 
-_ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM or SIGHUP arrived; `number` is which."""
+    """Raised by SIGTERM or SIGHUP; `number` is the signal."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -196,35 +196,35 @@ class Terminated(KeyboardInterrupt):
 
 
 def interrupt(number: int, _frame: object) -> NoReturn:
-    """A signal handler that unwinds like Ctrl-C, so that what was being made is undone.
+    """Handle a signal by raising an exception as Ctrl-C does, so that the command cleans up.
 
-    The first signal alone does: a second one would break off the undoing, at a place that nothing foresees. `arm` makes
-    the next one count again.
+    Only the first signal does that: a second one could interrupt the clean-up at any place. `arm` makes the next one
+    count again.
 
     Raises:
         KeyboardInterrupt: it was SIGINT.
-        Terminated
+        Terminated: it was another signal.
     """
-    for each in _ENDS:
+    for each in _SIGNALS:
         if signal.getsignal(each) is interrupt:
-            signal.signal(each, _too_late)
+            signal.signal(each, _ignore)
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     raise Terminated(number)
 
 
 def arm() -> None:
-    """Let the next SIGINT (Ctrl-C), SIGTERM or SIGHUP (a closed terminal) unwind the command.
+    """Make the next SIGINT (Ctrl-C), SIGTERM or SIGHUP (a closed terminal) interrupt the command, see `interrupt`.
 
-    What the caller ignores stays ignored: nohup(1), or a shell that runs us in the background.
+    Signals that the caller ignores stay ignored, as under nohup(1) or in the background of a shell.
     """
-    for number in _ENDS:
+    for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, interrupt)
 
 
-def _too_late(_number: int, _frame: object) -> None:
-    """The one before is being dealt with."""
+def _ignore(_number: int, _frame: object) -> None:
+    """Ignore a signal, because an earlier one is being handled."""
 
 
 def _run() -> int:
@@ -233,12 +233,14 @@ def _run() -> int:
             result = cli.main(standalone_mode=False)
             sys.stdout.flush()
         finally:
-            # All is done or undone; what comes now comes too late, and must not break off the last line.
-            for number in _ENDS:
+            # The command and its clean-up are finished; a signal must not interrupt the output of its message.
+            for number in _SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
         return result if isinstance(result, int) else 0
     except SandboxError as error:
-        _say(str(error))
+        for line in error.output.splitlines() if isinstance(error, NotReadyError) else ():
+            click.echo(plain(line), err=True)
+        _print_error(str(error))
         return error.exit_code
     except click.exceptions.Exit as error:
         return error.exit_code
@@ -246,24 +248,24 @@ def _run() -> int:
         hint = ""
         if isinstance(error, click.UsageError) and error.ctx is not None:
             hint = f" (see: {error.ctx.command_path} --help)"
-        _say(error.format_message().rstrip(".") + hint)
+        _print_error(error.format_message().rstrip(".") + hint)
         return EXIT_ERROR
     except (KeyboardInterrupt, click.Abort) as stop:
-        # click turns every KeyboardInterrupt into its own Abort, and keeps ours as what it came from.
+        # click turns every KeyboardInterrupt into its own Abort, with ours as its cause.
         cause = stop if isinstance(stop, Terminated) else stop.__cause__ or stop.__context__
         return 128 + (cause.number if isinstance(cause, Terminated) else signal.SIGINT)
     except (BrokenPipeError, ReaderGoneError):
-        # The reader went away (`| head`): nobody is left to tell. Python would complain again at exit.
+        # The reader has closed the pipe (`| head`). Without this, Python would report it again at exit.
         null = os.open(os.devnull, os.O_WRONLY)
         for descriptor in (1, 2):
             os.dup2(null, descriptor)
         return 128 + signal.SIGPIPE
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
-        _say(f"{error.strerror or error}{where}")
+        _print_error(f"{error.strerror or error}{where}")
         return EXIT_ERROR
 
 
-def _say(message: str) -> None:
-    """One line on standard error; what a sandbox or an engine put into it does not steer the terminal."""
+def _print_error(message: str) -> None:
+    """Print one line on standard error, without control characters that a sandbox or an engine may have put into it."""
     click.echo(f"sandbox: {one_line(message)}", err=True)

@@ -44,6 +44,7 @@ DEFAULT_DIR = "sandbox-results"
 )
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Of the random order.  [default: a new one each run]")
 @click.option("--no-isolation-table", "probe", flag_value=False, default=True, type=bool, help="Leave out the probes.")
+@click.option("--with-vagrant", is_flag=True, help="Measure machines of `vagrant up` too: some 25 s each, emulated.")
 @click.option("--format", "form", type=click.Choice(FORMATS), default="table", show_default=True, help="How to print.")
 @click.option(
     "-o",
@@ -58,6 +59,7 @@ def command(
     duration: int,
     seed: int | None,
     probe: bool,
+    with_vagrant: bool,
     form: str,
     output: Path | None,
 ) -> None:
@@ -71,6 +73,7 @@ def command(
     Examples:
       sandbox compare reactor
       sandbox compare reactor --isolation process,namespace,container --samples 20 -o results
+      sandbox compare --with-vagrant reactor
     """
     from sandbox.measure.compare import Comparison, Options, parse_levels
 
@@ -81,6 +84,7 @@ def command(
         duration=duration,
         seed=secrets.randbelow(2**31) if seed is None else seed,
         probe=probe,
+        with_vagrant=with_vagrant,
     )
     watch = Watch()
     folder = output or Path(DEFAULT_DIR) / f"{Path(workload).name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"

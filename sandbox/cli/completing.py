@@ -1,6 +1,6 @@
-"""What a shell completes: sandboxes by state, workloads, levels, signals. No engine is imported, nothing is changed.
+"""Completion of sandboxes by state, workloads, levels and signals in a shell, without importing an engine.
 
-A completion that cannot look (no root, say) offers nothing and says nothing: the user is in the middle of a line.
+A completion that is not possible (without root, say) offers nothing and prints nothing, because the user is typing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]
 
 
 def _sandboxes(wanted: Callable[[bool | None], bool], suffix: str = "") -> Completer:
-    """Names of sandboxes whose liveness (None: unknown) is wanted, but those that the line has already."""
+    """Complete the names of sandboxes for which `wanted` returns true, given whether they run (None if unknown)."""
 
     def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         from sandbox.cli.state import is_running
@@ -36,14 +36,14 @@ def _sandboxes(wanted: Callable[[bool | None], bool], suffix: str = "") -> Compl
 
 
 running = _sandboxes(lambda alive: alive is not False)
-"""Sandboxes that run, or may: `exec`, `stop`, `kill`."""
+"""Completes sandboxes that run, or may: for `exec`, `stop` and `kill`."""
 
 existing = _sandboxes(lambda _alive: True)
-"""All sandboxes: `rm`, `logs`, `inspect`."""
+"""Completes all sandboxes: for `rm`, `logs` and `inspect`."""
 
 
 def copy_operand(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """SANDBOX: of running ones, and files of the host."""
+    """Complete an operand of `cp`: SANDBOX: for a running one, or a file of the host."""
     if ":" in incomplete or incomplete.startswith(("/", ".")):
         return [CompletionItem(incomplete, type="file")]
     names = _sandboxes(lambda alive: alive is not False, ":")(ctx, param, incomplete)
@@ -51,7 +51,7 @@ def copy_operand(ctx: click.Context, param: click.Parameter, incomplete: str) ->
 
 
 def workload(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Workloads, and directories of applications."""
+    """Complete a workload, or a directory of an application."""
     from sandbox import workloads
 
     found = [CompletionItem(name) for name in workloads.names() if name.startswith(incomplete)]
@@ -59,7 +59,7 @@ def workload(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> l
 
 
 def level(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Isolation levels; the last one of a comma list."""
+    """Complete an isolation level, the last one in a list with commas."""
     from sandbox.isolation import LEVELS
 
     before, comma, last = incomplete.rpartition(",")
@@ -67,7 +67,7 @@ def level(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list
 
 
 def signal_name(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Names of signals, without SIG, or with it where it was typed."""
+    """Complete a signal's name, without SIG unless it was typed."""
     from sandbox.cli.signals import NAMES
 
     prefix = "SIG" if incomplete.upper().startswith("SIG") else ""

@@ -1,4 +1,4 @@
-"""`sandbox completion`: what a shell needs to complete commands and names."""
+"""`sandbox completion`: print the completion script for a shell."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import click
 from sandbox.cli import cli
 
 VARIABLE = "_SANDBOX_COMPLETE"
-"""Where the script puts its question; click answers it before any command runs."""
+"""The environment variable by which the script asks for completions; click replies before any command runs."""
 
 
 @click.command()
@@ -15,17 +15,17 @@ VARIABLE = "_SANDBOX_COMPLETE"
 def command(shell: str) -> None:
     """Print the script that completes commands, options, sandboxes, workloads, levels and signals in SHELL.
 
-    Names of sandboxes are offered where they fit: `stop` offers those that run. They need the rights to read the
-    state directory, so without root nothing but commands and options is completed.
+    Sandboxes are completed by state: `stop` offers those that run. This reads the state directory, so without root
+    only commands and options are completed.
 
     \b
-    To use it, add to the file that SHELL reads at its start:
+    To use it, add to the start-up file of SHELL:
       ~/.bashrc                     eval "$(sandbox completion bash)"
       ~/.zshrc, after compinit      eval "$(sandbox completion zsh)"
       ~/.config/fish/config.fish    sandbox completion fish | source
 
     \b
-    Or keep the script, which does not change from day to day:
+    Or install the script once:
       sandbox completion bash > /etc/bash_completion.d/sandbox
       sandbox completion zsh > /usr/local/share/zsh/site-functions/_sandbox
       sandbox completion fish > /etc/fish/completions/sandbox.fish
@@ -34,5 +34,5 @@ def command(shell: str) -> None:
 
     found = get_completion_class(shell)
     if found is None:
-        raise click.UsageError(f"click knows no completion for {shell}")
+        raise click.UsageError(f"click does not support completion in {shell}")
     click.echo(found.source_template % found(cli, {}, "sandbox", VARIABLE).source_vars())

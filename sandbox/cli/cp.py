@@ -1,4 +1,4 @@
-"""`sandbox cp`: files in and out."""
+"""`sandbox cp`: copy files into a sandbox, or out of it."""
 
 from __future__ import annotations
 
@@ -16,32 +16,30 @@ _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
 class Operand(NamedTuple):
-    """A source or a destination: a sandbox and a path inside, or a path of the host."""
+    """A source or destination: a sandbox and a path inside, or a path of the host."""
 
     sandbox: str | None
     path: str
 
 
 @click.command()
-@click.option(
-    "-L", "--follow-link", "follow", is_flag=True, help="Where SRC is a symbolic link, copy what it leads to."
-)
-@click.option("-q", "--quiet", is_flag=True, help="Do not say how much was copied.")
-@click.option("--max-size", default="4g", show_default=True, metavar="SIZE", help="Take no more than this out.")
+@click.option("-L", "--follow-link", "follow", is_flag=True, help="If SRC is a symbolic link, copy its target.")
+@click.option("-q", "--quiet", is_flag=True, help="Do not print how much was copied.")
+@click.option("--max-size", default="4g", show_default=True, metavar="SIZE", help="Copy at most this much out.")
 @click.argument("source", metavar="SRC", shell_complete=copy_operand)
 @click.argument("destination", metavar="DST", shell_complete=copy_operand)
 def command(follow: bool, quiet: bool, max_size: str, source: str, destination: str) -> None:
-    """Copy files between the host and a running sandbox, which is written SANDBOX:PATH.
+    """Copy files between the host and a running sandbox. A path inside is written SANDBOX:PATH.
 
-    The rules are docker's. A DST that is a directory takes SRC in; else DST is its new name. A directory written
-    DIR/. stands for its content. A path inside without a slash in front counts from the root. `-` is a tar archive on
-    standard input or output. A path of the host with a colon in it is written ./a:b.
+    The rules are docker's. If DST is an existing directory, SRC is copied into it; otherwise DST is the new name.
+    DIR/. stands for the content of a directory. A relative path inside starts at the root. `-` is a tar archive on
+    standard input or output. Write ./a:b for a path of the host that contains a colon.
 
-    Into a sandbox: its user owns the copy, and it can be written where that user may write: below /tmp, or in a mount.
+    Into a sandbox: the copy belongs to its user, who must be able to write there: below /tmp, or in a mount.
 
-    Out of a sandbox, nothing is trusted: names that are absolute or have `..`, links that lead out of the copy,
-    devices, named pipes and more than --max-size are refused; set-user-ID bits are dropped; no link on the host is
-    followed; existing files are replaced, and a failure leaves what was there. The user who copies owns the copy.
+    Out of a sandbox, nothing is trusted. Refused are absolute names and names with `..`, links that lead out of the
+    copy, devices, named pipes, and more than --max-size. Set-user-ID bits are dropped, and links on the host are not
+    followed. Existing files are replaced; a failure leaves them unchanged. The copy belongs to the calling user.
 
     \b
     Examples:
@@ -56,7 +54,7 @@ def command(follow: bool, quiet: bool, max_size: str, source: str, destination: 
     bound = parse_size(max_size)
     origin, target = operand(source), operand(destination)
     if origin.sandbox is None and target.sandbox is None:
-        raise SpecError("neither SRC nor DST is in a sandbox", "write SANDBOX:PATH for one of them")
+        raise SpecError("neither SRC nor DST is in a sandbox", "write one of them as SANDBOX:PATH")
     if origin.sandbox is not None and target.sandbox is not None:
         raise SpecError("copying between two sandboxes is not supported", "sandbox cp A:PATH - | sandbox cp - B:PATH")
     if target.sandbox is not None:
@@ -71,11 +69,11 @@ def _into(name: str, path: str, source: str, *, follow: bool) -> int:
     from sandbox import copying
     from sandbox.cli.output import one_line
     from sandbox.errors import SpecError
-    from sandbox.lifecycle.manager import Manager
+    from sandbox.lifecycle.find import get
 
     if source == _STREAM and sys.stdin.isatty():
-        raise SpecError("no archive is read from a terminal", "tar c FILES | sandbox cp - SANDBOX:PATH")
-    sandbox = Manager().get(name).sandbox
+        raise SpecError("an archive is not read from a terminal", "tar c FILES | sandbox cp - SANDBOX:PATH")
+    sandbox = get(name).sandbox
     if source == _STREAM:
         return copying.extract(sandbox, sys.stdin.fileno(), path)
     return copying.copy_in(sandbox, source, path, follow=follow, note=lambda line: click.echo(one_line(line), err=True))
@@ -84,11 +82,11 @@ def _into(name: str, path: str, source: str, *, follow: bool) -> int:
 def _out_of(name: str, path: str, destination: str, *, follow: bool, bound: int) -> int:
     from sandbox import copying
     from sandbox.errors import SpecError
-    from sandbox.lifecycle.manager import Manager
+    from sandbox.lifecycle.find import get
 
     if destination == _STREAM and sys.stdout.isatty():
-        raise SpecError("no archive is written to a terminal", "sandbox cp SANDBOX:PATH - > file.tar")
-    sandbox = Manager().get(name).sandbox
+        raise SpecError("an archive is not written to a terminal", "sandbox cp SANDBOX:PATH - > file.tar")
+    sandbox = get(name).sandbox
     bounds = copying.Bounds(size=bound)
     if destination == _STREAM:
         return copying.export(sandbox, path, sys.stdout.fileno(), follow=follow, bounds=bounds)
@@ -96,7 +94,7 @@ def _out_of(name: str, path: str, destination: str, *, follow: bool, bound: int)
 
 
 def operand(text: str) -> Operand:
-    """SRC or DST as typed: what stands before a colon is a sandbox, but for a path that starts with a slash or a dot.
+    """Parse SRC or DST: the part before a colon is a sandbox, unless the text starts with a slash or a dot.
 
     Raises:
         SpecError: it is empty.
@@ -105,17 +103,17 @@ def operand(text: str) -> Operand:
 
     name, colon, path = text.partition(":")
     if not text or (colon and not path):
-        raise SpecError(f"{text!r} names no path", "SANDBOX:PATH, or a path of the host")
+        raise SpecError(f"{text!r} is not a path", "write SANDBOX:PATH, or a path of the host")
     if not colon or text.startswith(("/", ".")) or "/" in name or not name:
         return Operand(None, text)
     return Operand(name, path)
 
 
 def parse_size(text: str) -> int:
-    """Bytes from a number and k, m, g or t.
+    """Parse a number and k, m, g or t (powers of 1024) to bytes.
 
     Raises:
-        SpecError: it is no size.
+        SpecError: it is not a size.
     """
     from sandbox.errors import SpecError
 

@@ -23,23 +23,20 @@ import click
 from sandbox.errors import EngineError, SandboxError
 
 if TYPE_CHECKING:
-    from sandbox.lifecycle.manager import Manager, Running
+    from sandbox.lifecycle.find import Running
 
 Start = Callable[[Callable[["Running"], object]], "Running"]
 
-LEVELS = ("process", "namespace")
-"""Whose inits are children of the command that makes them; elsewhere an engine is the parent, and tells."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _KEPT = ("PATH", "HOME", "LANG")
 
 
-def run(manager: Manager, start: Start, say: Callable[[Running], str], *, remove: bool) -> int:
+def run(start: Start, say: Callable[[Running], str], *, remove: bool) -> int:
     """Start a sandbox in the background and print its id; returns once it serves.
 
     Args:
-        manager: removes it where it came too late.
-        start: makes it, in the child, and calls what it is given as of `Manager.run`'s `then`; what it raises is shown
-            by the child, and its exit code is the command's.
+        start: makes it, in the child, and calls what it is given as of `lifecycle.start`'s `then`; what it raises is
+            shown by the child, and its exit code is the command's.
         say: how it can be reached, for people.
         remove: whether the monitor removes it when the workload ends by itself.
 
@@ -60,7 +57,7 @@ def run(manager: Manager, start: Start, say: Callable[[Running], str], *, remove
     try:
         _read_all(reading, said)
     except BaseException:
-        _take_back(manager, child, reading, said)
+        _take_back(child, reading, said)
         raise
     if not said:
         _, status = os.waitpid(child, 0)
@@ -87,14 +84,16 @@ def _read_all(descriptor: int, said: bytearray) -> None:
             return
 
 
-def _take_back(manager: Manager, child: int, reading: int, said: bytearray) -> None:
+def _take_back(child: int, reading: int, said: bytearray) -> None:
     """The front was told to stop: end the child, or remove what it has just finished."""
+    from sandbox.lifecycle.remove import remove
+
     with suppress(ProcessLookupError):
         os.kill(child, signal.SIGTERM)
     _read_all(reading, said)
     if said:
         with suppress(SandboxError):  # the command ends by the signal anyway; `sandbox prune` finds what is left
-            manager.remove(json.loads(said)["id"], force=True)
+            remove(json.loads(said)["id"], force=True)
     else:
         os.waitpid(child, 0)
 

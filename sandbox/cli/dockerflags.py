@@ -1,6 +1,7 @@
-"""Flags of docker-run(1) that people type and that mean nothing here, each refused with the reason why.
+"""Flags of docker-run(1) that are not supported, each refused with the reason.
 
-"No such option" would leave them guessing whether it has another name. Two are always so, and are taken as said.
+"No such option" would not tell users whether the flag has another name here. A few flags are accepted and ignored,
+because what they ask for is always the case.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class Refused(NamedTuple):
-    """A flag: its names, whether a value follows it, why it is not had, and what is instead."""
+    """A flag that is refused: its names, whether it takes a value, the reason, and a hint."""
 
     names: tuple[str, ...]
     takes_value: bool
@@ -24,64 +25,101 @@ class Refused(NamedTuple):
     hint: str
 
 
-_WALL = "a wall with that hole in it would be none"
+_WALL = "it would remove all isolation"
 _TERMINAL = "a workload has no terminal and no input"
-_NETWORK = "every sandbox is on the lab network, which has no way out"
-_LATER = "sandbox exec -it NAME sh, once it runs"
+_NETWORK = "every sandbox is on the lab network, which has no route out"
+_LATER = "use sandbox exec -it NAME sh, once it runs"
 
 REFUSED = (
-    Refused(("--privileged",), False, _WALL, "leave it out"),
-    Refused(("--cap-add",), True, "no level gives capabilities", "leave it out"),
-    Refused(("--cap-drop",), True, "every capability is dropped already", "leave it out"),
-    Refused(("--security-opt",), True, "its walls are not taken down one by one", "--isolation LEVEL"),
-    Refused(("--device",), True, _WALL, "leave it out"),
-    Refused(("--device-cgroup-rule",), True, _WALL, "leave it out"),
-    Refused(("--gpus",), True, "no device of the host is passed on", "leave it out"),
-    Refused(("--user", "-u"), True, "every workload runs as the same user inside, who is not root", "leave it out"),
-    Refused(("--userns", "--pid", "--ipc", "--uts", "--cgroupns"), True, _WALL, "--isolation LEVEL"),
-    Refused(("--network", "--net"), True, _NETWORK, "-p HOST:CTR publishes a port on 127.0.0.1"),
-    Refused(("--ip", "--ip6", "--mac-address", "--network-alias", "--link"), True, _NETWORK, "sandbox ps says where"),
-    Refused(("--dns", "--add-host"), True, _NETWORK, "leave it out"),
-    Refused(("--publish-all", "-P"), False, "an image here exposes no ports", "-p HOST:CTR"),
-    Refused(("--restart",), True, "there is no daemon that would start it again", "a service of your init system"),
+    Refused(("--privileged",), False, _WALL, "drop the flag"),
+    Refused(("--cap-add",), True, "no level grants capabilities", "drop the flag"),
+    Refused(("--cap-drop",), True, "all capabilities are dropped already", "drop the flag"),
+    Refused(
+        ("--security-opt",),
+        True,
+        "the protections of a level cannot be changed one by one",
+        "choose a level: --isolation LEVEL",
+    ),
+    Refused(("--device",), True, _WALL, "drop the flag"),
+    Refused(("--device-cgroup-rule",), True, _WALL, "drop the flag"),
+    Refused(("--gpus",), True, "devices of the host are not available inside", "drop the flag"),
+    Refused(("--user", "-u"), True, "every workload runs as the same unprivileged user", "drop the flag"),
+    Refused(("--userns", "--pid", "--ipc", "--uts", "--cgroupns"), True, _WALL, "choose a level: --isolation LEVEL"),
+    Refused(("--network", "--net"), True, _NETWORK, "publish a port on 127.0.0.1: -p HOST:CTR"),
+    Refused(
+        ("--ip", "--ip6", "--mac-address", "--network-alias", "--link"), True, _NETWORK, "sandbox ps shows its address"
+    ),
+    Refused(("--dns", "--add-host"), True, _NETWORK, "drop the flag"),
+    Refused(("--publish-all", "-P"), False, "the root filesystem exposes no ports", "name the port: -p HOST:CTR"),
+    Refused(("--restart",), True, "there is no daemon that could restart it", "use a service of your init system"),
     Refused(("--interactive", "-i"), False, _TERMINAL, _LATER),
     Refused(("--tty", "-t"), False, _TERMINAL, _LATER),
     Refused(("--attach", "-a"), True, _TERMINAL, _LATER),
-    Refused(("--entrypoint",), True, "the root filesystem has none", "the command behind --"),
-    Refused(("--mount", "--volumes-from", "--volume-driver"), True, "there are bind mounts only", "-v HOST:CTR[:ro]"),
-    Refused(("--tmpfs",), True, "/tmp is the one directory that can be written", "--disk SIZE sets its size"),  # noqa: S108 - words
-    Refused(("--shm-size",), True, "/dev/shm has 16 MiB at every level", "leave it out"),  # noqa: S108 - words
-    Refused(("--memory-swap", "--memory-swappiness"), True, "swap is never added to --memory", "leave it out"),
-    Refused(("--memory-reservation", "--kernel-memory"), True, "--memory is the one limit on memory", "-m SIZE"),
-    Refused(("--oom-kill-disable",), False, "a sandbox at its limit is ended, not the host", "a larger --memory"),
-    Refused(("--oom-score-adj",), True, "a sandbox at its limit is ended, not the host", "a larger --memory"),
-    Refused(("--cpu-shares", "-c", "--cpu-period", "--cpu-quota", "--cpuset-mems"), True, "not had", "--cpus N"),
-    Refused(("--ulimit", "--sysctl", "--cgroup-parent"), True, "limits are the same at every level", "--pids-limit N"),
-    Refused(("--hostname",), True, "a sandbox's host name is its name", "--name NAME"),
-    Refused(("--label", "-l", "--label-file"), True, "sandboxes have names and ids alone", "--name NAME"),
-    Refused(("--log-driver", "--log-opt"), True, "the level keeps the log", "sandbox logs NAME"),
-    Refused(("--pull", "--platform"), True, "no image is fetched: there is one root filesystem", "sandbox images"),
-    Refused(("--runtime",), True, "the level says what runs it", "--isolation LEVEL"),
-    Refused(("--stop-signal", "--stop-timeout"), True, "said when it is stopped", "sandbox stop -t N, sandbox kill -s"),
-    Refused(("--health-cmd", "--health-interval"), True, "readiness is a reply with status 200", "--ready-path PATH"),
+    Refused(("--entrypoint",), True, "the root filesystem has none", "give the command after --"),
     Refused(
-        ("--cidfile", "--group-add", "--domainname", "--expose", "--storage-opt"), True, "not had", "sandbox run -h"
+        ("--mount", "--volumes-from", "--volume-driver"), True, "only bind mounts are supported", "use -v HOST:CTR[:ro]"
+    ),
+    Refused(("--tmpfs",), True, "/tmp is the only writable directory", "set its size: --disk SIZE"),  # noqa: S108 - words
+    Refused(("--shm-size",), True, "/dev/shm has 16 MiB at every level", "drop the flag"),  # noqa: S108 - words
+    Refused(("--memory-swap", "--memory-swappiness"), True, "a sandbox has no swap", "drop the flag"),
+    Refused(("--memory-reservation", "--kernel-memory"), True, "--memory is the only limit on memory", "use -m SIZE"),
+    Refused(
+        ("--oom-kill-disable",),
+        False,
+        "a sandbox at its memory limit is always ended",
+        "set a larger --memory",
+    ),
+    Refused(("--oom-score-adj",), True, "a sandbox at its memory limit is always ended", "set a larger --memory"),
+    Refused(
+        ("--cpu-shares", "-c", "--cpu-period", "--cpu-quota", "--cpuset-mems"),
+        True,
+        "--cpus is the only limit on CPU time",
+        "use --cpus N",
+    ),
+    Refused(
+        ("--ulimit", "--sysctl", "--cgroup-parent"),
+        True,
+        "only limits that every level supports can be set",
+        "use --cpus, --memory, --pids-limit or --disk",
+    ),
+    Refused(("--hostname",), True, "the host name of a sandbox is its name", "use --name NAME"),
+    Refused(("--label", "-l", "--label-file"), True, "a sandbox has no labels", "use --name NAME"),
+    Refused(("--log-driver", "--log-opt"), True, "the log cannot be configured", "read it with sandbox logs NAME"),
+    Refused(("--pull", "--platform"), True, "there is one root filesystem, built on this host", "see sandbox images"),
+    Refused(("--runtime",), True, "the level determines the runtime", "choose a level: --isolation LEVEL"),
+    Refused(
+        ("--stop-signal", "--stop-timeout"),
+        True,
+        "both are options of other commands",
+        "use sandbox stop -t N, or sandbox kill -s",
+    ),
+    Refused(
+        ("--health-cmd", "--health-interval"),
+        True,
+        "a sandbox is ready when it replies with status 200",
+        "use --ready-path PATH",
+    ),
+    Refused(
+        ("--cidfile", "--group-add", "--domainname", "--expose", "--storage-opt"),
+        True,
+        "there is no such setting",
+        "see sandbox run --help",
     ),
 )
 ALWAYS = (("--read-only",), ("--init",), ("--no-healthcheck",))
-"""Taken in silence: so it is at every level, whatever is said."""
+"""Flags that are accepted and ignored, because every level behaves like that."""
 
 
 def _refuse(flag: Refused) -> Callable[[click.Context, click.Parameter, object], None]:
     def refuse(ctx: click.Context, param: click.Parameter, value: object) -> None:
         if value and not ctx.resilient_parsing:
-            raise SpecError(f"{'/'.join(param.opts)} is not offered: {flag.reason}", flag.hint)
+            raise SpecError(f"{'/'.join(param.opts)} is not supported: {flag.reason}", flag.hint)
 
     return refuse
 
 
 def refuse_docker_flags(function: _Function) -> _Function:
-    """Give a command hidden options that say why they are not had.
+    """Add the flags to a command as hidden options that raise an error with the reason.
 
     Raises:
         SpecError: when one is used.
@@ -105,7 +143,7 @@ def refuse_docker_flags(function: _Function) -> _Function:
 
 
 def _groups(names: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """Long names each on their own, a short one with the long one before it."""
+    """Group names into options: each long name by itself, a short one with the long one before it."""
     groups: list[tuple[str, ...]] = []
     for name in names:
         if name.startswith("--"):

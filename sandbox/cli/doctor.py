@@ -1,4 +1,4 @@
-"""`sandbox doctor`: what this host can do, why not, and what mends it."""
+"""`sandbox doctor`: check which levels this host supports, and install what is missing."""
 
 from __future__ import annotations
 
@@ -8,40 +8,44 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sandbox.cli.options import format_option
+
 if TYPE_CHECKING:
     from sandbox.host.report import Report
 
 EXIT_INCOMPLETE = 1
-"""Some isolation level is not available."""
+"""At least one isolation level is not available."""
 
 
 @click.command()
-@click.option("--fix", "mend", is_flag=True, help="Install and start what is missing (Debian, Ubuntu; needs root).")
-@click.option("--stop", is_flag=True, help="Stop the daemons that --fix started itself, and no others.")
-@click.option("-v", "--verbose", is_flag=True, help="List every single check.")
-@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@click.option("--fix", "mend", is_flag=True, help="Install and start what is missing (on Debian and Ubuntu, as root).")
+@click.option("--stop", is_flag=True, help="Stop the daemons that --fix has started.")
+@click.option("-v", "--verbose", is_flag=True, help="List every check.")
+@format_option
 def command(*, mend: bool, stop: bool, verbose: bool, form: str) -> None:
-    """Say which isolation levels this host can do, why not, and what mends it.
+    """Check which isolation levels this host supports; for a missing one, say why and how to provide it.
 
-    Exits with 0 when every level is available, with 1 when some level is not.
+    The exit code is 0 if every level is available, and 1 if one is not. Vagrant has a row of its own; as it
+    is not a level, it does not change the exit code.
     """
+    from sandbox import isolation
     from sandbox.host import fix, report
 
     if mend and stop:
-        raise click.UsageError("--fix and --stop exclude each other")
+        raise click.UsageError("--fix and --stop cannot be used together")
     if stop:
         if not fix.stop(_progress):
             _progress("nothing to stop")
         return
     if mend:
-        outcome = fix.fix(_progress)
+        outcome = fix.fix(isolation.requirements(), _progress)
         if not (outcome.done or outcome.advice or outcome.failed):
             _progress("nothing to do")
         for line in outcome.failed:
             _progress(f"failed: {line}")
         for line in outcome.advice:
-            _progress(f"left to you: {line}")
-    found = report.look()
+            _progress(f"please do: {line}")
+    found = report.look(isolation.requirements())
     click.echo(json.dumps(found.to_json(), indent=2) if form == "json" else table(found, verbose=verbose))
     sys.exit(0 if found.complete else EXIT_INCOMPLETE)
 
@@ -51,14 +55,15 @@ def _progress(line: str) -> None:
 
 
 def table(report: Report, *, verbose: bool = False) -> str:
-    """The report for people: a row for each level, and one for each further reason."""
+    """Format the report as a table: a row for each level and each extra, and one for each further reason."""
     rows: list[tuple[str, ...]] = [("LEVEL", "AVAILABLE", "WHY NOT", "REMEDY")]
-    for level in report.levels:
-        if level.available:
-            rows.append((level.name, "yes", "", ""))
-        for number, missing in enumerate(level.missing):
-            head = ("", "") if number else (level.name, "no")
-            rows.append((*head, missing.detail, missing.remedy))
+    for levels, no in ((report.levels, "no"), (report.extras, "no (optional)")):
+        for level in levels:
+            if level.available:
+                rows.append((level.name, "yes", "", ""))
+            for number, missing in enumerate(level.missing):
+                head = ("", "") if number else (level.name, no)
+                rows.append((*head, missing.detail, missing.remedy))
     lines = _columns(rows)
     host = report.host
     lines += [

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
 
 import click
 
 from sandbox.cli.output import one_line
-from sandbox.errors import BusyError, SandboxError
-
-if TYPE_CHECKING:
-    from sandbox.lifecycle.manager import Manager, Running
-
-PATIENCE = 10.0
-"""Seconds to wait for another command that works on the same sandbox; `stop` may take as long."""
-_PAUSE = 0.05
+from sandbox.errors import SandboxError
 
 
 def for_each(references: Iterable[str], act: Callable[[str], object], *, echo: bool = True) -> None:
@@ -44,29 +34,3 @@ def for_each(references: Iterable[str], act: Callable[[str], object], *, echo: b
                 click.echo(reference)
     if failures:
         raise failures[-1]
-
-
-@contextmanager
-def held(manager: Manager, reference: str, patience: float = PATIENCE) -> Iterator[Running]:
-    """A sandbox that no other command changes for the time of a block.
-
-    Raises:
-        NotFoundError: there is none.
-        BusyError: another command works on it for longer than `patience` seconds.
-    """
-    record = manager.store.find(reference)
-    deadline = time.monotonic() + patience
-    while True:
-        lock = manager.store.lock(record.id, wait=False)
-        try:
-            lock.__enter__()
-        except BusyError:
-            if time.monotonic() > deadline:
-                raise BusyError(f"another command is working on {record.name}", "try again when it is done") from None
-            time.sleep(_PAUSE)
-            continue
-        break
-    try:
-        yield manager.get(record.id)
-    finally:
-        lock.__exit__(None, None, None)

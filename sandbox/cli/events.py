@@ -97,7 +97,7 @@ def changes(before: dict[str, Seen], now: dict[str, Seen]) -> list[tuple[str, Re
 
 def _print(event: str, record: Record, form: str) -> None:
     at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    code = record.data.get("exit_code") if event == "die" else None
+    code = record.exit_code if event == "die" else None
     what = {"name": record.name, "workload": record.spec.workload, "isolation": record.spec.isolation}
     if form == "json":
         click.echo(json.dumps({"time": at, "event": event, "id": record.id, **what, "exit_code": code}))

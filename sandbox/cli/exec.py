@@ -51,7 +51,7 @@ def command(
     from sandbox.cli import terminal as lent
     from sandbox.errors import EngineError
     from sandbox.interrupts import deferred
-    from sandbox.lifecycle.manager import Manager
+    from sandbox.lifecycle.find import get
     from sandbox.request import parse
 
     variables = parse.env(env, os.environ)
@@ -60,7 +60,7 @@ def command(
     parse.command(argv, variables)
     if terminal:
         lent.require()
-    found = Manager().get(sandbox).sandbox
+    found = get(sandbox).sandbox
     with ExitStack() as stack:
         if timeout is not None:
             stack.enter_context(_alarm(timeout))

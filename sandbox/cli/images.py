@@ -1,4 +1,4 @@
-"""`sandbox images`: build, list, compare, remove."""
+"""`sandbox images`: build, list, verify and remove images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FORMS = [form.value for form in Form]
 
 
 class Steps:
-    """Progress of something that takes long: on a terminal a live line with a clock, in a pipe a line per step."""
+    """Progress of a long operation: on a terminal a live line with the elapsed time, otherwise a line for each step."""
 
     def __init__(self) -> None:
         self._live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
@@ -67,22 +67,26 @@ class Steps:
 
 @click.group()
 def command() -> None:
-    """Build, list and remove the root filesystem in its forms.
+    """Build, list and remove images of the root filesystem.
 
     \b
-    rootfs   a directory, used by the levels process and namespace
-    docker   an image in the Docker daemon, used by container and gvisor
-    vm       a kernel, an initramfs and a disk, used by vm
+    There are three forms:
+      rootfs   a directory, for the levels process and namespace
+      docker   an image in the Docker daemon, for container and gvisor
+      vm       a kernel, an initramfs and a disk, for vm
 
-    The forms are made from one recipe and are built when they are first needed, so `build` is for doing it ahead.
-    Packages come from $SANDBOX_APT_MIRROR, else from this host's apt sources, else from Debian.
+    All are built from one recipe, when they are first needed; `build` does so in advance. Packages come from
+    $SANDBOX_APT_MIRROR if it is set, else from this host's apt sources, else from Debian.
     """
 
 
 @command.command()
 @click.argument("forms", nargs=-1, type=click.Choice(FORMS), metavar="[FORM]...")
 def build(forms: tuple[str, ...]) -> None:
-    """Build each FORM (rootfs, docker, vm; all when none is named) where it is missing, and print what there is."""
+    """Build missing images.
+
+    FORM is rootfs, docker or vm; the default is all of them. Prints where each image is.
+    """
     from sandbox import images
     from sandbox.errors import SandboxError
 
@@ -104,7 +108,7 @@ def build(forms: tuple[str, ...]) -> None:
 @command.command("ls")
 @format_option
 def list_images(form: str) -> None:
-    """List the images, and the stages that they are made from."""
+    """List images, and the stages of their build."""
     from sandbox import images
 
     items, notes = images.ls()
@@ -118,16 +122,19 @@ def list_images(form: str) -> None:
 
 @command.command("rm")
 @click.argument("references", nargs=-1, metavar="[IMAGE]...")
-@click.option("--old", is_flag=True, help="Those that the recipe and the workloads of now would not give.")
-@click.option("-a", "--all", "everything", is_flag=True, help="All of them.")
-@click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
+@click.option("--old", is_flag=True, help="Remove images of earlier recipes or workloads.")
+@click.option("-a", "--all", "everything", is_flag=True, help="Remove all images.")
+@click.option("--dry-run", is_flag=True, help="Print what would be removed, and remove nothing.")
 def remove(references: tuple[str, ...], old: bool, everything: bool, dry_run: bool) -> None:
-    """Remove each IMAGE: a digest's beginning, FORM-DIGEST, or a name in Docker. What is in use is kept."""
+    """Remove images that are not in use.
+
+    IMAGE is the beginning of a digest, FORM-DIGEST, or a name in Docker.
+    """
     from sandbox import images
     from sandbox.errors import BusyError
 
     if not (references or old or everything):
-        raise click.UsageError("say which: IMAGE, --old or --all", click.get_current_context())
+        raise click.UsageError("name an IMAGE, or use --old or --all", click.get_current_context())
     result = images.remove(*references, old=old, everything=everything, dry_run=dry_run)
     for line in result.removed:
         click.echo(f"would remove {line}" if dry_run else f"removed {line}")
@@ -142,7 +149,10 @@ def remove(references: tuple[str, ...], old: bool, everything: bool, dry_run: bo
 @command.command()
 @click.argument("form", type=click.Choice(FORMS), default=Form.ROOTFS.value, metavar="[FORM]")
 def path(form: str) -> None:
-    """Print where the current image of FORM (rootfs by default) is: a directory, or a name in Docker."""
+    """Print where an image is.
+
+    This is the directory of the current image of FORM (rootfs by default), or its name in Docker.
+    """
     from sandbox import images
     from sandbox.errors import NotFoundError
 
@@ -154,7 +164,10 @@ def path(form: str) -> None:
 
 @command.command()
 def verify() -> None:
-    """Compare the images on the disk with what was built, byte by byte. Exit code 1 where something differs."""
+    """Compare images with what was built.
+
+    The images on disk are compared byte by byte. The exit code is 1 if one differs.
+    """
     from sandbox import images
 
     with Steps() as steps:

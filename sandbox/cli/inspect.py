@@ -16,7 +16,6 @@ from sandbox.spec import MIB
 if TYPE_CHECKING:
     from sandbox.cli.facts import Fact
     from sandbox.isolation.in_force import Inspection
-    from sandbox.lifecycle.manager import Manager
 
 UNKNOWN = "-"
 """In place of what cannot be observed."""
@@ -48,12 +47,10 @@ def command(form: str, sandboxes: tuple[str, ...]) -> None:
     """
     from sandbox.cli.each import for_each
     from sandbox.cli.output import as_json
-    from sandbox.lifecycle.manager import Manager
 
-    manager = Manager()
     documents: list[dict[str, Any]] = []
     try:
-        for_each(sandboxes, lambda reference: documents.append(asdict(document(manager, reference))), echo=False)
+        for_each(sandboxes, lambda reference: documents.append(asdict(document(reference))), echo=False)
     finally:
         if form == "json":
             as_json(documents)
@@ -75,7 +72,7 @@ class Now:
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """Where a sandbox is to be found on this host."""
+    """Where a sandbox is to be found on this host; `level` has what its level made, under names of the level's own."""
 
     address: str
     mac: str
@@ -83,6 +80,7 @@ class Resources:
     published: list[str]
     directory: str
     boot_id: str
+    level: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +102,7 @@ class Document:
     resources: Resources
 
 
-def document(manager: Manager, reference: str) -> Document:
+def document(reference: str) -> Document:
     """All of one sandbox.
 
     Raises:
@@ -113,8 +111,9 @@ def document(manager: Manager, reference: str) -> Document:
     from sandbox.cli import facts
     from sandbox.cli.state import shown
     from sandbox.errors import SandboxError
+    from sandbox.lifecycle.find import get
 
-    running = manager.get(reference)
+    running = get(reference)
     record, spec = running.record, running.record.spec
     effective: Inspection | None = None
     failure = None
@@ -129,7 +128,7 @@ def document(manager: Manager, reference: str) -> Document:
         name=record.name,
         workload=spec.workload,
         isolation=spec.isolation,
-        accelerator=record.data.get("accelerator"),
+        accelerator=record.accelerator,
         created=datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
         state=Now(now.text, now.running, now.paused, now.exit_code, pid, record.owner.pid if record.owner else None),
         settings=facts.compare(record, effective),
@@ -140,10 +139,11 @@ def document(manager: Manager, reference: str) -> Document:
         resources=Resources(
             address=record.address,
             mac=record.mac,
-            url=f"http://{record.address}:{spec.port}/" if spec.port is not None else None,
+            url=record.url,
             published=[f"127.0.0.1:{port.host}->{port.inside}" for port in spec.publish],
             directory=str(record.directory),
             boot_id=record.boot_id,
+            level=running.sandbox.resources(),
         ),
     )
 

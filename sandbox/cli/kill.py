@@ -33,8 +33,7 @@ def command(name: str, sandboxes: tuple[str, ...]) -> None:
     """
     from sandbox.cli import signals
     from sandbox.cli.each import for_each
-    from sandbox.lifecycle.manager import Manager
+    from sandbox.lifecycle.kill import kill
 
     number = signals.parse(name)
-    manager = Manager()
-    for_each(sandboxes, lambda reference: manager.get(reference).sandbox.kill(number))
+    for_each(sandboxes, lambda reference: kill(reference, number))

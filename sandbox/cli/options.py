@@ -5,16 +5,17 @@ from __future__ import annotations
 import click
 
 from sandbox.cli import completing
+from sandbox.isolation import DEFAULT, LEVELS
 
 isolation_option = click.option(
     "--isolation",
-    default="namespace",
+    default=DEFAULT,
     show_default=True,
     metavar="LEVEL",
-    help="process, namespace, container, gvisor or vm.",
+    help=f"Isolation level: {', '.join(LEVELS)}.",
     shell_complete=completing.level,
 )
 
 format_option = click.option(
-    "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True, help="How to print."
+    "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True, help="Output format."
 )

@@ -1,4 +1,4 @@
-"""What commands print: tables and JSON on stdout, progress on stderr, plain where there is no terminal."""
+"""Print tables and JSON on standard output, and progress on standard error if it is a terminal."""
 
 from __future__ import annotations
 
@@ -8,35 +8,50 @@ import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+if TYPE_CHECKING:
+    from sandbox.isolation.log import Piece
+
 
 def plain(text: str) -> str:
-    """The text without control characters: what a sandbox wrote must not steer the terminal."""
+    """Replace control characters: text from a sandbox must not control the terminal."""
     return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def one_line(text: str) -> str:
-    """The text on one line, without control characters: an engine's message may carry a sandbox's bytes."""
+    """Join a text to one line without control characters: a message of an engine may contain text from a sandbox."""
     return plain(" ".join(text.split()))
 
 
+def print_pieces(pieces: Iterable[Piece]) -> None:
+    """Write what a workload wrote to its standard output and error to ours, as it comes and byte for byte."""
+    from sandbox.isolation.keeper import STDERR
+    from sandbox.isolation.relay import to_descriptor
+
+    sys.stdout.flush()
+    sys.stderr.flush()
+    writes = [to_descriptor(stream.fileno()) for stream in (sys.stdout, sys.stderr)]
+    for piece in pieces:
+        writes[piece.stream == STDERR](piece.data)
+
+
 def live(stream: Any) -> bool:
-    """Whether the stream is a terminal that understands cursor movements."""
+    """Return whether a stream is a terminal that supports cursor movement."""
     return bool(stream.isatty()) and os.environ.get("TERM") not in (None, "", "dumb")
 
 
 def table_lines(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Columns as wide as their widest cell, as docker prints them."""
+    """Format a table with columns as wide as their widest cell, like docker's."""
     cells = [list(header), *[[plain(cell) for cell in row] for row in rows]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     return ["   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print columns as wide as their widest cell, as docker does."""
+    """Print a table with columns as wide as their widest cell, like docker's."""
     for line in table_lines(header, rows):
         click.echo(line)
 
@@ -47,12 +62,12 @@ def as_json(document: Any) -> None:
 
 
 def binary_size(count: int | None) -> str:
-    """Bytes in powers of 1024, as memory is sold: "12.5MiB"; "-" for what is not known."""
+    """Format bytes in powers of 1024, as used for memory: "12.5MiB"; "-" if unknown."""
     return _scaled(count, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
 
 
 def decimal_size(count: int | None) -> str:
-    """Bytes in powers of 1000, as networks and disks count: "1.2MB"; "-" for what is not known."""
+    """Format bytes in powers of 1000, as used for networks and disks: "1.2MB"; "-" if unknown."""
     return _scaled(count, 1000, ("B", "kB", "MB", "GB", "TB"))
 
 
@@ -66,14 +81,14 @@ def _scaled(count: int | None, base: int, units: Sequence[str]) -> str:
 
 
 class Progress:
-    """One live line on a terminal; nothing in a pipe."""
+    """One live line on a terminal; nothing elsewhere."""
 
     def __init__(self) -> None:
         self._live = live(sys.stderr)
         self._width = 0
 
     def __call__(self, message: str) -> None:
-        """Show one line in place of the last."""
+        """Replace the line."""
         if not self._live:
             return
         columns = shutil.get_terminal_size().columns
@@ -83,7 +98,7 @@ class Progress:
         self._width = len(text)
 
     def clear(self) -> None:
-        """Take the line away."""
+        """Clear the line."""
         if self._width:
             sys.stderr.write("\r" + " " * self._width + "\r")
             sys.stderr.flush()

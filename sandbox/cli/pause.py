@@ -20,18 +20,7 @@ def command(sandboxes: tuple[str, ...]) -> None:
       sandbox pause web
       sandbox unpause web
     """
-    from sandbox.cli.each import for_each, held
-    from sandbox.cli.state import PAUSED
-    from sandbox.lifecycle.manager import Manager
-
-    manager = Manager()
-
-    def pause(reference: str) -> None:
-        with held(manager, reference) as found:
-            # Noted first: an interrupt in between leaves a note that the next look finds untrue, never a paused
-            # sandbox that listings show as running.
-            found.record.data[PAUSED] = True
-            manager.store.save(found.record)
-            found.sandbox.pause()
+    from sandbox.cli.each import for_each
+    from sandbox.lifecycle.pause import pause
 
     for_each(sandboxes, pause)

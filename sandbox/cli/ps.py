@@ -60,7 +60,7 @@ def ports(record: Record) -> str:
 def _row(record: Record, now: Shown) -> tuple[str, ...]:
     spec = record.spec
     level = spec.isolation
-    if record.data.get("accelerator") == "tcg":
+    if record.accelerator == "tcg":
         level += " (TCG)"
     return (
         record.id,
@@ -83,14 +83,14 @@ def _document(record: Record, now: Shown) -> dict[str, object]:
         "name": record.name,
         "workload": spec.workload,
         "isolation": spec.isolation,
-        "accelerator": record.data.get("accelerator"),
+        "accelerator": record.accelerator,
         "running": now.running,
         "paused": now.paused,
         "exit_code": now.exit_code,
         "status": now.text,
         "address": record.address,
         "port": spec.port,
-        "url": f"http://{record.address}:{spec.port}/" if spec.port is not None else None,
+        "url": record.url,
         "published": [{"host": port.host, "inside": port.inside} for port in spec.publish],
         "cpus": spec.cpus,
         "memory": spec.memory,

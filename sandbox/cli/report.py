@@ -1,4 +1,4 @@
-"""`sandbox report`: render a comparison's results again."""
+"""`sandbox report`: render the results of a comparison again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("table", "json", "markdown")
 PIPE_WIDTH = 120
-"""Columns, where there is no terminal to ask."""
+"""Width in columns if the output is not a terminal."""
 
 
 @click.command()
@@ -26,13 +26,16 @@ PIPE_WIDTH = 120
     type=click.Choice((*FORMATS, "html")),
     default="table",
     show_default=True,
-    help="How to render it.",
+    help="Output format.",
 )
 @click.option(
-    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write to a file, not to standard output."
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write to this file, not to standard output.",
 )
 def command(file: Path, form: str, output: Path | None) -> None:
-    """Render FILE, a results.json of `sandbox compare` (or - for standard input).
+    """Render FILE, a results.json that `sandbox compare` wrote (- for standard input).
 
     \b
     Examples:
@@ -49,7 +52,7 @@ def command(file: Path, form: str, output: Path | None) -> None:
 
 
 def show(document: Document, form: str) -> None:
-    """Print a document on standard output, with colour where a terminal reads it and NO_COLOR is not set."""
+    """Print a document on standard output, with colours if it is a terminal and NO_COLOR is not set."""
     terminal = sys.stdout.isatty()
     colour = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     width = shutil.get_terminal_size().columns if terminal else PIPE_WIDTH
@@ -57,7 +60,7 @@ def show(document: Document, form: str) -> None:
 
 
 def rendered(document: Document, form: str, *, colour: bool, width: int) -> str:
-    """The document in one of FORMATS, or as html."""
+    """Render a document in one of FORMATS or as html."""
     if form == "json":
         from sandbox.results import dumps
 

@@ -21,14 +21,12 @@ def command(sandboxes: tuple[str, ...], force: bool) -> None:
       sandbox rm -f $(sandbox ps -aq)
     """
     from sandbox.cli.each import for_each
-    from sandbox.lifecycle.manager import Manager
     from sandbox.lifecycle.remove import remove_all
 
-    results = {result.reference: result for result in remove_all(Manager(), sandboxes, force=force)}
+    errors = dict(zip(sandboxes, remove_all(sandboxes, force=force), strict=True))
 
     def tell(reference: str) -> None:
-        error = results[reference].error
-        if error is not None:
+        if (error := errors[reference]) is not None:
             raise error
 
     for_each(sandboxes, tell)

@@ -17,13 +17,12 @@ from sandbox.cli.dockerflags import refuse_docker_flags
 from sandbox.cli.options import isolation_option
 from sandbox.cli.output import Progress
 from sandbox.errors import SandboxError
+from sandbox.spec import GRACE
 
 if TYPE_CHECKING:
-    from sandbox.lifecycle.manager import Manager, Running
-    from sandbox.request.resolve import Request, Target
+    from sandbox.lifecycle.find import Running
+    from sandbox.request.resolve import Target
 
-GRACE = 10.0
-"""Seconds between SIGTERM and SIGKILL, docker-stop(1)'s default."""
 _COMMAND = "sandbox.run.command"
 
 
@@ -96,50 +95,41 @@ def command(workload: str | None, isolation: str, detach: bool, remove: bool, wa
       sandbox run --rm -v ./data:/data:ro -- sh -c 'wc -l /data/*'
       sandbox run --port 8000 -- python3 -m http.server --bind @listen@ 8000
     """
-    from sandbox.lifecycle.manager import Manager
+    from sandbox.isolation import driver
+    from sandbox.lifecycle import run
     from sandbox.request import resolve
 
     wanted = resolve.make(_target(click.get_current_context(), workload), isolation, resolve.Options(**options))
-    manager = Manager()
 
     def start(then: Callable[[Running], object]) -> Running:
         with Progress() as progress:
-            return _start(manager, wanted, progress, warm=warm, owner=not detach, then=then)
+            return run.run(
+                wanted.spec,
+                application=wanted.application,
+                progress=progress,
+                warm=warm,
+                owner=not detach,
+                then=then,
+            )
 
-    if detach and isolation in detaching.LEVELS:
-        return detaching.run(manager, start, _where, remove=remove)
+    if detach and driver(isolation).features.init_is_child:
+        return detaching.run(start, _where, remove=remove)
     made: list[Running] = []
     try:
         running = start(made.append)
         if not detach:
-            return _follow(running, manager, remove=remove)
+            return _follow(running, remove=remove)
     except BaseException:
         # Ctrl-C, SIGTERM or a reader that went away: all mean that nobody wants it any more. A second Ctrl-C kills
-        # at once, by way of `destroy`.
+        # at once, by way of `remove`.
         if made:
-            _end(manager, made[0])
+            _end(made[0])
         raise
     if remove:
-        _remove_when_over(manager, running)
+        _remove_when_over(running)
     click.echo(running.record.id)
     click.echo(f"{running.record.name} {_where(running)}", err=True)
     return 0
-
-
-def _start(
-    manager: Manager,
-    wanted: Request,
-    progress: Progress,
-    *,
-    warm: bool,
-    owner: bool,
-    then: Callable[[Running], object],
-) -> Running:
-    if warm:
-        from sandbox.lifecycle import warm as pool
-
-        return pool.run(manager, wanted.spec, progress=progress, owner=owner, then=then)
-    return manager.run(wanted.spec, application=wanted.application, progress=progress, owner=owner, then=then)
 
 
 def _target(ctx: click.Context, workload: str | None) -> Target:
@@ -161,16 +151,19 @@ def _where(running: Running) -> str:
     return said
 
 
-def _follow(running: Running, manager: Manager, *, remove: bool) -> int:
+def _follow(running: Running, *, remove: bool) -> int:
+    from sandbox.lifecycle import remove as removing
+    from sandbox.lifecycle.stop import note_end
+
     output = _announce(running)
     for chunk in running.sandbox.logs(follow=True):
         output.write(chunk)
         output.flush()
     code = running.sandbox.wait()
     if remove:
-        manager.destroy(running)
+        removing.remove(running, force=True)
     else:
-        manager.note_end(running.record.id, code)
+        note_end(running.record.id, code)
         click.echo(f"{running.record.name} ended; sandbox logs {running.record.name}, sandbox prune", err=True)
     return code if code is not None else 0
 
@@ -186,18 +179,21 @@ def _announce(running: Running) -> Any:
     return sys.stderr.buffer
 
 
-def _end(manager: Manager, running: Running) -> None:
+def _end(running: Running) -> None:
     from sandbox.cli import arm
+    from sandbox.lifecycle.remove import remove
 
     arm()  # a second Ctrl-C cuts the time of grace short
     try:
         running.sandbox.stop(GRACE)
     finally:
-        manager.destroy(running)
+        remove(running, force=True)
 
 
-def _remove_when_over(manager: Manager, running: Running) -> None:
+def _remove_when_over(running: Running) -> None:
     """Leave a process behind that waits for the end and removes the sandbox: there is no daemon that would."""
+    from sandbox.lifecycle.remove import remove
+
     sys.stdout.flush()
     sys.stderr.flush()
     if os.fork():
@@ -212,7 +208,7 @@ def _remove_when_over(manager: Manager, running: Running) -> None:
     try:
         with suppress(SandboxError, OSError):  # nobody listens here; somebody removed it before us, or `prune` will
             running.sandbox.wait()
-            manager.remove(running.record.id, force=True)
+            remove(running.record.id, force=True)
             code = 0
     finally:
         os._exit(code)

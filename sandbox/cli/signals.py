@@ -1,4 +1,4 @@
-"""Names and numbers of signals, as docker-kill(1) and kill(1) take them."""
+"""Parse signals by name or number, as docker-kill(1) and kill(1) do."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import signal
 from sandbox.errors import SpecError
 
 NAMES = {found.name.removeprefix("SIG"): int(found) for found in signal.Signals}
-"""Name without SIG to number, of this kernel (signal(7))."""
+"""Numbers by name without SIG, for this kernel (signal(7))."""
 _REAL_TIME = re.compile(r"(RTMIN|RTMAX)([+-][0-9]{1,2})?")
 
 
 def parse(text: str) -> int:
-    """A signal's number from a name, with or without SIG, or from a number.
+    """Parse a signal: a name, with or without SIG, or a number.
 
     Raises:
         SpecError: there is no such signal; the hint has the nearest name.

@@ -10,9 +10,6 @@ from sandbox.errors import SandboxError
 from sandbox.phases import Status
 from sandbox.state.record import Record
 
-PAUSED = "paused"
-"""Key of `Record.data`: `sandbox pause` was asked for. Whether it still holds is asked of the engine."""
-
 
 @dataclass(frozen=True, slots=True)
 class Shown:
@@ -48,9 +45,9 @@ def shown(record: Record) -> Shown:
     if running is None:
         return Shown(None, paused=False, exit_code=None, text=f"unknown, made {age} ago")
     if running:
-        paused = bool(record.data.get(PAUSED)) and _ask(record)[0]
+        paused = record.paused and _ask(record)[0]
         return Shown(True, paused, None, f"up {age} (paused)" if paused else f"up {age}")
-    code = record.data.get("exit_code")
+    code = record.exit_code
     if code is None:
         code = _ask(record)[1]
     return Shown(False, paused=False, exit_code=code, text="exited" if code is None else f"exited ({code})")

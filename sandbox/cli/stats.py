@@ -16,7 +16,7 @@ from sandbox.errors import SandboxError
 
 if TYPE_CHECKING:
     from sandbox.isolation.base import Stats
-    from sandbox.lifecycle.manager import Manager, Running
+    from sandbox.lifecycle.find import Running
 
 INTERVAL = 1.0
 """Seconds between two lines of a sandbox: docker's too."""
@@ -69,22 +69,20 @@ def command(no_stream: bool, stream: bool, form: str, sandboxes: tuple[str, ...]
       sandbox stats --stream --format json web | tee usage
     """
     from sandbox.errors import SpecError
-    from sandbox.lifecycle.manager import Manager
 
     if stream and no_stream:
         raise SpecError("--stream and --no-stream exclude each other", "leave out one of them")
-    manager = Manager()
     if no_stream or not (stream or sys.stdout.isatty()):
-        before = look(manager, sandboxes)
+        before = look(sandboxes)
         time.sleep(SINGLE if before else 0)
-        rows = [figures(one, _before(before, one)) for one in look(manager, sandboxes, before)]
+        rows = [figures(one, _before(before, one)) for one in look(sandboxes, before)]
         if form == "json":
             as_json(rows)
         else:
             click.echo("\n".join(table_lines(HEADER, map(_row, rows))))
         return 0
     try:
-        _follow(manager, sandboxes, form)
+        _follow(sandboxes, form)
     except KeyboardInterrupt as error:
         if type(error) is not KeyboardInterrupt:
             raise  # SIGTERM and SIGHUP keep their own codes
@@ -93,14 +91,14 @@ def command(no_stream: bool, stream: bool, form: str, sandboxes: tuple[str, ...]
     return 0
 
 
-def _follow(manager: Manager, sandboxes: tuple[str, ...], form: str) -> None:
+def _follow(sandboxes: tuple[str, ...], form: str) -> None:
     before: list[Sample] = []
     painted = live(sys.stdout) and form == "table"
     if painted:
         click.echo(_HOME_AND_CLEAR, nl=False, color=True)
     while True:
         began = time.monotonic()
-        now = look(manager, sandboxes, before)
+        now = look(sandboxes, before)
         rows = [figures(one, _before(before, one)) for one in now]
         if form == "json":
             for row in rows:
@@ -117,7 +115,7 @@ def _follow(manager: Manager, sandboxes: tuple[str, ...], form: str) -> None:
         time.sleep(max(began + INTERVAL - time.monotonic(), 0.0))
 
 
-def look(manager: Manager, sandboxes: tuple[str, ...], before: list[Sample] | None = None) -> list[Sample]:
+def look(sandboxes: tuple[str, ...], before: list[Sample] | None = None) -> list[Sample]:
     """One sample of each; of all that run, where none is named.
 
     Raises:
@@ -125,13 +123,14 @@ def look(manager: Manager, sandboxes: tuple[str, ...], before: list[Sample] | No
     """
     from sandbox.cli.state import is_running
     from sandbox.errors import NotFoundError
+    from sandbox.lifecycle.find import everything, get
 
     if not sandboxes:
-        return [_sample(one) for one in manager.everything() if is_running(one.record)]
+        return [_sample(one) for one in everything() if is_running(one.record)]
     found = []
     for reference in sandboxes:
         try:
-            found.append(_sample(manager.get(reference)))
+            found.append(_sample(get(reference)))
         except NotFoundError:
             gone = [one for one in before or () if reference in (one.running.record.name, one.running.record.id)]
             if not gone:
@@ -158,9 +157,12 @@ def _before(samples: list[Sample], one: Sample) -> Sample | None:
 
 def figures(now: Sample, before: Sample | None) -> dict[str, Any]:
     """A sample in numbers: bytes, percent; None for what cannot be observed."""
+    from sandbox.isolation import driver
+
     record = now.running.record
     stats = now.stats
     memory = stats.memory if stats is not None else None
+    machine = driver(record.spec.isolation).features.machine
     return {
         "id": record.id,
         "name": record.name,
@@ -170,9 +172,7 @@ def figures(now: Sample, before: Sample | None) -> dict[str, Any]:
         "memory": memory,
         "memory_limit": record.spec.memory,
         # What a VM takes on the host is QEMU's as well as the guest's, and the limit is the guest's.
-        "memory_percent": None
-        if memory is None or record.spec.isolation == "vm"
-        else 100 * memory / record.spec.memory,
+        "memory_percent": None if memory is None or machine else 100 * memory / record.spec.memory,
         "pids": stats.pids if stats is not None else None,
         "pids_limit": record.spec.pids_limit,
         "net_received": stats.received if stats is not None else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from sandbox.cli.completing import running
+from sandbox.spec import GRACE
 
 
 @click.command()
@@ -15,7 +16,7 @@ from sandbox.cli.completing import running
     "--timeout",
     "grace",
     type=click.FloatRange(0, 3600),
-    default=10.0,
+    default=GRACE,
     show_default=True,
     metavar="SECONDS",
     help="Time between SIGTERM and SIGKILL.",
@@ -31,7 +32,6 @@ def command(sandboxes: tuple[str, ...], grace: float) -> None:
       sandbox stop -t 1 $(sandbox ps -q)
     """
     from sandbox.cli.each import for_each
-    from sandbox.lifecycle.manager import Manager
+    from sandbox.lifecycle.stop import stop
 
-    manager = Manager()
-    for_each(sandboxes, lambda reference: manager.stop(reference, grace))
+    for_each(sandboxes, lambda reference: stop(reference, grace))

@@ -16,16 +16,7 @@ def command(sandboxes: tuple[str, ...]) -> None:
     Example:
       sandbox unpause web
     """
-    from sandbox.cli.each import for_each, held
-    from sandbox.cli.state import PAUSED
-    from sandbox.lifecycle.manager import Manager
-
-    manager = Manager()
-
-    def unpause(reference: str) -> None:
-        with held(manager, reference) as found:
-            found.sandbox.unpause()
-            if found.record.data.pop(PAUSED, None):
-                manager.store.save(found.record)
+    from sandbox.cli.each import for_each
+    from sandbox.lifecycle.pause import unpause
 
     for_each(sandboxes, unpause)

@@ -2,20 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from contextlib import suppress
-from typing import TYPE_CHECKING
-
 import click
 
 from sandbox.cli.completing import existing
-
-if TYPE_CHECKING:
-    from sandbox.lifecycle.manager import Manager
-
-_SETTLE = 2.0
-"""Seconds within which whoever watches a sandbox has noted the exit code of one that has just ended."""
-_PAUSE = 0.02
 
 
 @click.command()
@@ -34,29 +23,23 @@ def command(sandboxes: tuple[str, ...]) -> None:
     Exit codes: 0 all have ended and their codes are printed; 125 there is no such sandbox, or a code cannot be known.
     """
     from sandbox.cli.each import for_each
-    from sandbox.lifecycle.manager import Manager
 
-    manager = Manager()
-    for_each(sandboxes, lambda reference: click.echo(_code(manager, reference)), echo=False)
+    for_each(sandboxes, lambda reference: click.echo(_code(reference)), echo=False)
 
 
-def _code(manager: Manager, reference: str) -> int:
+def _code(reference: str) -> int:
     """Wait for the end of one.
 
     Raises:
         NotFoundError: there is none.
         EngineError: its code cannot be known.
     """
-    from sandbox.errors import EngineError, NotFoundError
+    from sandbox.errors import EngineError
+    from sandbox.lifecycle.find import get
+    from sandbox.lifecycle.wait import wait
 
-    found = manager.get(reference)
-    code = found.sandbox.wait()
-    deadline = time.monotonic() + _SETTLE
-    while code is None and time.monotonic() < deadline:
-        with suppress(NotFoundError):  # removed meanwhile, by `run --rm` for one
-            code = manager.store.load(found.record.id).data.get("exit_code")
-        if code is None:
-            time.sleep(_PAUSE)
+    found = get(reference)
+    code = wait(found)
     if code is None:
         raise EngineError(f"{found.record.name} has ended, and nobody noted its exit code", "sandbox logs may tell why")
     return code

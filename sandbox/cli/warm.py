@@ -41,24 +41,20 @@ def command(workload: str, isolation: str, count: int, listed: bool, stop: bool,
       sandbox warm --list
       sandbox warm --stop
     """
-    from sandbox.isolation.local import warm as local_warm
     from sandbox.lifecycle import warm
-    from sandbox.lifecycle.manager import Manager
     from sandbox.request import resolve
 
-    manager = Manager()
     if stop:
-        for line in warm.drain(manager, (warm.ZYGOTE, *warm.PAUSED)):
+        for line in warm.stop():
             click.echo(line)
         return
     if listed:
-        zygote = local_warm.running()
-        rows = [] if zygote is None else [(warm.ZYGOTE, "every server", f"zygote, process {zygote.pid}")]
-        rows += [(one.spec.isolation, one.spec.workload, one.name) for one in warm.waiting(manager)]
+        rows = [(level, "every server", f"zygote, process {pid}") for level, _, pid in warm.zygotes()]
+        rows += [(one.spec.isolation, one.spec.workload, one.name) for one in warm.waiting()]
         table(("ISOLATION", "WORKLOAD", "WHAT"), rows)
         return
     spec = resolve.make(workload, isolation, resolve.Options(**options)).spec  # type: ignore[arg-type]
     with Progress() as progress:
-        lines = warm.fill(manager, spec, count, progress)
+        lines = warm.fill(spec, count, progress)
     for line in lines:
         click.echo(line)

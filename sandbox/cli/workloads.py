@@ -1,4 +1,4 @@
-"""`sandbox workloads`: what can run in a sandbox."""
+"""`sandbox workloads`: list and show the workloads."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ from dataclasses import asdict
 import click
 
 from sandbox.cli import completing
+from sandbox.cli.options import format_option
 
 
 @click.group(name="workloads")
 def command() -> None:
-    """List and explain the servers that a sandbox can run."""
+    """List and explain the workloads: servers of different concurrency models."""
 
 
 @command.command(name="ls")
-@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@format_option
 def list_workloads(form: str) -> None:
-    """List the workloads: name, section of the notes, one line."""
+    """List the workloads with their summaries.
+
+    SECTION is the section of the study notes that describes the model.
+    """
     from sandbox import workloads as catalogue
 
     workloads = [catalogue.describe(name) for name in catalogue.names()]
@@ -33,9 +37,12 @@ def list_workloads(form: str) -> None:
 
 @command.command(name="show")
 @click.argument("name", shell_complete=completing.workload)
-@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@format_option
 def show(name: str, form: str) -> None:
-    """Show one workload: its summary, its section, and a picture of its model."""
+    """Show one workload.
+
+    Prints the summary, the section of the study notes, and a picture of the concurrency model.
+    """
     from sandbox import workloads as catalogue
 
     workload = catalogue.describe(name)

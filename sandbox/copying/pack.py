@@ -1,4 +1,4 @@
-"""An archive of the host's files, for tar(1) inside a sandbox to unpack. Links within are copied, not followed."""
+"""Pack files of the host into an archive for tar(1) inside a sandbox. Symbolic links are copied, not followed."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ _CHUNK = 256 * 1024
 _PERMISSIONS = 0o777
 
 Note = Callable[[str], None]
-"""Takes one line on what was left out."""
+"""Called with one line for each file that is left out."""
 
 
 class Packer:
-    """Writes the host's files into an archive."""
+    """Writes files of the host into an archive."""
 
     def __init__(self, descriptor: int, note: Note) -> None:
         self._out = descriptor
         self._note = note
         self.size = 0
-        """Bytes of content that were written."""
+        """Bytes of content written so far."""
 
     def add(self, folder: int, name: str, as_name: str) -> None:
-        """Write one file, link or directory with all that is in it.
+        """Write one file, symbolic link, or directory with its content.
 
         Args:
-            folder: descriptor of the directory that it is in.
-            name: of it there.
-            as_name: in the archive.
+            folder: descriptor of its directory.
+            name: its name in that directory.
+            as_name: its name in the archive.
 
         Raises:
-            OSError: BrokenPipeError where the sandbox's tar has ended.
-            EngineError: a file became shorter while it was read.
+            OSError: BrokenPipeError if the sandbox's tar has ended.
+            EngineError: a file shrank while it was read.
         """
         status = os.stat(name, dir_fd=folder, follow_symlinks=False)
         if stat.S_ISLNK(status.st_mode):
@@ -54,14 +54,14 @@ class Packer:
         elif stat.S_ISREG(status.st_mode):
             self._add_file(folder, name, as_name)
         else:
-            self._note(f"left out, being neither file, directory nor link: {as_name}")
+            self._note(f"left out: {as_name} is not a file, directory or symbolic link")
 
     def add_content(self, folder: int, as_name: str) -> None:
-        """Write what is in a directory, without the directory itself.
+        """Write the content of a directory, without the directory itself.
 
         Args:
             folder: descriptor of the directory.
-            as_name: of the directory in the archive; empty for the archive's top.
+            as_name: the directory's name in the archive; empty for the archive's top.
 
         Raises:
             OSError, EngineError: as for `add`.
@@ -70,12 +70,12 @@ class Packer:
             self.add(folder, name, f"{as_name}/{name}" if as_name else name)
 
     def _add_file(self, folder: int, name: str, as_name: str) -> None:
-        # O_NONBLOCK: should it have become a named pipe meanwhile, the open does not wait for a writer.
+        # O_NONBLOCK: if it was replaced by a named pipe meanwhile, the open does not wait for a writer.
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         with open(os.open(name, flags, dir_fd=folder), "rb", buffering=0) as stream:
             status = os.fstat(stream.fileno())
             if not stat.S_ISREG(status.st_mode):
-                self._note(f"left out, having changed meanwhile: {as_name}")
+                self._note(f"left out: {as_name} was replaced while it was copied")
                 return
             info = _info(as_name, tarfile.REGTYPE, status)
             info.size = status.st_size
@@ -84,14 +84,14 @@ class Packer:
             while left:
                 piece = stream.read(min(left, _CHUNK))
                 if not piece:
-                    raise EngineError(f"{name} became shorter while it was read")
+                    raise EngineError(f"{name} shrank while it was read")
                 write_all(self._out, piece)
                 left -= len(piece)
             write_all(self._out, bytes(-info.size % BLOCK))
             self.size += info.size
 
-    def pass_on(self, descriptor: int) -> None:
-        """Write a whole archive that somebody else made.
+    def copy_archive(self, descriptor: int) -> None:
+        """Write an existing archive, read from a descriptor.
 
         Raises:
             OSError: it cannot be read.
@@ -100,11 +100,11 @@ class Packer:
             try:
                 write_all(self._out, piece)
             except BrokenPipeError:
-                return  # tar reads no further than the end mark, and archives may be padded beyond it
+                return  # tar stops at the end mark, and archives may have padding after it
             self.size += len(piece)
 
     def finish(self) -> None:
-        """Write the end mark."""
+        """Write the end of the archive."""
         write_all(self._out, bytes(2 * BLOCK))
 
 

@@ -1,4 +1,4 @@
-"""From the stage to where the user wants it: by rename(2) within one file system, following no link."""
+"""Choose where a copy goes on the host, and move it there by rename(2), without following links."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a copy goes on the host.
+    """The destination of a copy on the host.
 
     Attributes:
-        parent: a directory that is there.
-        name: of the copy in it; empty to put a directory's content right into `parent`.
+        parent: an existing directory.
+        name: name of the copy in it; empty to put a directory's content into `parent` itself.
     """
 
     parent: Path
@@ -28,72 +28,72 @@ class Place:
 
     @property
     def path(self) -> Path:
-        """The copy itself."""
+        """The path of the copy."""
         return self.parent / self.name
 
 
 def choose(destination: str, source: str, *, folder: bool) -> Place:
-    """Where a copy of `source` goes, by the rules of docker-cp(1).
+    """Choose where a copy of `source` goes, by the rules of docker-cp(1).
 
-    A directory that is there takes the copy in under its own name, or its content where `source` ends in "/.". Else
-    the destination is the copy's new name.
+    Into an existing directory, under its own name; only its content if `source` ends in "/.". Otherwise the destination
+    is the copy's new name.
 
     Args:
-        destination: as the user gave it.
-        source: as the user gave it, without the sandbox.
-        folder: whether what is copied is a directory.
+        destination: as the user typed it.
+        source: as the user typed it, without the sandbox.
+        folder: whether the source is a directory.
 
     Raises:
-        SpecError: its directory is not there, or it is what it must not be.
+        SpecError: the directory of the destination does not exist, or the destination has the wrong type.
     """
     path = Path(destination)
-    # Path drops a trailing slash, by which lstat(2) follows the link: then the user has said so.
+    # With a trailing slash, which Path drops, lstat(2) follows a link; then the user asked for it.
     slash = destination.endswith(("/", "/."))
     try:
         mode = path.stat().st_mode if slash else path.lstat().st_mode
     except FileNotFoundError:
         mode = 0
     except OSError as error:
-        raise SpecError(f"{destination}: {error.strerror}", "name a directory, or a file in one") from None
+        raise SpecError(f"{destination}: {error.strerror}", "give a directory, or a file in one") from None
     if stat.S_ISLNK(mode):
-        raise SpecError(f"{destination} is a symbolic link, which is not followed", "name what it leads to")
+        raise SpecError(f"{destination} is a symbolic link, which is not followed", "give its target instead")
     if stat.S_ISDIR(mode):
         return Place(path, "" if folder and ends_in_content(source) else base(source))
     if slash and not (folder and mode == 0):
-        what = "not a directory" if mode else "no directory that is there"
-        raise SpecError(f"{destination} is {what}", "make it first, or leave out the slash")
+        what = "is not a directory" if mode else "does not exist"
+        raise SpecError(f"{destination} {what}", "create the directory first, or leave out the slash")
     if mode and (folder or not stat.S_ISREG(mode)):
         raise SpecError(
-            f"{destination} is there and is no {'directory' if folder else 'regular file'}", "choose another name"
+            f"{destination} exists and is not a {'directory' if folder else 'regular file'}", "choose another name"
         )
     if not path.parent.is_dir():
-        raise SpecError(f"{destination}: there is no directory {path.parent}", "make it first")
+        raise SpecError(f"{destination}: there is no directory {path.parent}", "create it first")
     return Place(path.parent, path.name)
 
 
 def ends_in_content(source: str) -> bool:
-    """Whether a path ends in "/.", by which docker-cp(1) means a directory's content."""
+    """Return whether a path ends in "/.", which means the content of a directory in docker-cp(1)."""
     return source == "." or source.endswith("/.")
 
 
 def base(source: str) -> str:
-    """The last part of a path inside; "root" for the whole of it."""
+    """Return the last part of a path inside; "root" for the root directory."""
     parts = [part for part in source.split("/") if part not in ("", ".")]
     return parts[-1] if parts else "root"
 
 
 def move(staged: int, parent: int, place: Place, links: list[tuple[str, ...]]) -> None:
-    """Put what the stage holds in its place. What is in the way is found before anything is moved.
+    """Move a staged copy to its destination. Conflicts are found before anything is moved.
 
     Args:
-        staged: descriptor of the stage.
-        parent: descriptor of the place's directory.
-        place: where to.
-        links: symbolic links in it.
+        staged: descriptor of the staging directory.
+        parent: descriptor of `place.parent`.
+        place: the destination.
+        links: the symbolic links in the copy.
 
     Raises:
-        SpecError: something else has one of the names.
-        HostileError: a symbolic link would lead out by way of a link that was there; it has been removed again.
+        SpecError: a directory would replace a file, or a file a directory.
+        HostileError: a copied link would lead out through a link that existed before; it has been removed again.
         EngineError: only a part could be moved; the message says so.
     """
     if place.name:
@@ -131,20 +131,20 @@ def _mode(folder: int, name: str) -> int:
 
 
 def _check(source: int, source_name: str, target: int, target_name: str, shown: Path) -> None:
-    """Find what is in the way.
+    """Refuse a move that would replace a directory by a file, or a file by a directory.
 
     Raises:
-        SpecError: a directory where a file goes, or the other way round.
+        SpecError: it would.
     """
     there = _mode(target, target_name)
     if not there:
         return
     if not stat.S_ISDIR(_mode(source, source_name)):
         if stat.S_ISDIR(there):
-            raise SpecError(f"{shown} is a directory, and a file goes there", "nothing was copied")
+            raise SpecError(f"{shown} is a directory and cannot be replaced by a file", "nothing was copied")
         return
     if not stat.S_ISDIR(there):
-        raise SpecError(f"{shown} is no directory, and a directory goes there", "nothing was copied")
+        raise SpecError(f"{shown} is not a directory and cannot be replaced by one", "nothing was copied")
     inner_source = os.open(source_name, _FOLDER, dir_fd=source)
     try:
         inner_target = os.open(target_name, _FOLDER, dir_fd=target)
@@ -158,7 +158,7 @@ def _check(source: int, source_name: str, target: int, target_name: str, shown: 
 
 
 def _move(source: int, source_name: str, target: int, target_name: str) -> bool:
-    """Rename it, or, where both are directories, what is in it. Returns whether anything was merged."""
+    """Rename the source; if both are directories, merge their content. Return whether they were merged."""
     if not (stat.S_ISDIR(_mode(source, source_name)) and stat.S_ISDIR(_mode(target, target_name))):
         os.rename(source_name, target_name, src_dir_fd=source, dst_dir_fd=target)
         return False
@@ -176,7 +176,7 @@ def _move(source: int, source_name: str, target: int, target_name: str) -> bool:
 
 
 def _check_links(target: Path, links: list[tuple[str, ...]]) -> None:
-    """Remove copied links that lead out of the target by way of a link that had been there.
+    """Remove a copied link that leads out of the target through a link that existed before.
 
     Raises:
         HostileError: there was one.
@@ -187,5 +187,6 @@ def _check_links(target: Path, links: list[tuple[str, ...]]) -> None:
         if os.path.commonpath((real, os.path.realpath(path))) != real:
             path.unlink()
             raise HostileError(
-                f"{path} led out of {target} by way of a link that was there; it was removed", "the rest was copied"
+                f"{path} led out of {target} through a link that existed before, so it was removed",
+                "the rest was copied",
             )

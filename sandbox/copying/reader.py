@@ -1,8 +1,8 @@
-"""A strict reader of the archives that `tar --create --format=gnu` writes, from a stream that may be hostile.
+"""A strict reader for untrusted archives in the format that `tar --create --format=gnu` writes.
 
-Not the standard library's `tarfile`: it is made to read everything that was ever called a tar, holds headers of any
-size in memory, and its extraction filter has been got round (CVE-2025-4517). Here every header is at most one block
-and two names of PATH_MAX bytes, and what GNU tar would not have written is refused.
+The standard library's `tarfile` is not used: it accepts every variant of tar, keeps headers of any size in memory, and
+its extraction filter has been bypassed (CVE-2025-4517). Here a header is at most one block and two names of PATH_MAX
+bytes, and anything that GNU tar would not write is refused.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from sandbox.errors import EngineError
 
 BLOCK = 512
 MAX_NAME = 4096
-"""Bytes of a name with its NUL: PATH_MAX, limits.h(0p)."""
+"""Bytes of a name including its NUL: PATH_MAX, limits.h(0p)."""
 _CHUNK = 256 * 1024
 _MAGIC = b"ustar  \0"
-"""Of GNU tar's own format: tar.h of GNU tar, OLDGNU_MAGIC."""
+"""The magic of GNU tar's own format: OLDGNU_MAGIC in its tar.h."""
 _LONG_NAME, _LONG_LINK = b"L", b"K"
 
 
 class HostileError(EngineError):
-    """What came out of the sandbox is no archive as tar would have written it, or holds what is not let out."""
+    """The sandbox sent something that is not a GNU tar archive, or an entry that is not allowed."""
 
 
 class Kind(StrEnum):
-    """What an entry is; the values are read aloud in messages."""
+    """The type of an entry. The values appear in messages."""
 
     FILE = "file"
     DIRECTORY = "directory"
@@ -49,15 +49,15 @@ _REFUSED = {
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One entry, as the archive has it.
+    """One entry as sent, not checked yet.
 
     Attributes:
-        name: bytes as sent, not yet checked.
+        name: bytes as sent.
         kind: file, directory or link.
         mode: permission bits, as sent.
         mtime: seconds since the epoch, at least 0.
         size: bytes of content that follow; 0 for anything but a file.
-        link: what a link leads to; empty otherwise.
+        link: target of a link; empty otherwise.
     """
 
     name: bytes
@@ -69,26 +69,26 @@ class Entry:
 
 
 class Reader:
-    """Iterates over the entries. The content of each is taken by `content` before the next one is asked for."""
+    """Iterates over the entries of an archive. `content` returns the content of the current entry."""
 
     def __init__(self, read: Callable[[int], bytes]) -> None:
         """Read an archive.
 
         Args:
-            read: returns at most so many bytes, at least one, and none at the end of the stream.
+            read: returns between one and so many bytes, and none at the end of the stream.
         """
         self._read = read
         self._left = 0
         self._padding = 0
 
     def __iter__(self) -> Iterator[Entry]:
-        """The entries up to the end mark.
+        """Yield the entries up to the end of the archive.
 
         Raises:
             HostileError
         """
         while True:
-            deque(self.content(), maxlen=0)  # what the caller did not want is passed over
+            deque(self.content(), maxlen=0)  # skip what the caller did not read
             self._exactly(self._padding)
             self._padding = 0
             entry = self._next()
@@ -99,15 +99,15 @@ class Reader:
             yield entry
 
     def content(self) -> Iterator[bytes]:
-        """The bytes of the present entry, in pieces.
+        """Yield the bytes of the current entry, in pieces.
 
         Raises:
-            HostileError: the stream ended within it.
+            HostileError: the stream ended within the entry.
         """
         while self._left:
             piece = self._read(min(self._left, _CHUNK))
             if not piece:
-                raise HostileError("the archive from the sandbox ended within a file")
+                raise HostileError("the archive from the sandbox ended in the middle of a file")
             self._left -= len(piece)
             yield piece
 
@@ -117,14 +117,14 @@ class Reader:
             header = self._exactly(BLOCK)
             if not any(header):
                 if longs or any(self._exactly(BLOCK)):
-                    raise HostileError("the archive from the sandbox has a broken end")
+                    raise HostileError("the archive from the sandbox does not end as GNU tar's do")
                 return None
             _check_header(header)
             flag = header[156:157]
             size = _number(header[124:136], "size")
             if flag in (_LONG_NAME, _LONG_LINK):
                 if flag in longs or not 0 < size <= MAX_NAME:
-                    raise HostileError("the archive from the sandbox has a name of absurd length")
+                    raise HostileError("the archive from the sandbox has an invalid header for a long name")
                 longs[flag] = self._exactly(size).partition(b"\0")[0]
                 self._exactly(-size % BLOCK)
                 continue
@@ -141,9 +141,9 @@ class Reader:
 
 
 def _check_header(header: bytes) -> None:
-    """The sum over the header, its own field counted as blanks (tar(5))."""
+    """Check a header's magic and its checksum, which counts its own field as blanks (tar(5))."""
     if header[257:265] != _MAGIC:
-        raise HostileError("what came from the sandbox is not an archive of GNU tar")
+        raise HostileError("the data from the sandbox is not a GNU tar archive")
     if sum(header[:148]) + 8 * 0x20 + sum(header[156:]) != _number(header[148:156], "checksum"):
         raise HostileError("the archive from the sandbox has a header with a wrong checksum")
 
@@ -167,9 +167,9 @@ def _entry(header: bytes, flag: bytes, size: int, longs: dict[bytes, bytes]) -> 
 
 
 def _number(field: bytes, what: str) -> int:
-    """A number in octal, or in base 256 where its first byte has the high bit set (GNU tar's extension).
+    """Parse a number in octal, or in base 256 if its first byte has the high bit set (GNU tar's extension).
 
-    A time before 1970 is written in base 256 with 0xff first; it counts as 0. No other field may be negative.
+    A time before 1970, written in base 256 with a first byte of 0xff, counts as 0. No other field may be negative.
     """
     if field[0] == 0x80:
         value = int.from_bytes(field[1:], "big")
@@ -181,4 +181,4 @@ def _number(field: bytes, what: str) -> int:
         digits = field.strip(b" \0")
         if digits and all(byte in b"01234567" for byte in digits):
             return int(digits, 8)
-    raise HostileError(f"the archive from the sandbox has a header whose {what} is no number")
+    raise HostileError(f"the archive from the sandbox has a header whose {what} is not a number")

@@ -1,7 +1,7 @@
-"""Checked entries made into files, below a directory that was made for them, or into a clean archive.
+"""Write checked entries as files below a new directory, or into a new archive.
 
-Every name is opened part by part with O_NOFOLLOW, relative to a descriptor (openat(2)), and made with O_EXCL: whatever
-the checks before it overlooked, no link is followed and nothing that is there is touched.
+Every name is opened part by part with O_NOFOLLOW, relative to a descriptor (openat(2)), and created with O_EXCL. So
+even if the checks missed something, no link is followed and no existing file is changed.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from sandbox.copying.checked import Member
 from sandbox.copying.reader import BLOCK, HostileError, Kind
+from sandbox.copying.validation import Member
 
 STAGE_PREFIX = ".sandbox-cp-"
 TREE = "tree"
-"""What a stage holds: the directory or the file that was copied."""
+"""The name, in a staging directory, of the copied directory or file."""
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @contextmanager
 def stage(parent: int) -> Iterator[int]:
-    """A fresh directory for the time of a block, that root alone can enter; removed with all that is in it.
+    """Create a staging directory that only root can enter, and remove it with its content at the end of the block.
 
     Args:
-        parent: a descriptor of the directory to make it in.
+        parent: descriptor of the directory to create it in.
 
     Yields:
-        Its descriptor.
+        A descriptor of it.
 
     Raises:
         OSError
@@ -48,22 +48,22 @@ def stage(parent: int) -> Iterator[int]:
 
 
 class Unpacker:
-    """Makes files of entries, below the directory TREE of a stage."""
+    """Creates files from entries, at the name TREE in a staging directory."""
 
     def __init__(self, staged: int) -> None:
         self._stage = staged
         self._folders: list[Member] = []
         self.links: list[tuple[str, ...]] = []
-        """The symbolic links that were made."""
+        """The symbolic links created so far."""
         self.size = 0
-        """Bytes of content that were written."""
+        """Bytes of content written so far."""
 
     def add(self, member: Member, content: Iterable[bytes]) -> None:
-        """Make one entry.
+        """Create one entry.
 
         Raises:
             OSError
-            HostileError: the file system knows two of its names as one.
+            HostileError: the name exists, because the file system treats two names as one.
         """
         path = (TREE, *member.path)
         with self._folder(path[:-1]) as parent:
@@ -75,7 +75,7 @@ class Unpacker:
     def _make(self, member: Member, name: str, parent: int, content: Iterable[bytes]) -> None:
         if member.kind is Kind.DIRECTORY:
             os.mkdir(name, 0o700, dir_fd=parent)
-            self._folders.append(member)  # its mode comes last: it may forbid what is still to be made in it
+            self._folders.append(member)  # its mode is set last: it may forbid creating files in it
         elif member.kind is Kind.SYMLINK:
             os.symlink(member.link, name, dir_fd=parent)
             self.links.append(member.path)
@@ -109,7 +109,7 @@ class Unpacker:
             os.close(descriptor)
 
     def finish(self) -> None:
-        """Give the directories their modes and times, the innermost first.
+        """Set the modes and times of the directories, the innermost first.
 
         Raises:
             OSError
@@ -121,14 +121,14 @@ class Unpacker:
 
 
 class Archive:
-    """Writes entries into an archive of our own making, so that nothing of the sandbox's headers is passed on."""
+    """Writes entries into a new archive, so that no header from the sandbox is passed on."""
 
     def __init__(self, descriptor: int, top: str) -> None:
         """Write an archive.
 
         Args:
-            descriptor: where to.
-            top: stands before every name; empty to leave names as they are.
+            descriptor: where to write it.
+            top: directory to put in front of every name; empty for none.
         """
         self._out = descriptor
         self._top = (top,) if top else ()
@@ -138,11 +138,11 @@ class Archive:
         """Write one entry.
 
         Raises:
-            OSError: BrokenPipeError where the reader went away.
+            OSError: BrokenPipeError if the reader has closed the pipe.
         """
         name = "/".join((*self._top, *member.path))
         if not name:
-            return  # a directory's content, without the directory
+            return  # the content of a directory was asked for, without the directory
         info = tarfile.TarInfo(name)
         info.mode, info.mtime, info.size = member.mode, member.mtime, member.size
         info.type = _TYPES[member.kind]
@@ -154,7 +154,7 @@ class Archive:
         write_all(self._out, bytes(-member.size % BLOCK))
 
     def finish(self) -> None:
-        """Write the end mark."""
+        """Write the end of the archive."""
         write_all(self._out, bytes(2 * BLOCK))
 
 
@@ -172,7 +172,7 @@ def write_header(descriptor: int, info: tarfile.TarInfo) -> None:
 
 
 def write_all(descriptor: int, data: bytes) -> None:
-    """Write all of it, however many calls the kernel needs."""
+    """Write all of the data, with as many calls of write(2) as it takes."""
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]

@@ -1,12 +1,12 @@
-"""What this host can do, and if not, why, and the one command that mends it.
+"""Check the capabilities of this host; for a missing one, say why, and the one command that provides it.
 
-Importing this package is cheap: everything that looks at the host is imported by the first question. Nothing here
-raises for what a host lacks. Verdicts that cost time (does KVM run a guest, does gVisor run a container) are found by
-trying, once, and remembered per boot of the host.
+Importing this package is fast: the checks are imported on first use. None of them raises if the host lacks something.
+Slow ones (does KVM run a guest, does gVisor run a container) try it once, and remember the result until the next boot.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """One thing that this host lacks.
+    """A capability that this host lacks.
 
     Attributes:
-        what: the capability's id, such as "docker.daemon".
-        reason: one line.
-        remedy: one command or one line that mends it.
+        what: id of the capability, such as "docker.daemon".
+        reason: why it is missing, one line.
+        remedy: how to provide it, one command or line.
     """
 
     what: str
@@ -30,7 +30,7 @@ class Missing:
 
 
 def check(name: str) -> Missing | None:
-    """Look at one capability of this host; None when it is there.
+    """Check one capability of this host. Returns None if the host has it.
 
     Raises:
         KeyError: there is no capability of that name.
@@ -40,21 +40,31 @@ def check(name: str) -> Missing | None:
     return _missing(Survey().look(name))
 
 
-def missing_for(level: str) -> list[Missing]:
-    """What this host lacks for an isolation level; empty when the level is available.
+def missing_extra(name: str) -> list[Missing]:
+    """Return what an extra, such as "vagrant", needs and this host lacks; empty if it is available."""
+    from sandbox.host.checks import EXTRAS, Survey
 
-    Takes a few milliseconds once the verdicts are remembered.
+    return [missing for finding in Survey().level(EXTRAS[name]) if (missing := _missing(finding))]
+
+
+def missing_for(requires: Iterable[str]) -> list[Missing]:
+    """Return what an isolation level needs and this host lacks; empty if the level is available.
+
+    Takes a few milliseconds once the slow checks are remembered.
+
+    Args:
+        requires: the capabilities that the level needs beside those that every level needs.
 
     Raises:
-        KeyError: there is no level of that name.
+        KeyError: there is no capability of that name.
     """
-    from sandbox.host.checks import Survey
+    from sandbox.host.checks import COMMON, Survey
 
-    return [missing for finding in Survey().level(level) if (missing := _missing(finding))]
+    return [missing for finding in Survey().level((*COMMON, *requires)) if (missing := _missing(finding))]
 
 
 def kvm_works() -> bool:
-    """Whether KVM runs a guest here, found by running one; remembered per boot. See `sandbox.host.kvm`."""
+    """Return whether KVM runs a guest here, tried once per boot. See `sandbox.host.kvm`."""
     from sandbox.host.kvm import verdict
 
     return verdict().works

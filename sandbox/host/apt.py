@@ -1,4 +1,4 @@
-"""Installs packages with apt-get, without a question and without starting what an init system should start."""
+"""Install packages with apt-get, without prompts and without starting services."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _POLICY_TEXT = (
 )
 _ENVIRONMENT = {
     "DEBIAN_FRONTEND": "noninteractive",
-    "NEEDRESTART_SUSPEND": "1",  # Ubuntu asks, at the end of an installation, what to restart
+    "NEEDRESTART_SUSPEND": "1",  # on Ubuntu, needrestart prompts at the end of an installation
     "LC_ALL": "C.UTF-8",
 }
 _OPTIONS = (
@@ -41,10 +41,10 @@ Progress = Callable[[str], None]
 
 @contextmanager
 def no_service_starts() -> Iterator[None]:
-    """Keep packages from starting their daemons where no systemd would own them.
+    """Keep packages from starting their daemons on a host without systemd.
 
-    Such a daemon would belong to nobody: we could not stop it. invoke-rc.d(8) asks /usr/sbin/policy-rc.d, and 101 means
-    no. One that is there already is somebody's decision, and stays.
+    Nothing would manage such a daemon, and we could not stop it. invoke-rc.d(8) runs /usr/sbin/policy-rc.d, and exit
+    code 101 means no. An existing one is the administrator's decision, and is kept.
     """
     if systemd() or not _ours_or_absent():
         yield
@@ -65,7 +65,7 @@ def _ours_or_absent() -> bool:
 
 
 def available(packages: Sequence[str]) -> list[str]:
-    """Those packages that this release of the distribution has."""
+    """Return those of the packages that this release of the distribution has."""
     found = []
     for package in packages:
         done = subprocess.run(
@@ -85,7 +85,7 @@ def update(progress: Progress) -> None:
     """Fetch the package lists.
 
     Raises:
-        EngineError: apt-get fails; its words are in the text.
+        EngineError: apt-get failed; the message has its error.
     """
     progress("apt-get update")
     _apt(["update"], progress)
@@ -95,7 +95,7 @@ def install(packages: Sequence[str], progress: Progress) -> None:
     """Install packages.
 
     Raises:
-        EngineError: apt-get fails; its words are in the text.
+        EngineError: apt-get failed; the message has its error.
     """
     progress(f"apt-get install {' '.join(packages)}")
     with no_service_starts():

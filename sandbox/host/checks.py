@@ -1,4 +1,4 @@
-"""The capabilities by name, and what each isolation level requires.
+"""The capabilities by name, and those that every isolation level requires.
 
 A check looks at the host and returns a `Finding`; it never raises for what is missing. `Survey` runs each check at
 most once, and recalls from the state directory what the running kernel has already shown that it can do.
@@ -7,42 +7,38 @@ most once, and recalls from the state directory what the running kernel has alre
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import TYPE_CHECKING
+from functools import partial
 
-from sandbox.host import kernel, kvm, libvirt, programs, verdicts
+from sandbox.host import kernel, kvm, libvirt, programs, vagrant, verdicts
 from sandbox.host.finding import Finding
 
-if TYPE_CHECKING:
-    from sandbox.host.docker_check import Engine
-
-__all__ = ["CHECKS", "OPTIONAL", "REQUIRED", "Finding", "Optional", "Survey"]
+__all__ = ["CHECKS", "COMMON", "EXTRAS", "OPTIONAL", "Finding", "Optional", "Survey"]
 
 Check = Callable[["Survey"], Finding]
 
 _LIMITS = ("cgroup.cpu", "cgroup.memory", "cgroup.pids")
 _LAB = ("program.nft", "net.nftables", "net.bridge", "net.veth", "python.pyroute2")
-_COMMON = ("root", *_LIMITS, *_LAB, "program.mmdebstrap")
+COMMON = ("root", *_LIMITS, *_LAB, "program.mmdebstrap")
+"""Capabilities without which no level works, the telling ones first. A level says what it needs beside them."""
 
-REQUIRED: dict[str, tuple[str, ...]] = {
-    "process": _COMMON,
-    "namespace": (*_COMMON, *(f"ns.{kind}" for kind in kernel.REQUIRED_NAMESPACES), "seccomp"),
-    "container": (*_COMMON, "docker.daemon", "python.docker"),
-    "gvisor": (*_COMMON, "docker.daemon", "python.docker", "docker.runsc"),
-    "vm": (
-        *_COMMON,
-        "net.tun",
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "vagrant": (
+        "program.vagrant",
+        "vagrant.libvirt",
+        "program.dnsmasq",
+        "program.nft",
+        "net.nftables",
+        "program.mmdebstrap",
         "program.qemu",
-        "program.mkfs.ext4",
+        "program.mkfs.erofs",
+        "program.lz4",
         "libvirt.daemon",
         "libvirt.kvm-group",
-        "python.libvirt",
-        "python.paramiko",
     ),
 }
-"""Isolation level to the capabilities without which it does not work, the telling ones first."""
+"""The same for what is no isolation level: a host without it lacks no level, and the doctor does not fail for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,20 +56,19 @@ OPTIONAL: tuple[Optional, ...] = (
     Optional("ns.time", "sandboxes share the host's clock offsets"),
     Optional("cgroup.cpuset", "sandboxes cannot be pinned to CPUs"),
     Optional("overlayfs", "Docker falls back to a slower storage driver"),
-    Optional("program.vagrant", "the Vagrantfile cannot be used"),
 )
 
 
-def _docker_daemon(survey: Survey) -> Finding:
-    from sandbox.host import docker_check  # http.client costs 15 ms, which a level without Docker need not pay
+def _docker_daemon(_: Survey) -> Finding:
+    from sandbox.host import docker_check  # loads what a level without Docker need not pay for
 
-    return docker_check.daemon(survey.engine)
+    return docker_check.daemon()
 
 
-def _docker_runsc(survey: Survey) -> Finding:
+def _docker_runsc(_: Survey) -> Finding:
     from sandbox.host import docker_check
 
-    return docker_check.runsc(survey.engine)
+    return docker_check.runsc()
 
 
 CHECKS: dict[str, Check] = {
@@ -91,6 +86,7 @@ CHECKS: dict[str, Check] = {
     "libvirt.daemon": lambda _: libvirt.daemon(),
     "libvirt.kvm-group": lambda _: libvirt.kvm_group(),
     "kvm": lambda _: kvm.finding(),
+    "vagrant.libvirt": lambda _: vagrant.plugin(),
     **{f"program.{name}": partial(lambda name, _: programs.program(name), name) for name in programs.PROGRAMS},
     **{f"python.{name}": partial(lambda name, _: programs.module(name), name) for name in programs.MODULES},
 }
@@ -112,13 +108,6 @@ class Survey:
     @staticmethod
     def _key() -> str:
         return f"euid {os.geteuid()}"
-
-    @cached_property
-    def engine(self) -> Engine:
-        """The Docker daemon."""
-        from sandbox.host.docker_check import Engine
-
-        return Engine()
 
     def look(self, name: str) -> Finding:
         """Check one capability, at most once.
@@ -143,14 +132,13 @@ class Survey:
             verdicts.remember("kernel", self._key(), self._known)
         return finding
 
-    def level(self, level: str) -> list[Finding]:
-        """The findings on all that a level requires.
+    def level(self, required: Iterable[str]) -> list[Finding]:
+        """Return the findings on all that a level, or one of `EXTRAS`, requires.
 
         Without root there is one finding, for little else can be seen.
 
         Raises:
-            KeyError: there is no level of that name.
+            KeyError: there is no capability of that name.
         """
-        required = REQUIRED[level]
         root = self.look("root")
         return [self.look(name) for name in required] if root.ok else [root]

@@ -1,6 +1,6 @@
-"""Starts and stops daemons where no init system does: detached, logged, remembered, so that only ours are stopped.
+"""Start and stop daemons on hosts without an init system: detached, with a log, and with a record of those we started.
 
-A daemon is remembered as (pid, start time, boot id), so a later process with the same pid is never mistaken for it.
+The record is (pid, start time, boot id), so that a later process with the same pid is never mistaken for the daemon.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _PAUSE = 0.05
 
 
 def log_path(name: str) -> Path:
-    """Where a daemon's output goes; it is appended to."""
+    """Return the path of a daemon's log, to which its output is appended."""
     return paths.host_dir() / f"{name}.log"
 
 
 def running(name: str) -> ProcessId | None:
-    """The daemon of that name that we started, if it still runs."""
+    """Return the daemon of that name, if we started it and it still runs."""
     try:
         raw = json.loads(_record(name).read_text(encoding="utf-8"))
         process = ProcessId(int(raw["pid"]), int(raw["start_time"]), str(raw["boot_id"]))
@@ -44,7 +44,7 @@ def running(name: str) -> ProcessId | None:
 
 
 def ours() -> dict[str, ProcessId]:
-    """Every daemon that we started and that still runs, the last one started first."""
+    """Return the daemons that we started and that still run, the most recent first."""
     try:
         names = [path.stem.removeprefix(_PREFIX) for path in paths.host_dir().glob(f"{_PREFIX}*.json")]
     except OSError:
@@ -61,20 +61,20 @@ def start(
     environment: Mapping[str, str] | None = None,
     timeout: float = 60.0,
 ) -> ProcessId:
-    """Start a daemon in the foreground mode that it must have, detached from us, and wait until it serves.
+    """Start a daemon, detached from this process, and wait until it is ready.
 
-    It gets a session of its own, `/` as working directory, default signals and a clean environment. One that we
-    started before and that still runs is left as it is.
+    The command must stay in the foreground. It gets a session of its own, `/` as working directory, default signals and
+    a clean environment. If we started it before and it still runs, it is left as it is.
 
     Args:
-        name: ours, for the record and the log.
+        name: name of the record and the log.
         argv: the command; argv[0] is looked up on the administrator's PATH.
-        ready: whether it serves; asked again and again.
+        ready: returns whether the daemon is ready; called repeatedly.
         environment: added to PATH, HOME and LANG.
         timeout: seconds to become ready.
 
     Raises:
-        EngineError: it died, or was not ready in time (then it is stopped again).
+        EngineError: it ended, or was not ready in time (then it is stopped).
         StoreError: the state directory cannot be written.
     """
     already = running(name)
@@ -87,10 +87,10 @@ def start(
         if not process.alive():
             _reap(process.pid)
             _record(name).unlink(missing_ok=True)
-            raise EngineError(f"{name} ended as soon as it was started: {_last_words(name)}", f"see {log_path(name)}")
+            raise EngineError(f"{name} ended right after it was started: {_last_line(name)}", f"see {log_path(name)}")
         if time.monotonic() > deadline:
             stop(name)
-            raise EngineError(f"{name} did not serve within {timeout:.0f} s", f"see {log_path(name)}")
+            raise EngineError(f"{name} was not ready within {timeout:.0f} s", f"see {log_path(name)}")
         time.sleep(_PAUSE)
     return process
 
@@ -110,12 +110,12 @@ def _spawn(name: str, argv: Sequence[str], environment: Mapping[str, str]) -> Pr
             ],
             setsid=True,
             setsigmask=(),
-            setsigdef=defaults,  # Python ignores SIGPIPE, and what is ignored stays ignored across exec
+            setsigdef=defaults,  # Python ignores SIGPIPE, and ignored signals stay ignored across exec
         )
         process = ProcessId.of(pid)
         if process is None:
             _reap(pid)
-            raise EngineError(f"{name} ended as soon as it was started: {_last_words(name)}", f"see {log_path(name)}")
+            raise EngineError(f"{name} ended right after it was started: {_last_line(name)}", f"see {log_path(name)}")
         temporary = _record(name).with_suffix(".new")
         temporary.write_text(json.dumps({**asdict(process), "argv": list(argv)}), encoding="utf-8")
         temporary.replace(_record(name))
@@ -125,13 +125,13 @@ def _spawn(name: str, argv: Sequence[str], environment: Mapping[str, str]) -> Pr
 
 
 def send(name: str, number: signal.Signals) -> bool:
-    """Send a signal to a daemon that we started; False when it does not run."""
+    """Send a signal to a daemon that we started. Returns False if it does not run."""
     process = running(name)
     return process is not None and _send(process, number)
 
 
 def _send(process: ProcessId, number: signal.Signals) -> bool:
-    """Signal that very process: a pidfd cannot come to mean another one between the look and the signal."""
+    """Signal the process through a pidfd, which cannot refer to a new process with the same pid."""
     try:
         descriptor = os.pidfd_open(process.pid)
     except ProcessLookupError:
@@ -148,10 +148,10 @@ def _send(process: ProcessId, number: signal.Signals) -> bool:
 
 
 def stop(name: str, grace: float = 30.0) -> bool:
-    """SIGTERM to a daemon that we started, SIGKILL after `grace` seconds; False when it did not run.
+    """Stop a daemon that we started: SIGTERM, and SIGKILL after `grace` seconds. Returns False if it did not run.
 
     Raises:
-        EngineError: it outlives even that.
+        EngineError: it still runs after SIGKILL.
     """
     process = running(name)
     if process is None:
@@ -166,7 +166,7 @@ def stop(name: str, grace: float = 30.0) -> bool:
             _reap(process.pid)
             _record(name).unlink(missing_ok=True)
             return True
-    raise EngineError(f"{name} (pid {process.pid}) does not end", f"see {log_path(name)}")
+    raise EngineError(f"{name} (pid {process.pid}) did not end after SIGKILL", f"see {log_path(name)}")
 
 
 def _record(name: str) -> Path:
@@ -174,14 +174,14 @@ def _record(name: str) -> Path:
 
 
 def _reap(pid: int) -> None:
-    """Collect it if it is our own child; otherwise init does."""
+    """Reap the process if it is our child; otherwise init does."""
     with suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
 
 
-def _last_words(name: str) -> str:
+def _last_line(name: str) -> str:
     try:
         lines = log_path(name).read_text(encoding="utf-8", errors="replace").strip().splitlines()
     except OSError:
-        return "it left no log"
-    return lines[-1][-300:] if lines else "it said nothing"
+        return "it wrote no log"
+    return lines[-1][-300:] if lines else "its log is empty"

@@ -1,4 +1,4 @@
-"""Which distribution this is, and what its packages are called."""
+"""The distribution of this host, and the names of its packages."""
 
 from __future__ import annotations
 
@@ -16,26 +16,32 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "program.wrk": ("wrk",),
     "program.h2load": ("nghttp2-client",),
     "program.qemu": ("qemu-system-x86", "qemu-utils"),
-    "program.mkfs.ext4": ("e2fsprogs",),
-    "program.vagrant": ("vagrant", "vagrant-libvirt"),
+    "program.mkfs.erofs": ("erofs-utils",),
+    "program.lz4": ("lz4",),
+    "program.vagrant": ("vagrant",),
+    "vagrant.libvirt": ("vagrant-libvirt",),
+    "program.dnsmasq": ("dnsmasq-base",),
     "docker.daemon": ("docker.io",),
     "docker.runsc": ("runsc",),
     "libvirt.daemon": ("libvirt-daemon-system", "libvirt-daemon-driver-qemu", "libvirt-clients"),
     "python.libvirt": ("gcc", "pkg-config", "libvirt-dev", "python3-dev"),
 }
-"""Capability to the Debian packages that provide it."""
+"""The Debian packages that provide a capability."""
 
-OPTIONAL_PACKAGES: dict[str, tuple[str, ...]] = {"libvirt.daemon": ("libvirt-daemon-log",)}
-"""The same, for packages that only some releases have (virtlogd is part of libvirt-daemon before Debian 13)."""
+OPTIONAL_PACKAGES: dict[str, tuple[str, ...]] = {
+    "libvirt.daemon": ("libvirt-daemon-log",),
+    "program.dnsmasq": ("libvirt-daemon-driver-network", "libvirt-daemon-driver-storage"),
+}
+"""Further packages that only some releases have (before Debian 13, all three are part of libvirt-daemon)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """What /etc/os-release says, see os-release(5).
+    """A distribution as described by /etc/os-release, see os-release(5).
 
     Attributes:
-        name: for people.
-        debian: whether it is Debian, Ubuntu or made from one of them, with apt-get.
+        name: its name, for people.
+        debian: whether it is Debian, Ubuntu or a derivative of one, and has apt-get.
     """
 
     name: str
@@ -43,7 +49,7 @@ class Distribution:
 
 
 def read_os_release(text: str) -> dict[str, str]:
-    """Parse os-release(5): lines of NAME=value, the value perhaps quoted."""
+    """Parse the text of an os-release(5) file: lines of NAME=value, perhaps with quotes."""
     found = {}
     for line in text.splitlines():
         name, separator, value = line.strip().partition("=")
@@ -54,7 +60,7 @@ def read_os_release(text: str) -> dict[str, str]:
 
 @cache
 def distribution() -> Distribution:
-    """This host's distribution."""
+    """Return this host's distribution."""
     fields: dict[str, str] = {}
     for path in ("/etc/os-release", "/usr/lib/os-release"):
         try:
@@ -68,12 +74,12 @@ def distribution() -> Distribution:
 
 
 def systemd() -> bool:
-    """Whether systemd is this host's init, see sd_booted(3)."""
+    """Return whether systemd is this host's init, see sd_booted(3)."""
     return Path("/run/systemd/system").is_dir()
 
 
 def remedy(capability: str) -> str:
-    """What installs a capability: our own command where it can, else the names to look for."""
+    """Say how to install a capability: by our own command if it can, else by the names of the packages."""
     if distribution().debian:
         return FIX
-    return "install what Debian calls " + ", ".join(PACKAGES[capability])
+    return "install the equivalent of Debian's " + ", ".join(PACKAGES[capability])

@@ -1,184 +1,73 @@
-"""Docker, asked over its HTTP API on a UNIX socket: in milliseconds, where its SDK takes a fifth of a second to import.
-
-The API is described at docs.docker.com/engine/api; every call here is in version 1.40 and later.
-"""
+"""The doctor's look at Docker: whether dockerd answers, and whether it runs containers under gVisor."""
 
 from __future__ import annotations
 
-import http.client
 import io
 import json
 import os
 import signal
-import socket
 import struct
 import tarfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
 
-from sandbox.errors import SandboxError
+from sandbox.errors import EngineError, SandboxError, UnavailableError
 from sandbox.host import verdicts
-from sandbox.host.distribution import FIX, distribution, remedy
+from sandbox.host.distribution import FIX, remedy
+from sandbox.host.docker import Engine, RefusalError
 from sandbox.host.finding import Finding
 from sandbox.host.programs import which
 from sandbox.state.store import named_lock
 
-DEFAULT_HOST = "unix:///var/run/docker.sock"
 RUNTIME = "runsc"
 RUNTIME_ARGS = ("--network=host",)
 """gVisor then uses the stack of the container's own network namespace; without it Debian's runsc refuses to start."""
 PROBE = "sandbox-doctor-probe"
 """The name of the trial's image and container."""
-_TIMEOUT = 5.0
-_TRIAL_TIMEOUT = 30.0
+_TRIAL_TIMEOUT = 30
+"""Seconds."""
 _OUTCOME = 42
 _NOT_FOUND = 404
 
 
-class DockerError(Exception):
-    """The daemon cannot be asked, or refuses; the text is one line."""
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    """HTTP over a UNIX socket."""
-
-    def __init__(self, path: str, timeout: float) -> None:
-        super().__init__("localhost", timeout=timeout)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    status: int
-    server: str
-    body: Any
-
-
-class Engine:
-    """One Docker daemon: the one that DOCKER_HOST names, else this host's."""
-
-    def __init__(self, host: str | None = None) -> None:
-        self.host = host or os.environ.get("DOCKER_HOST") or DEFAULT_HOST
-        self._info: dict[str, Any] | None = None
-
-    def _connection(self, timeout: float) -> http.client.HTTPConnection:
-        parts = urlsplit(self.host)
-        if parts.scheme == "unix" and parts.path:
-            return _UnixConnection(parts.path, timeout)
-        if parts.scheme in {"tcp", "http"} and parts.hostname and not os.environ.get("DOCKER_TLS_VERIFY"):
-            return http.client.HTTPConnection(parts.hostname, parts.port or 2375, timeout=timeout)
-        raise DockerError(f"DOCKER_HOST={self.host} is not a UNIX socket or a plain address on this host")
-
-    def call(
-        self, method: str, path: str, body: Any = None, *, raw: bytes | None = None, timeout: float = _TIMEOUT
-    ) -> _Answer:
-        """Ask the daemon.
-
-        Args:
-            method: of HTTP.
-            path: with its query.
-            body: sent as JSON.
-            raw: sent as it is, in place of `body`.
-            timeout: seconds for each read and write.
-
-        Raises:
-            DockerError: no answer, or an answer that is not HTTP.
-        """
-        data = raw if raw is not None else (None if body is None else json.dumps(body).encode())
-        headers = {"Content-Type": "application/x-tar" if raw is not None else "application/json"}
-        connection = self._connection(timeout)
-        try:
-            connection.request(method, path, data, headers if data is not None else {})
-            response = connection.getresponse()
-            text = response.read()
-        except FileNotFoundError:
-            raise DockerError(f"nothing listens at {self.host}") from None
-        except TimeoutError:
-            raise DockerError(f"the daemon at {self.host} did not answer within {timeout:.0f} s") from None
-        except (OSError, http.client.HTTPException) as error:
-            raise DockerError(f"{self.host}: {getattr(error, 'strerror', None) or error}") from None
-        finally:
-            connection.close()
-        try:
-            parsed = json.loads(text) if text else None
-        except ValueError:
-            parsed = text.decode(errors="replace")
-        return _Answer(response.status, response.getheader("Server") or "", parsed)
-
-    def demand(self, method: str, path: str, body: Any = None, *, raw: bytes | None = None) -> Any:
-        """Ask the daemon for something that takes its time, and take no refusal.
-
-        Raises:
-            DockerError: no answer, or a refusal; the text is the daemon's.
-        """
-        answer = self.call(method, path, body, raw=raw, timeout=_TRIAL_TIMEOUT)
-        if answer.status >= http.client.BAD_REQUEST:
-            words = answer.body.get("message") if isinstance(answer.body, dict) else answer.body
-            raise DockerError(str(words or f"HTTP {answer.status}").strip().splitlines()[-1])
-        return answer.body
-
-    def version(self) -> str:
-        """The daemon's version.
-
-        Raises:
-            DockerError: it does not answer.
-        """
-        answer = self.call("GET", "/_ping")
-        if answer.status != http.client.OK:
-            raise DockerError(f"the daemon at {self.host} answers with HTTP {answer.status}")
-        return answer.server.removeprefix("Docker/").split(" ")[0] or "of unknown version"
-
-    def info(self) -> dict[str, Any]:
-        """What /info says; asked once.
-
-        Raises:
-            DockerError: it does not answer, or not sensibly.
-        """
-        if self._info is None:
-            found = self.demand("GET", "/info")
-            if not isinstance(found, dict):
-                raise DockerError(f"the daemon at {self.host} does not describe itself")
-            self._info = found
-        return self._info
-
-    def runtime(self) -> dict[str, Any] | None:
-        """How the runtime runsc is registered; None when it is not.
-
-        Raises:
-            DockerError: the daemon does not answer.
-        """
-        found = (self.info().get("Runtimes") or {}).get(RUNTIME)
-        return found if isinstance(found, dict) else None
-
-
-def daemon(engine: Engine) -> Finding:
+def daemon() -> Finding:
     """Whether the Docker daemon answers."""
     name = "docker.daemon"
     try:
-        return Finding(name, True, f"Docker {engine.version()} at {engine.host}")
-    except DockerError as error:
-        if engine.host != DEFAULT_HOST:
-            return Finding(name, False, str(error), "unset DOCKER_HOST, or start the daemon it names")
-        if which("dockerd") is None:
-            return Finding(name, False, "Docker is not installed", remedy(name))
-        return Finding(name, False, str(error), FIX if distribution().debian else "start dockerd")
+        engine = Engine()
+        return Finding(name, True, f"Docker {engine.version().docker} at {engine}")
+    except SandboxError as error:
+        return Finding(name, False, error.message, error.hint or "the log of dockerd says more")
 
 
-def runsc(engine: Engine) -> Finding:
+def registered(engine: Engine) -> dict[str, Any] | None:
+    """How the runtime runsc is registered with an engine; None when it is not.
+
+    Raises:
+        EngineError, UnavailableError: the daemon does not answer, or not sensibly.
+    """
+    found = (_info(engine).get("Runtimes") or {}).get(RUNTIME)
+    return found if isinstance(found, dict) else None
+
+
+def _info(engine: Engine) -> dict[str, Any]:
+    found = engine.look("/info", "dockerd does not describe itself")
+    if found is None:
+        raise EngineError(f"dockerd at {engine} does not describe itself")
+    return found
+
+
+def runsc() -> Finding:
     """Whether gVisor's runtime is registered with the daemon, and runs a container."""
     name = "docker.runsc"
     try:
-        entry = engine.runtime()
-    except DockerError:
-        return Finding(name, False, "there is no Docker daemon to run it", remedy("docker.daemon"))
+        engine = Engine()
+        entry = registered(engine)
+    except SandboxError as error:
+        return Finding(name, False, "there is no Docker daemon to run it", error.hint or remedy("docker.daemon"))
     if entry is None:
         if which(RUNTIME) is None:
             return Finding(name, False, "gVisor is not installed (no runsc)", remedy(name))
@@ -203,7 +92,7 @@ class Verdict:
 
 def _runsc_verdict(engine: Engine, entry: dict[str, Any]) -> Verdict:
     path = which(str(entry.get("path") or RUNTIME)) or RUNTIME
-    key = json.dumps([engine.host, engine.info().get("ID"), entry, verdicts.file_identity(path)], sort_keys=True)
+    key = json.dumps([str(engine), _info(engine).get("ID"), entry, verdicts.file_identity(path)], sort_keys=True)
     known = _recall(key)
     if known is not None:
         return known
@@ -236,28 +125,29 @@ def try_runtime(engine: Engine, runtime: str, *, network: str = "bridge", name: 
     """
     container = ""
     null = os.stat(os.devnull)
+    settings = {
+        "Image": f"{name}:latest",
+        "Entrypoint": ["/probe"],
+        "Labels": {"org.sandbox.probe": "1"},
+        "HostConfig": {
+            "Runtime": runtime,
+            "NetworkMode": network,
+            "Memory": 128 * 1024 * 1024,
+            "CapDrop": ["ALL"],
+            "LogConfig": {"Type": "none"},
+        },
+    }
     try:
         _remove(engine, name)
-        engine.demand("POST", f"/images/create?fromSrc=-&repo={name}&tag=latest", raw=_image())
-        settings = {
-            "Image": f"{name}:latest",
-            "Entrypoint": ["/probe"],
-            "Labels": {"org.sandbox.probe": "1"},
-            "HostConfig": {
-                "Runtime": runtime,
-                "NetworkMode": network,
-                "Memory": 128 * 1024 * 1024,
-                "CapDrop": ["ALL"],
-                "LogConfig": {"Type": "none"},
-            },
-        }
-        container = str(engine.demand("POST", f"/containers/create?name={name}", settings)["Id"])
-        engine.demand("POST", f"/containers/{container}/start")
-        code = engine.demand("POST", f"/containers/{container}/wait")["StatusCode"]
-    except (DockerError, KeyError, TypeError) as error:
-        return Verdict(False, f"a container under {runtime} does not start: {error}")
+        with engine.talking(f"a container under {runtime} does not start") as api:
+            api.import_image_from_data(_image(), repository=name, tag="latest")
+            container = api.create_container_from_config(settings, name)["Id"]
+            api.start(container)
+            code = api.wait(container, timeout=_TRIAL_TIMEOUT)["StatusCode"]
+    except (EngineError, UnavailableError) as error:
+        return Verdict(False, error.message)
     finally:
-        with suppress(DockerError):  # the verdict stands; the next trial removes what stays
+        with suppress(EngineError, UnavailableError):  # the verdict stands; the next trial removes what stays
             _remove(engine, name)
         if container:
             _end_strays(container)
@@ -280,10 +170,20 @@ def _give_back(null: os.stat_result) -> None:
 
 
 def _remove(engine: Engine, name: str) -> None:
-    for path in (f"/containers/{quote(name)}?force=1&v=1", f"/images/{quote(name)}:latest?force=1"):
-        answer = engine.call("DELETE", path, timeout=_TRIAL_TIMEOUT)
-        if answer.status >= http.client.BAD_REQUEST and answer.status != _NOT_FOUND:
-            raise DockerError(f"the trial's remains cannot be removed: HTTP {answer.status}")
+    what = "the trial's remains cannot be removed"
+    with _gone_is_fine(), engine.talking(what) as api:
+        api.remove_container(name, force=True, v=True)
+    with _gone_is_fine(), engine.talking(what) as api:
+        api.remove_image(f"{name}:latest", force=True)
+
+
+@contextmanager
+def _gone_is_fine() -> Iterator[None]:
+    try:
+        yield
+    except RefusalError as error:
+        if error.status != _NOT_FOUND:
+            raise
 
 
 def _end_strays(container: str) -> None:

@@ -10,9 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sandbox.errors import EngineError
+from sandbox.errors import EngineError, SandboxError, UnavailableError
 from sandbox.host import daemons
-from sandbox.host.docker_check import RUNTIME, RUNTIME_ARGS, DockerError, Engine
+from sandbox.host.docker import DEFAULT_SOCKET, Engine, socket_path
+from sandbox.host.docker_check import RUNTIME, RUNTIME_ARGS, registered
 from sandbox.host.programs import which
 from sandbox.state import paths
 from sandbox.state.processid import start_time
@@ -22,6 +23,14 @@ SYSTEM_CONFIG = Path("/etc/docker/daemon.json")
 SYSTEM_PID = Path("/var/run/docker.pid")
 CONTAINERD_PID = Path("/var/run/docker/containerd/containerd.pid")
 _RELOAD_TIMEOUT = 10.0
+
+
+def chosen() -> bool:
+    """Whether the dockerd that the docker command would use is this host's own, which can be started here."""
+    try:
+        return socket_path() == DEFAULT_SOCKET
+    except UnavailableError:
+        return False
 
 
 def own_config() -> Path:
@@ -57,12 +66,11 @@ def start() -> str:
     """
     _write(own_config(), merged(_theirs()))
     _sweep()
-    engine = Engine()
 
     def ready() -> bool:
         try:
-            engine.version()
-        except DockerError:
+            Engine(DEFAULT_SOCKET).version()
+        except SandboxError:
             return False
         return True
 
@@ -78,9 +86,11 @@ def register() -> tuple[str | None, str | None]:
 
     Raises:
         EngineError: the configuration cannot be written or read.
+        UnavailableError: dockerd does not answer after its reload.
     """
-    if os.environ.get("DOCKER_HOST"):
-        return None, f"on the host of {os.environ['DOCKER_HOST']}: {advice()}"
+    engine = Engine()
+    if not chosen():
+        return None, f"for dockerd at {engine}: {advice()}"
     if daemons.running(NAME) is not None:
         _write(own_config(), merged(_theirs()))
         daemons.send(NAME, signal.SIGHUP)
@@ -96,11 +106,8 @@ def register() -> tuple[str | None, str | None]:
         where = SYSTEM_CONFIG
     deadline = time.monotonic() + _RELOAD_TIMEOUT
     while time.monotonic() < deadline:
-        try:
-            if Engine().runtime() is not None:
-                return f"registered the runtime runsc with dockerd ({where})", None
-        except DockerError as error:
-            raise EngineError(f"dockerd does not answer after its reload: {error}") from error
+        if registered(engine) is not None:
+            return f"registered the runtime runsc with dockerd ({where})", None
         time.sleep(0.1)
     return None, f"{where} is written, but dockerd does not heed it: restart dockerd"
 

@@ -1,4 +1,4 @@
-"""What one look at the host found."""
+"""The result of checking one capability of the host."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One capability of this host.
+    """A capability of this host, present or missing.
 
     Attributes:
-        name: its id, such as "docker.daemon".
-        ok: whether it is there and works.
-        detail: one line: the version or kind when it is there, the reason when it is not.
-        remedy: one command or one line that mends it; empty when it is there.
+        name: id of the capability, such as "docker.daemon".
+        ok: whether it is present and works.
+        detail: one line: its version or kind, or the reason why it is missing.
+        remedy: one command or line that provides it; empty if it is present.
     """
 
     name: str

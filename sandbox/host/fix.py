@@ -12,16 +12,20 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import invalidate_caches, metadata
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from sandbox.errors import EngineError, SandboxError, UnavailableError
-from sandbox.host import apt, daemons, dockerd, libvirt
-from sandbox.host.checks import OPTIONAL, REQUIRED, Survey
+from sandbox.host import apt, daemons, dockerd, libvirt, vagrant
+from sandbox.host.checks import COMMON, EXTRAS, OPTIONAL, Survey
 from sandbox.host.distribution import OPTIONAL_PACKAGES, PACKAGES, distribution, systemd
+from sandbox.host.docker import Engine
+from sandbox.host.docker_check import registered
 from sandbox.host.finding import Finding
 from sandbox.host.programs import which
 from sandbox.host.sockets import listens
@@ -30,8 +34,6 @@ from sandbox.state.store import named_lock
 Progress = Callable[[str], None]
 
 DISTRIBUTION_NAME = "sandbox-manager"
-NOT_INSTALLED = frozenset({"program.vagrant"})
-"""Left to the user: large, and no level needs it."""
 
 
 @dataclass
@@ -49,10 +51,11 @@ class Outcome:
     failed: list[str] = field(default_factory=list)
 
 
-def fix(progress: Progress) -> Outcome:
+def fix(requirements: Mapping[str, Iterable[str]], progress: Progress) -> Outcome:
     """Install and start what is missing.
 
     Args:
+        requirements: levels, and the capabilities that each needs beside those that every level needs.
         progress: takes one line for each thing that happens.
 
     Raises:
@@ -62,11 +65,13 @@ def fix(progress: Progress) -> Outcome:
     if os.geteuid() != 0:
         raise UnavailableError("mending this host needs root", "sudo sandbox doctor --fix")
     outcome = Outcome()
+    missing = lacking(requirements)
     if not distribution().debian:
-        _say_what_to_install(outcome)
+        outcome.advice += [f"{finding.detail}: {finding.remedy}" for finding in missing]
         return outcome
+    packages = partial(_packages, [finding.name for finding in missing])
     with named_lock("doctor"):
-        for step in (_packages, _kvm_group, _docker, _runsc, _libvirt, _binding):
+        for step in (packages, _kvm_group, _docker, _runsc, _libvirt, _binding):
             before = len(outcome.done)
             try:
                 step(outcome, progress)
@@ -95,24 +100,19 @@ def stop(progress: Progress) -> list[str]:
     return done
 
 
-def lacking() -> list[Finding]:
+def lacking(requirements: Mapping[str, Iterable[str]]) -> list[Finding]:
     """Everything that a level requires, or a command can use, and that is not there."""
     survey = Survey()
-    names = dict.fromkeys([*(name for required in REQUIRED.values() for name in required)])
+    names = dict.fromkeys([*COMMON, *chain.from_iterable([*requirements.values(), *EXTRAS.values()])])
     names |= dict.fromkeys(item.name for item in OPTIONAL if item.name.startswith("program."))
     return [finding for name in names if not (finding := survey.look(name)).ok]
-
-
-def _say_what_to_install(outcome: Outcome) -> None:
-    for finding in lacking():
-        outcome.advice.append(f"{finding.detail}: {finding.remedy}")
 
 
 def wanted_packages(names: list[str]) -> list[str]:
     """Packages that bring capabilities, without those whose program is there and merely does not run."""
     wanted: dict[str, None] = {}
     for name in names:
-        if name in NOT_INSTALLED or name not in PACKAGES or _installed(name):
+        if name not in PACKAGES or _installed(name):
             continue
         if name == "python.libvirt":
             wanted |= dict.fromkeys(_binding_packages())
@@ -128,11 +128,12 @@ def _installed(name: str) -> bool:
         return which("runsc") is not None
     if name == "libvirt.daemon":
         return which("virsh") is not None and _libvirt_daemon() is not None
+    if name == "vagrant.libvirt":
+        return vagrant.from_its_makers()  # Debian's plugin is not for them
     return False
 
 
-def _packages(outcome: Outcome, progress: Progress) -> None:
-    names = [finding.name for finding in lacking()]
+def _packages(names: list[str], outcome: Outcome, progress: Progress) -> None:
     if "net.bridge" in names and which("ip") is None:
         names.append("program.ip")
     if "net.nftables" in names and which("nft") is None:
@@ -175,10 +176,11 @@ def _kvm_group(outcome: Outcome, progress: Progress) -> None:
 
 
 def _docker(outcome: Outcome, progress: Progress) -> None:
-    if Survey().look("docker.daemon").ok or which("dockerd") is None:
+    finding = Survey().look("docker.daemon")
+    if finding.ok or which("dockerd") is None:
         return
-    if os.environ.get("DOCKER_HOST"):
-        outcome.advice.append(f"DOCKER_HOST is {os.environ['DOCKER_HOST']}: start that daemon, or unset it")
+    if not dockerd.chosen():
+        outcome.advice.append(f"{finding.detail}: {finding.remedy}")
     elif systemd():
         progress("starting docker")
         outcome.done.append(_systemctl("docker"))
@@ -188,8 +190,7 @@ def _docker(outcome: Outcome, progress: Progress) -> None:
 
 
 def _runsc(outcome: Outcome, progress: Progress) -> None:
-    survey = Survey()
-    if which("runsc") is None or not survey.look("docker.daemon").ok or survey.engine.runtime() is not None:
+    if which("runsc") is None or not Survey().look("docker.daemon").ok or registered(Engine()) is not None:
         return
     progress("registering the runtime runsc with dockerd")
     done, advice = dockerd.register()

@@ -1,4 +1,4 @@
-"""What the running kernel lets us do, found by doing it in a throw-away namespace. See namespaces(7), cgroups(7)."""
+"""Check capabilities of the running kernel by trying them in a temporary namespace. See namespaces(7), cgroups(7)."""
 
 from __future__ import annotations
 
@@ -13,40 +13,43 @@ from sandbox.host.finding import Finding
 from sandbox.kernel import cgroup
 
 NAMESPACES = ("user", "mount", "pid", "net", "ipc", "uts", "cgroup", "time")
-REQUIRED_NAMESPACES = NAMESPACES[:-1]
-"""Time namespaces came last (Linux 5.6); a level can do without one."""
 CONTROLLERS = ("cpu", "memory", "pids", "cpuset")
 _TIMEOUT = 10.0
-_OTHER_KERNEL = "use a kernel, or ask for a machine, that allows it"
+_OTHER_KERNEL = "use a kernel or machine that allows it"
 
 
 def root() -> Finding:
-    """Whether we are root, and not just root of a user namespace."""
+    """Check that we are root, and not just root of a user namespace."""
     if os.geteuid() != 0:
-        return Finding("root", False, "this is not root; namespaces, cgroups and links need it", "run it with sudo")
+        return Finding("root", False, "not root, which namespaces, cgroups and links need", "run it with sudo")
     try:
         mapped = int(Path("/proc/self/uid_map").read_text(encoding="ascii").split()[2])
     except (OSError, ValueError, IndexError):
         mapped = 2**32 - 1
     if mapped < 2**32 - 1:
-        return Finding("root", False, "root here is an unprivileged user outside (a user namespace)", "run it outside")
+        return Finding(
+            "root",
+            False,
+            "root of a user namespace only, which is an unprivileged user on the host",
+            "run it on the host",
+        )
     return Finding("root", True, "uid 0")
 
 
 def controller(name: str) -> Finding:
-    """Whether a cgroup controller can limit our groups."""
+    """Check that a cgroup controller is available for our groups."""
     what = f"cgroup.{name}"
     where = cgroup.read_hierarchy(Path("/proc/mounts").read_text(encoding="utf-8"))
     mount = where.v1.get(name) or (where.v2 if name in where.v2_controllers else None)
     if mount is not None:
         if not os.access(mount, os.W_OK):
-            return Finding(what, False, f"{mount} cannot be written", "run it on the host, not in a container")
+            return Finding(what, False, f"{mount} is not writable", "run it on the host, not in a container")
         return Finding(what, True, f"{'v1' if name in where.v1 else 'v2'} ({where.mode}) at {mount}")
     return Finding(what, False, *_no_controller(name, where))
 
 
 def _no_controller(name: str, where: cgroup.Hierarchy) -> tuple[str, str]:
-    """Why a controller is not there, and what mends it."""
+    """Return why a controller is not available, and how to make it available."""
     try:
         lines = [line.split() for line in Path("/proc/cgroups").read_text(encoding="ascii").splitlines()[1:]]
     except OSError:
@@ -54,21 +57,21 @@ def _no_controller(name: str, where: cgroup.Hierarchy) -> tuple[str, str]:
     enabled = {fields[0] for fields in lines if fields[3] == "1"}
     if name not in enabled:
         return (
-            f"this kernel has the controller {name} switched off",
-            f"boot with cgroup_enable={name}, or a kernel that has it",
+            f"the controller {name} is disabled in this kernel",
+            f"boot with cgroup_enable={name}, or use a kernel that has it",
         )
     if where.v2 is None and not where.v1:
         return "no cgroup hierarchy is mounted", "mount -t cgroup2 none /sys/fs/cgroup"
     if where.v1:
         return (
-            f"the controller {name} is mounted nowhere",
+            f"the controller {name} is not mounted",
             f"mkdir -p /sys/fs/cgroup/{name} && mount -t cgroup -o {name} none /sys/fs/cgroup/{name}",
         )
-    return f"the controller {name} is not given to this cgroup", "run it on the host, not in a container"
+    return f"the controller {name} is not delegated to this cgroup", "run it on the host, not in a container"
 
 
 def _try(argv: list[str]) -> str | None:
-    """Run a command; None when it succeeds, else its last words."""
+    """Run a command. Return None if it succeeds, else the last line of its standard error."""
     try:
         done = subprocess.run(
             argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=_TIMEOUT
@@ -84,24 +87,24 @@ def _try(argv: list[str]) -> str | None:
 
 
 def namespace(kind: str) -> Finding:
-    """Whether a namespace of this kind can be made."""
+    """Check that a namespace of this kind can be created."""
     name = f"ns.{kind}"
     words = _try(["unshare", f"--{kind}", "--fork", "true"])
     if words is None:
-        return Finding(name, True, "can be made")
+        return Finding(name, True, "can be created")
     limit = Path(f"/proc/sys/user/max_{ {'mount': 'mnt'}.get(kind, kind) }_namespaces")
     try:
         if limit.read_text(encoding="ascii").strip() == "0":
             return Finding(name, False, f"{limit} is 0", f"sysctl -w user.{limit.name}=10000")
     except OSError:
         return Finding(name, False, f"this kernel has no {kind} namespaces", _OTHER_KERNEL)
-    if kind == "user":  # user_namespaces(7): EPERM in a chroot; AppArmor and sysctls of some distributions forbid them
+    if kind == "user":  # user_namespaces(7): EPERM in a chroot; some distributions forbid them by AppArmor or sysctls
         return Finding(name, False, words, "leave the chroot or container, or lift the policy that forbids them")
     return Finding(name, False, words, _OTHER_KERNEL)
 
 
 def seccomp() -> Finding:
-    """Whether seccomp filters can answer with an error, see seccomp(2)."""
+    """Check that seccomp filters can return an error, see seccomp(2)."""
     try:
         actions = Path("/proc/sys/kernel/seccomp/actions_avail").read_text(encoding="ascii").split()
     except OSError:
@@ -118,36 +121,36 @@ _OVERLAY = (
 
 
 def overlayfs() -> Finding:
-    """Whether an overlay can be mounted, tried in a mount namespace that ends with the trial."""
+    """Check that an overlay can be mounted, in a temporary mount namespace."""
     words = _try(["unshare", "--mount", "--propagation", "private", "sh", "-c", _OVERLAY])
     if words is None:
         return Finding("overlayfs", True, "can be mounted")
-    return Finding("overlayfs", False, words, "modprobe overlay, or a kernel that has it")
+    return Finding("overlayfs", False, words, "modprobe overlay, or use a kernel that has it")
 
 
 def link(kind: str) -> Finding:
-    """Whether a network link of this kind can be made, tried in a network namespace that ends with the trial."""
+    """Check that a network link of this kind can be added, in a temporary network namespace."""
     name = f"net.{kind}"
     if shutil.which("ip") is None:
-        return Finding(name, False, "ip is not installed, so it cannot be tried", remedy("program.ip"))
+        return Finding(name, False, "it cannot be tried, because ip is not installed", remedy("program.ip"))
     words = _try(["unshare", "--net", "ip", "link", "add", "sbxprobe", "type", kind])
     if words is None:
-        return Finding(name, True, "can be made")
-    return Finding(name, False, words, f"modprobe {kind}, or a kernel that has it")
+        return Finding(name, True, "can be added")
+    return Finding(name, False, words, f"modprobe {kind}, or use a kernel that has it")
 
 
 def nftables() -> Finding:
-    """Whether nft is there and the kernel takes its rules."""
+    """Check that nft is installed and the kernel accepts its rules."""
     if shutil.which("nft") is None:
         return Finding("net.nftables", False, "nft is not installed", remedy("program.nft"))
     words = _try(["unshare", "--net", "nft", "add", "table", "inet", "sbxprobe"])
     if words is None:
-        return Finding("net.nftables", True, "takes rules")
-    return Finding("net.nftables", False, words, "modprobe nf_tables, or a kernel that has it")
+        return Finding("net.nftables", True, "accepts rules")
+    return Finding("net.nftables", False, words, "modprobe nf_tables, or use a kernel that has it")
 
 
 def tun() -> Finding:
-    """Whether there are tap devices, see Documentation/networking/tuntap.rst."""
+    """Check that tap devices can be opened, see Documentation/networking/tuntap.rst."""
     device = Path("/dev/net/tun")
     try:
         if stat.S_ISCHR(device.stat().st_mode):

@@ -1,7 +1,7 @@
-"""Whether KVM runs a guest, found by running one: `kvm_guest.S`, whose first lines say what it does.
+"""Check that KVM runs a guest, by running a small one: `kvm_guest.S`, whose first lines describe it.
 
-/dev/kvm and KVM_CREATE_VM prove nothing: on a machine that is itself a guest, KVM may exist and yet stop at the first
-instruction that it does not know, or emulate every one of them.
+The existence of /dev/kvm and a successful KVM_CREATE_VM are not enough: on a machine that is itself a guest, KVM may
+stop at the first instruction that it does not support, or emulate every instruction.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from sandbox.state.store import named_lock
 DEVICE = Path("/dev/kvm")
 QEMU = "qemu-system-x86_64"
 CPU = "host"
-"""The CPU model of the trial, and of machines under KVM."""
+"""The CPU model of the test guest, and of machines under KVM."""
 DEADLINE = 10.0
-"""Seconds. A processor needs about 0.1 for the guest's loop, QEMU about 0.3 to start."""
+"""Seconds. On hardware the guest's loop takes about 0.1, and QEMU about 0.3 to start."""
 _EXPECTED = 0x2A << 1 | 1
-"""isa-debug-exit ends QEMU with twice the guest's value plus one (hw/misc/debugexit.c)."""
+"""isa-debug-exit makes QEMU exit with twice the guest's value plus one (hw/misc/debugexit.c)."""
 _ROM_SIZE = 0x10000
 _RESET_VECTOR = 0xFFF0
 
@@ -47,11 +47,11 @@ GUEST = bytes.fromhex(
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether KVM runs guests.
+    """The result of the test.
 
     Attributes:
-        works: the guest did all that was asked of it.
-        reason: why it does not work, or how it was found.
+        works: whether the guest ran to its end, and correctly.
+        reason: why KVM does not work, or how it was tested.
     """
 
     works: bool
@@ -59,18 +59,18 @@ class Verdict:
 
 
 def rom() -> bytes:
-    """The guest as the 64 KiB below 4 GiB: its code at the bottom, at the reset vector a jump to it."""
+    """Return the guest as the 64 KiB below 4 GiB: its code at the bottom, and a jump to it at the reset vector."""
     jump = b"\xe9" + ((-(_RESET_VECTOR + 3)) & 0xFFFF).to_bytes(2, "little")
     return (GUEST.ljust(_RESET_VECTOR, b"\0") + jump).ljust(_ROM_SIZE, b"\0")
 
 
 def verdict() -> Verdict:
-    """Whether KVM runs guests on this host: remembered, else tried, which may take `DEADLINE`."""
+    """Return whether KVM runs guests on this host: the remembered result, or a new test, which may take `DEADLINE`."""
     qemu = which(QEMU)
     if not DEVICE.exists():
-        return Verdict(False, f"there is no {DEVICE}: the processor, the firmware's settings or the hypervisor lack it")
+        return Verdict(False, f"there is no {DEVICE}: the processor, firmware or hypervisor does not provide it")
     if qemu is None:
-        return Verdict(False, f"{QEMU} is not installed, so it cannot be tried")
+        return Verdict(False, f"it cannot be tried, because {QEMU} is not installed")
     if not os.access(DEVICE, os.R_OK | os.W_OK):
         return Verdict(False, f"{DEVICE} cannot be opened by this user")
     key = f"{CPU}; {verdicts.file_identity(qemu)}; {verdicts.file_identity(DEVICE)}"
@@ -78,12 +78,12 @@ def verdict() -> Verdict:
     if known is not None:
         return known
     try:
-        # Two commands at once: the second waits for the first one's verdict in place of a trial of its own.
+        # Of two commands at once, the second waits for the result of the first one's test.
         with named_lock("kvm"):
             found = _recall(key) or run_guest(qemu)
             verdicts.remember("kvm", key, asdict(found))
             return found
-    except SandboxError:  # the state directory cannot be written, so there is no lock and no memory
+    except SandboxError:  # the state directory is not writable, so there is no lock, and nothing is remembered
         return run_guest(qemu)
 
 
@@ -99,8 +99,8 @@ def run_guest(qemu: str, *, accelerator: str = "kvm", cpu: str = CPU, deadline: 
     """Run the guest once.
 
     Args:
-        qemu: the program.
-        accelerator: QEMU's name of what runs the guest.
+        qemu: path of QEMU.
+        accelerator: QEMU's name of the accelerator.
         cpu: QEMU's name of the CPU model.
         deadline: seconds after which QEMU is killed.
     """
@@ -108,7 +108,7 @@ def run_guest(qemu: str, *, accelerator: str = "kvm", cpu: str = CPU, deadline: 
     try:
         os.write(descriptor, rom())
         argv = [
-            # Nobody is there to kill QEMU after a kill -9 of this command, and a guest that hangs hangs for ever.
+            # If this command is killed by SIGKILL, QEMU must end too, as a guest that hangs would hang for ever.
             *("setpriv", "--pdeathsig", "KILL", qemu),
             *("-machine", f"pc,accel={accelerator}", "-cpu", cpu, "-m", "16"),
             *("-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none", "-serial", "none"),
@@ -130,7 +130,7 @@ def run_guest(qemu: str, *, accelerator: str = "kvm", cpu: str = CPU, deadline: 
                 process.communicate()
                 return Verdict(
                     False,
-                    f"a guest that takes a processor 0.1 s was not done after {deadline:.0f} s: "
+                    f"a test guest that takes 0.1 s on hardware did not finish within {deadline:.0f} s: "
                     "KVM emulates it or hangs (common inside another virtual machine)",
                 )
         return _judge(process.returncode, errors.decode(errors="replace"), time.monotonic() - begin)
@@ -143,24 +143,29 @@ def run_guest(qemu: str, *, accelerator: str = "kvm", cpu: str = CPU, deadline: 
 def _judge(code: int, words: str, seconds: float) -> Verdict:
     if code == _EXPECTED:
         return Verdict(True, f"ran a test guest in {seconds:.1f} s")
-    # QEMU may put a source line (an assertion's) after its message.
+    # QEMU may print a source line (of an assertion) after its message.
     lines = [
         line.removeprefix(f"{QEMU}: ").removeprefix("error: ")
         for line in words.splitlines()
         if line.strip() and "warning:" not in line
     ]
     if lines:
-        return Verdict(False, f"QEMU cannot run a guest under it: {lines[0]}")
+        return Verdict(False, f"QEMU cannot run a guest under KVM: {lines[0]}")
     if code == 0:
-        return Verdict(False, "the test guest met a fault that a processor does not have")
-    return Verdict(False, f"QEMU ended with {code} under it")
+        return Verdict(False, "the test guest ran into a fault that does not occur on hardware")
+    return Verdict(False, f"QEMU exited with {code} under KVM")
 
 
 def finding() -> Finding:
-    """The verdict as a capability."""
+    """Return the result as a capability."""
     found = verdict()
     if found.works:
         return Finding("kvm", True, found.reason)
     if not DEVICE.exists():
-        return Finding("kvm", False, found.reason, "modprobe kvm_intel, or kvm_amd; a virtual machine needs nesting")
-    return Finding("kvm", False, found.reason, "none here: it takes a machine whose KVM runs guests")
+        return Finding(
+            "kvm",
+            False,
+            found.reason,
+            "modprobe kvm_intel, or kvm_amd; a virtual machine needs nesting",
+        )
+    return Finding("kvm", False, found.reason, "use a machine whose KVM runs guests")

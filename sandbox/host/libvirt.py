@@ -1,4 +1,4 @@
-"""libvirt and what its QEMU driver trips over."""
+"""Check libvirt, and a setting of the host that slows its QEMU driver down."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TIMEOUT = 10.0
 
 
 def daemon() -> Finding:
-    """Whether libvirt's QEMU driver answers; asked through virsh, which can be given up on, unlike the library."""
+    """Check that libvirt's QEMU driver replies, through virsh, which unlike the library can be given a timeout."""
     name = "libvirt.daemon"
     virsh = which("virsh")
     if virsh is None:
@@ -40,12 +40,17 @@ def daemon() -> Finding:
         words = lines[-1].removeprefix("error: ") if lines else f"virsh exited with {done.returncode}"
         return Finding(name, False, f"libvirt does not answer: {words}", remedy(name))
     if which("virtlogd") is not None and not listens(VIRTLOGD_SOCKET):
-        return Finding(name, False, f"virtlogd does not answer on {VIRTLOGD_SOCKET}: no machine starts", remedy(name))
+        return Finding(
+            name,
+            False,
+            f"virtlogd does not answer on {VIRTLOGD_SOCKET}: no machine starts",
+            remedy(name),
+        )
     return Finding(name, True, read_version(done.stdout))
 
 
 def read_version(text: str) -> str:
-    """The daemon's and QEMU's versions from the words of `virsh version --daemon`."""
+    """Extract the versions of the daemon and QEMU from the output of `virsh version --daemon`."""
     found = {}
     for line in text.splitlines():
         kind, separator, version = line.partition(": ")
@@ -56,10 +61,10 @@ def read_version(text: str) -> str:
 
 
 def kvm_group() -> Finding:
-    """Whether the users that libvirt runs QEMU as may open /dev/kvm.
+    """Check that the user as which libvirt runs QEMU may open /dev/kvm.
 
-    With the device for root alone, libvirt probes QEMU once as root with KVM and once as its own user without,
-    throws the first answer away, and starts over: more than a minute for each start of a machine.
+    If only root may open it, libvirt probes QEMU once as root with KVM and once as its own user without, discards the
+    first result, and starts over: more than a minute for each start of a machine.
     """
     name = "libvirt.kvm-group"
     try:
@@ -78,6 +83,6 @@ def kvm_group() -> Finding:
     return Finding(
         name,
         False,
-        f"{KVM_DEVICE} is {mode}: libvirt takes over a minute for each start of a machine",
+        f"{KVM_DEVICE} is {mode}, so libvirt takes more than a minute to start a machine",
         "chgrp kvm /dev/kvm && chmod 660 /dev/kvm",
     )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sandbox.host.checks import CHECKS, OPTIONAL, REQUIRED, Finding, Survey
+from sandbox.host.checks import CHECKS, COMMON, EXTRAS, OPTIONAL, Finding, Survey
 from sandbox.host.distribution import distribution, systemd
 from sandbox.kernel import cgroup
 from sandbox.state.processid import boot_id
@@ -17,7 +18,7 @@ VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """One isolation level: available when nothing is missing."""
+    """One isolation level, or an extra: available when nothing is missing."""
 
     name: str
     missing: tuple[Finding, ...]
@@ -26,6 +27,10 @@ class Level:
     def available(self) -> bool:
         """Whether everything that it requires is there."""
         return not self.missing
+
+    def lacks(self) -> list[dict[str, str]]:
+        """What is missing, as JSON types."""
+        return [{"what": finding.name, "reason": finding.detail, "remedy": finding.remedy} for finding in self.missing]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +64,15 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The whole document."""
+    """The whole document.
+
+    Attributes:
+        extras: what is no level, and whose absence makes nothing incomplete.
+    """
 
     host: Host
     levels: tuple[Level, ...]
+    extras: tuple[Level, ...]
     notes: tuple[Note, ...]
     findings: tuple[Finding, ...]
 
@@ -77,15 +87,10 @@ class Report:
             "version": VERSION,
             "host": asdict(self.host),
             "levels": [
-                {
-                    "level": level.name,
-                    "available": level.available,
-                    "missing": [
-                        {"what": finding.name, "reason": finding.detail, "remedy": finding.remedy}
-                        for finding in level.missing
-                    ],
-                }
-                for level in self.levels
+                {"level": level.name, "available": level.available, "missing": level.lacks()} for level in self.levels
+            ],
+            "extras": [
+                {"extra": extra.name, "available": extra.available, "missing": extra.lacks()} for extra in self.extras
             ],
             "notes": [
                 {
@@ -103,16 +108,24 @@ class Report:
         }
 
 
-def look() -> Report:
-    """Look at this host. Never raises for what it lacks."""
+def look(requirements: Mapping[str, Iterable[str]]) -> Report:
+    """Look at this host. Never raises for what it lacks.
+
+    Args:
+        requirements: levels, and the capabilities that each needs beside those that every level needs.
+    """
     survey = Survey()
-    levels = tuple(Level(name, tuple(finding for finding in survey.level(name) if not finding.ok)) for name in REQUIRED)
+    wanted = {name: (*COMMON, *requires) for name, requires in requirements.items()}
+    levels, extras = (
+        tuple(Level(name, tuple(finding for finding in survey.level(needs) if not finding.ok)) for name, needs in one)
+        for one in (wanted.items(), EXTRAS.items())
+    )
     if not survey.look("root").ok:
-        return Report(_host(), levels, (), (survey.look("root"),))
+        return Report(_host(), levels, extras, (), (survey.look("root"),))
     notes = tuple(
         Note(finding, optional.without) for optional in OPTIONAL if not (finding := survey.look(optional.name)).ok
     )
-    return Report(_host(), levels, notes, tuple(survey.look(name) for name in CHECKS))
+    return Report(_host(), levels, extras, notes, tuple(survey.look(name) for name in CHECKS))
 
 
 def _host() -> Host:

@@ -1,4 +1,4 @@
-"""Whether somebody listens on a local socket: a socket file outlives the daemon that a SIGKILL or a lost host ended."""
+"""Check that a process listens on a local socket. The file alone does not prove it: it may be left by a dead daemon."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ _TIMEOUT = 2.0
 
 
 def listens(path: Path) -> bool:
-    """Whether a connection to a stream socket's file is accepted; also true where it is merely not for us to open."""
+    """Return whether a stream socket accepts connections; also True if we may not connect to it."""
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(_TIMEOUT)
         try:
             client.connect(str(path))
-        except (PermissionError, TimeoutError):  # a full queue belongs to somebody
+        except (PermissionError, TimeoutError):  # a full queue has a listener
             return True
         except OSError:
             return False

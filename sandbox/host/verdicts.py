@@ -1,4 +1,4 @@
-"""Verdicts about this host that were dear to reach, kept in the state directory until the host boots again."""
+"""Keep the results of slow checks of this host in the state directory until the next boot."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ VERSION = 1
 
 
 def recall(name: str, key: str) -> dict[str, Any] | None:
-    """What was remembered under `name`, if it holds for this boot and this `key`; else None.
+    """Return the result kept under `name`, if it is of this boot and has this `key`; else None.
 
     Args:
-        name: the verdict.
-        key: whatever the verdict depends on besides the running kernel, such as a program's identity.
+        name: name of the check.
+        key: what the result depends on besides the running kernel, such as the identity of a program.
     """
     try:
         raw = json.loads(_path(name).read_text(encoding="utf-8"))
         if (raw["version"], raw["boot_id"], raw["key"]) == (VERSION, boot_id(), key):
             return dict(raw["value"])
     except (OSError, ValueError, KeyError, TypeError):
-        # Absent, of another version, or damaged: the verdict is simply found anew.
+        # Absent, of another version, or damaged: the check is run again.
         return None
     return None
 
 
 def remember(name: str, key: str, value: Mapping[str, Any]) -> None:
-    """Keep a verdict (JSON types) for the rest of this boot.
+    """Keep a result (of JSON types) until the next boot.
 
-    A state directory that cannot be written (we are not root, say) only means that the next command asks again.
+    If the state directory is not writable (we are not root, say), the next command runs the check again.
     """
     record = {"version": VERSION, "boot_id": boot_id(), "key": key, "value": dict(value)}
     with suppress(StoreError, OSError):
@@ -47,7 +47,7 @@ def remember(name: str, key: str, value: Mapping[str, Any]) -> None:
 
 
 def file_identity(path: str | Path) -> str:
-    """Tells a file from what it was before: a program after an upgrade, a device node after its module's reload."""
+    """Return a text that changes with the file: a program after an upgrade, a device node after its module's reload."""
     try:
         found = Path(path).stat()
     except OSError:

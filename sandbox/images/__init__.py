@@ -1,7 +1,7 @@
-"""The root filesystem in its forms: a directory, a Docker image, a VM's kernel, initramfs and disk.
+"""Build and find the root filesystem in its forms: a directory, a Docker image, a VM's kernel, initramfs and disk.
 
-One recipe, built once, kept by the digest of what it is made from. A finished image appears under its name in one
-step, so an interrupted build leaves nothing that could be taken for one; what it leaves is swept by the next.
+All forms are built from one recipe, and are kept under the digest of their sources. A finished image appears under its
+name in one step, so what an interrupted build leaves is never taken for an image; the next build removes it.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from sandbox.images.forms import Image, digest, ensure, find
 from sandbox.images.recipe import Form
 
 if TYPE_CHECKING:
-    from sandbox.images.housekeeping import Item, Removal, ls, remove, sweep, verify
+    from sandbox.images.housekeeping import Item, Removal, ls, prune, remove, verify
 
-__all__ = ["Form", "Image", "Item", "Removal", "digest", "ensure", "find", "ls", "remove", "sweep", "verify"]
+__all__ = ["Form", "Image", "Item", "Removal", "digest", "ensure", "find", "ls", "prune", "remove", "verify"]
 
 
 def __getattr__(name: str) -> Any:
-    # Starting a sandbox needs none of these, and they import http.client and ssl, 20 ms.
-    if name in ("Item", "Removal", "ls", "remove", "sweep", "verify"):
+    # Starting a sandbox needs none of these, and they import http.client and ssl, which takes 20 ms.
+    if name in ("Item", "Removal", "ls", "remove", "prune", "verify"):
         from sandbox.images import housekeeping
 
         return getattr(housekeeping, name)

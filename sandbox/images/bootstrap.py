@@ -1,4 +1,4 @@
-"""Runs mmdebstrap: which options, what its output means for people, and what its failures mean."""
+"""Run mmdebstrap: choose its options, report its progress, and explain its errors."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from sandbox.images.recipe import Recipe
 from sandbox.images.workspace import Workspace
 
 MERGED_USR_HOOK = Path("/usr/share/mmdebstrap/hooks/merged-usr")
-"""Makes /bin and the like links before packages are unpacked. Without it, apt installs usrmerge and with it all of
-Perl, 50 MB; the result is otherwise the same."""
+"""A hook that makes /bin and the like symbolic links before packages are unpacked. Without it, apt installs usrmerge
+and with it all of Perl, 50 MB; the result is otherwise the same."""
 
 Progress = Callable[[str], None]
 
@@ -27,41 +27,41 @@ _EXPLAINED: tuple[tuple[str, str, str], ...] = (
     (
         r"No space left on device|don't have enough free space",
         "the disk is full",
-        "free some space on the state directory's file system, or set SANDBOX_STATE_DIR",
+        "free space on the state directory's file system, or set SANDBOX_STATE_DIR to another",
     ),
     (
         r"NO_PUBKEY|is not signed|keyring .* (does not exist|not found)|unable to find .*keyring",
-        "the mirror's signature cannot be checked",
+        "the mirror's signature could not be verified",
         "apt-get install debian-archive-keyring",
     ),
     (
         r"Could not resolve|Temporary failure resolving|Could not connect|Connection (failed|refused|timed out)"
         r"|Unable to connect|Network is unreachable|404 +Not Found|does not have a Release file",
-        "the mirror cannot be used",
+        "the mirror could not be used",
         f"set {sources.MIRROR_ENV} to one that this host can reach",
     ),
-    (r"Unable to locate package", "the mirror does not have a package of the recipe", "is the mirror complete?"),
+    (r"Unable to locate package", "the mirror lacks a package of the recipe", "use a complete mirror"),
     (
         r"unshare.*Operation not permitted|cannot mount|mount.*(permission denied|not permitted)",
-        "this host does not let root make mount and pid namespaces",
-        "a container needs CAP_SYS_ADMIN for it",
+        "root may not create mount and pid namespaces on this host",
+        "in a container, this needs CAP_SYS_ADMIN",
     ),
 )
 
 
 def packages_tar(recipe: Recipe, target: Path, space: Workspace, progress: Progress) -> None:
-    """Install the root filesystem's packages into a tar file, Python compiled ahead.
+    """Install the root filesystem's packages into a tar file, with Python's modules compiled.
 
     Raises:
-        UnavailableError, ImageError: as `_run`.
+        UnavailableError, ImageError: as for `_run`.
     """
     options = ["--variant=essential", "--format=tar"]
     options += [f"--dpkgopt=path-exclude={pattern}" for pattern in recipe.rootfs["exclude"]]
     if MERGED_USR_HOOK.is_dir():
         options += [f"--hook-directory={MERGED_USR_HOOK}"]
     folders = " ".join(shlex.quote(folder) for folder in recipe.rootfs["compile"])
-    # Debian compiles with time stamps, which stop matching once the archive's times are clamped. Unchecked hashes
-    # always match, and the same source gives the same file (PEP 552).
+    # Debian's bytecode has time stamps, which no longer match once the archive's times are clamped. Unchecked hashes
+    # always match, and the same source gives the same bytecode (PEP 552).
     options += [
         '--customize-hook=PYTHONHASHSEED=0 chroot "$1" /usr/bin/python3 -I -m compileall -q -f '
         f"--invalidation-mode unchecked-hash {folders}"
@@ -70,22 +70,22 @@ def packages_tar(recipe: Recipe, target: Path, space: Workspace, progress: Progr
 
 
 def extracted_tree(recipe: Recipe, target: Path, space: Workspace, progress: Progress) -> None:
-    """Extract a VM's kernel and tools with the libraries they need into a directory; no package script runs.
+    """Extract a VM's kernel, and tools with their libraries, into a directory; no package script is run.
 
     Raises:
-        UnavailableError, ImageError: as `_run`.
+        UnavailableError, ImageError: as for `_run`.
     """
     options = ["--variant=extract", "--format=directory"]
     _run(recipe, options, recipe.kernel["packages"], target, space, progress)
 
 
 def explain(lines: Sequence[str]) -> tuple[str, str | None]:
-    """What a failed run was about, and what mends it, from its last lines."""
+    """Find the cause of a failed run, and its remedy if known, in its last lines of output."""
     for pattern, message, hint in _EXPLAINED:
         if any(re.search(pattern, line, re.IGNORECASE) for line in lines):
             return message, hint
     errors = [line for line in lines if line.startswith("E: ")]
-    # The last "E:" of mmdebstrap says only that a step failed; the first says why.
+    # mmdebstrap's last "E:" line only says that a step failed; the first says why.
     said = errors[0].removeprefix("E: ") if errors else next((line for line in reversed(lines) if line), "no output")
     return said, None
 
@@ -97,7 +97,7 @@ def _run(
 
     Raises:
         UnavailableError: it is not installed.
-        ImageError: it failed; the message says why, the hint where its whole output is.
+        ImageError: it failed; the message says why, and the hint where its output is.
     """
     if shutil.which("mmdebstrap", path=contained.PATH) is None:
         raise UnavailableError("mmdebstrap is not installed", "sandbox doctor --fix, or: apt-get install mmdebstrap")
@@ -110,7 +110,7 @@ def _run(
         arguments = [str(listed)]
     settings = space.scratch / "apt.conf"
     settings.write_text("".join(f"{line}\n" for line in sources.apt_options()), encoding="utf-8")
-    settings.chmod(0o600)  # a proxy's address may hold a password
+    settings.chmod(0o600)  # a proxy's address may contain a password
     command = [
         "mmdebstrap",
         "--mode=root",

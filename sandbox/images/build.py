@@ -1,4 +1,4 @@
-"""Builds one stage from the stages below it. The caller holds the lock of the images."""
+"""Build one stage from the stages that it depends on. The caller holds the lock of the images."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from sandbox.errors import ImageError
 from sandbox.images import bootstrap, cache, contained, dockerd, tree
 from sandbox.images.cache import Entry
 from sandbox.images.recipe import Recipe, Stage, digests
-from sandbox.images.workspace import Workspace, explained, workspace
+from sandbox.images.workspace import Workspace, image_errors, workspace
 from sandbox.state.data import data_dir
 
 Progress = Callable[[str], None]
 Made = tuple[list[str], dict[str, Any]]
-"""The key files of what was made, and its facts (see cache.Entry)."""
+"""The key files and the facts of a result (see cache.Entry)."""
 
 ARCHIVE = "base.tar"
 VM_FILES = ("vmlinuz", "initrd", "disk.raw")
 
 MIB = 1024 * 1024
-NEEDED = {Stage.BASE: 700 * MIB, Stage.KERNEL: 500 * MIB, Stage.ROOTFS: 200 * MIB, Stage.VM: 400 * MIB}
-"""Bytes of disk that a build takes at its peak, about, downloads included."""
+DISK_NEEDED = {Stage.BASE: 700 * MIB, Stage.KERNEL: 500 * MIB, Stage.ROOTFS: 200 * MIB, Stage.VM: 400 * MIB}
+"""Approximate bytes of disk that a build takes at its peak, including downloads."""
 
-BELOW: Mapping[Stage, tuple[Stage, ...]] = {
+DEPENDENCIES: Mapping[Stage, tuple[Stage, ...]] = {
     Stage.BASE: (),
     Stage.KERNEL: (),
     Stage.ROOTFS: (Stage.BASE,),
@@ -33,12 +33,12 @@ BELOW: Mapping[Stage, tuple[Stage, ...]] = {
 
 
 def stage(which: Stage, digest: str, recipe: Recipe, below: Mapping[Stage, Entry], progress: Progress) -> Entry:
-    """Build a stage that is kept on the disk, from the entries below it.
+    """Build a stage that is kept on disk, from the entries that it depends on.
 
     Raises:
         ImageError, UnavailableError: it could not be built; nothing of it is left.
     """
-    with explained(), workspace(NEEDED[which]) as space:
+    with image_errors(), workspace(DISK_NEEDED[which]) as space:
         content = space.result / cache.CONTENT
         content.mkdir(mode=0o755)
         content.chmod(0o755)
@@ -52,18 +52,18 @@ def stage(which: Stage, digest: str, recipe: Recipe, below: Mapping[Stage, Entry
             case Stage.VM:
                 key_files, facts = _vm(space, below, progress)
             case Stage.DOCKER:
-                raise ValueError("the Docker form is not kept on the disk")
-        # The digest was taken before the files were copied: it must not name what was edited in between.
+                raise ValueError("the Docker form is not kept on disk")
+        # The digest was computed before the files were copied: they must not have been edited in between.
         if digests(recipe)[which] != digest:
-            raise ImageError("the workloads or the guest's definitions changed while they were copied", "run it again")
+            raise ImageError("the workloads or the guest's definitions changed during the build", "run it again")
         return cache.commit(space, which, digest, key_files, facts)
 
 
 def docker(digest: str, recipe: Recipe, rootfs: Entry, progress: Progress) -> None:
-    """Load the root filesystem into the daemon.
+    """Load the root filesystem into the Docker daemon.
 
     Raises:
-        UnavailableError, EngineError: as dockerd.load.
+        UnavailableError, EngineError: as for dockerd.load.
     """
     progress("loading it into docker")
     dockerd.load(rootfs.path, digest, rootfs.digest, recipe.docker, recipe.layout["user"]["id"])
@@ -72,7 +72,7 @@ def docker(digest: str, recipe: Recipe, rootfs: Entry, progress: Progress) -> No
 def _base(space: Workspace, recipe: Recipe, progress: Progress) -> Made:
     archive = space.result / cache.CONTENT / ARCHIVE
     bootstrap.packages_tar(recipe, archive, space, progress)
-    archive.chmod(0o600)  # it has apt's configuration in it, and that may have a proxy's password
+    archive.chmod(0o600)  # it contains apt's configuration, which may have a proxy's password
     return [ARCHIVE], {}
 
 
@@ -84,7 +84,7 @@ def _kernel(space: Workspace, recipe: Recipe, progress: Progress) -> Made:
     tree.clamp_times(content, recipe.epoch)
     kernels = sorted(path.relative_to(content).as_posix() for path in content.glob("boot/vmlinu[xz]-*"))
     if not kernels:
-        raise ImageError("the recipe's kernel packages hold no kernel", "see [kernel.image] of the recipe")
+        raise ImageError("the recipe's kernel packages contain no kernel", "see [kernel.image] in the recipe")
     return kernels, {"kernel": kernels[-1].partition("-")[2]}
 
 
@@ -111,7 +111,7 @@ def _rootfs(space: Workspace, recipe: Recipe, base: Entry, progress: Progress) -
     seed = {"PYTHONHASHSEED": "0"}
     code, tail = contained.run(compiling, lease=space.lease, log=space.log, environment=seed, on_line=_ignore)
     if code != 0:
-        raise ImageError(f"the workloads do not compile: {tail[-1] if tail else 'no output'}")
+        raise ImageError(f"the workloads could not be compiled: {tail[-1] if tail else 'no output'}")
     tree.clamp_times(root, recipe.epoch)
     installed = sorted(path.relative_to(root).as_posix() for path in tree.inside(root, target).rglob("*.py"))
     needed = ["usr/bin/python3", "usr/bin/tini", "etc/passwd", "etc/fstab"]
@@ -120,7 +120,7 @@ def _rootfs(space: Workspace, recipe: Recipe, base: Entry, progress: Progress) -
 
 
 def _ignore(line: str) -> None:
-    """These tools are quiet and quick; what they say is in the log, and in the error if they fail."""
+    """Ignore a line of output: these tools are fast, and their output is in the log, and in the error if they fail."""
     del line
 
 
@@ -131,7 +131,7 @@ def _vm(space: Workspace, below: Mapping[Stage, Entry], progress: Progress) -> M
     vm.build_vm(below[Stage.ROOTFS].path, below[Stage.KERNEL].path, content, progress)
     missing = [name for name in VM_FILES if not (content / name).is_file()]
     if missing:
-        raise ImageError(f"the VM's image came out without {', '.join(missing)}")
+        raise ImageError(f"the VM's image was built without {', '.join(missing)}")
     for path in sorted(content.iterdir()):
         path.chmod(0o644)  # QEMU reads them as a user of its own
     return list(VM_FILES), dict(below[Stage.KERNEL].facts)

@@ -1,4 +1,4 @@
-"""Finished stages on the disk: one directory each, `STAGE-DIGEST`, with a manifest, a listing and the content."""
+"""Finished stages on disk: one directory each, `STAGE-DIGEST`, with a manifest, a listing and the content."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sandbox.images.recipe import Stage
-from sandbox.images.workspace import Workspace, discard, explained, publish
+from sandbox.images.workspace import Workspace, discard, image_errors, publish
 from sandbox.state import paths
 
 VERSION = 1
@@ -22,7 +22,7 @@ LISTING_FILE = "listing"
 CONTENT = "tree"
 
 DIGITS = 12
-"""Hex digits of a digest that appear in names."""
+"""Number of hex digits of a digest in names."""
 
 _ENTRY_NAME = re.compile(r"(base|kernel|rootfs|vm)-([0-9a-f]{12})")
 
@@ -32,14 +32,14 @@ class Entry:
     """A finished stage.
 
     Attributes:
-        stage: which.
-        digest: 64 hex digits: what it was made from (see recipe.digests).
+        stage: the stage.
+        digest: digest of its sources, 64 hex digits (see recipe.digests).
         directory: its directory.
-        size: bytes on the disk.
+        size: bytes on disk.
         created: seconds since the epoch.
-        content: SHA-256 of the listing: what it is, byte by byte.
-        key_files: by relative path, the mode, size and modification time (ns) of some files that every use needs.
-        facts: for people and for `docker inspect`: package versions, where they came from.
+        content: SHA-256 of the listing, and so of every byte of the content.
+        key_files: mode, size and modification time (ns), by relative path, of some files that every use needs.
+        facts: package versions and the like, for people and `docker inspect`.
     """
 
     stage: Stage
@@ -53,34 +53,34 @@ class Entry:
 
     @property
     def path(self) -> Path:
-        """The content."""
+        """The directory of the content."""
         return self.directory / CONTENT
 
     def damage(self) -> str | None:
-        """What is wrong at a glance: a key file that is missing or changed. None when all looks well."""
-        content = str(self.path)  # no Path for each: every start looks here
+        """Find a key file that is missing or changed, by its status alone. None if there is none."""
+        content = str(self.path)  # faster than a Path for each: every start does this
         for name, expected in self.key_files.items():
             path = f"{content}/{name}"
             try:
                 status = os.lstat(path)
             except OSError as error:
                 return f"{path}: {error.strerror}"
-            if _glance(status) != expected:
+            if _status_key(status) != expected:
                 return f"{path} was changed"
         return None
 
     def differences(self) -> list[str]:
-        """What differs from what was built, compared byte by byte; empty when nothing does.
+        """Compare the content with what was built, byte by byte; return a line for each difference.
 
         Raises:
             ImageError: the listing cannot be read.
         """
-        from sandbox.images import tree  # no start compares
+        from sandbox.images import tree  # no start needs it
 
-        with explained():
+        with image_errors():
             recorded = (self.directory / LISTING_FILE).read_text(encoding="utf-8").splitlines()
             if tree.content_digest(recorded) != self.content:
-                return [f"{LISTING_FILE} was changed, so nothing can be compared with it"]
+                return [f"{LISTING_FILE} was changed, so the content cannot be compared with it"]
             found = tree.listing(self.path)
         before = {json.loads(line)[0]: line for line in recorded}
         after = {json.loads(line)[0]: line for line in found}
@@ -91,24 +91,24 @@ class Entry:
 
 
 def directory_of(stage: Stage, digest: str) -> Path:
-    """Where a stage of that digest is, or would be."""
+    """Return the directory of a stage with that digest, existing or not."""
     return paths.images_dir() / f"{stage}-{digest[:DIGITS]}"
 
 
 def read(stage: Stage, digest: str) -> Entry | None:
-    """The entry of a stage; None when there is none, or its manifest does not say that it is that one."""
+    """Return the entry of a stage; None if there is none, or its manifest is of another stage or digest."""
     found = _read(directory_of(stage, digest))
     return found if found is not None and found.digest == digest and found.stage is stage else None
 
 
 def entries() -> list[Entry]:
-    """All entries with a sound manifest, oldest first."""
+    """Return all entries with a valid manifest, the oldest first."""
     found = [_read(directory) for directory in _directories()]
     return sorted((entry for entry in found if entry is not None), key=lambda entry: entry.created)
 
 
 def broken() -> list[Path]:
-    """Directories that have an entry's name, but no sound manifest."""
+    """Return the directories that have an entry's name, but no valid manifest."""
     return [directory for directory in _directories() if _read(directory) is None]
 
 
@@ -118,12 +118,12 @@ def commit(
     """Turn a workspace's `result/tree` into an entry, in one step.
 
     Raises:
-        ImageError: a key file is missing, or the disk refuses.
+        ImageError: a key file is missing, or writing failed.
     """
     from sandbox.images import tree
 
     content = space.result / CONTENT
-    with explained():
+    with image_errors():
         lines = tree.listing(content)
         (space.result / LISTING_FILE).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         raw = {
@@ -133,7 +133,7 @@ def commit(
             "created": time.time(),
             "size": tree.size(content),
             "content": tree.content_digest(lines),
-            "key_files": {name: _glance((content / name).lstat()) for name in key_files},
+            "key_files": {name: _status_key((content / name).lstat()) for name in key_files},
             "facts": facts or {},
         }
         (space.result / MANIFEST_FILE).write_text(json.dumps(raw), encoding="utf-8")
@@ -172,8 +172,8 @@ def _read(directory: Path) -> Entry | None:
         return None
 
 
-def _glance(status: os.stat_result) -> list[int]:
-    # Folders and links are compared by kind alone: a mount or a look may touch a folder's time.
+def _status_key(status: os.stat_result) -> list[int]:
+    # Directories and links are compared by type only: a mount or a listing may change a directory's time.
     if not stat.S_ISREG(status.st_mode):
         return [stat.S_IFMT(status.st_mode), 0, 0]
     return [status.st_mode, status.st_size, status.st_mtime_ns]

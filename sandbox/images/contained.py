@@ -1,8 +1,8 @@
-"""Runs a tool that must not outlive its builder, nor leave a mount behind.
+"""Run a build tool that must not outlive the builder, nor leave a mount behind.
 
-It gets mount and pid namespaces of its own (unshare(1)): when its first process dies the kernel ends all others in
-there and undoes their mounts. That first process dies with the builder (prctl(2), PR_SET_PDEATHSIG), even if the
-builder was killed by SIGKILL.
+The tool runs in new mount and pid namespaces (unshare(1)): when their first process ends, the kernel ends all others
+and removes their mounts. The first process ends with the builder (prctl(2), PR_SET_PDEATHSIG), even if that is killed
+by SIGKILL.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ def run(
 
     Args:
         argv: the command.
-        lease: a locked descriptor that the command inherits: while any process of it lives, the lock is held.
-        log: a file that its output is appended to.
+        lease: a locked descriptor that the command inherits; the lock is held while any of its processes lives.
+        log: a file to append its output to.
         environment: added to PATH and the proxy variables; nothing else is passed on.
-        on_line: takes each line of its output.
+        on_line: called with each line of its output.
 
     Returns:
-        Its exit code as subprocess has it, and its last lines.
+        Its exit code, as in subprocess, and its last lines.
 
     Raises:
-        UnavailableError: setpriv or unshare (util-linux) is not there.
+        UnavailableError: setpriv or unshare (util-linux) is not installed.
     """
     passed_on = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     try:
@@ -58,7 +58,7 @@ def run(
             stderr=subprocess.STDOUT,
             env={"PATH": PATH, "LC_ALL": "C.UTF-8", **passed_on, **environment},
             pass_fds=(lease,),
-            start_new_session=True,  # Ctrl-C reaches the builder alone, which then ends this in good order
+            start_new_session=True,  # Ctrl-C reaches only the builder, which then ends the tool
             text=True,
             errors="replace",
         )
@@ -67,7 +67,7 @@ def run(
     tail: list[str] = []
     try:
         with log.open("a", encoding="utf-8") as file:
-            log.chmod(0o600)  # a mirror's address may hold a password
+            log.chmod(0o600)  # a mirror's address may contain a password
             file.write(f"$ {' '.join(argv)}\n")
             for raw in process.stdout or ():
                 file.write(raw)
@@ -82,8 +82,8 @@ def run(
 def _end(process: subprocess.Popen[str]) -> None:
     """End the command if it still runs, and reap it."""
     if process.poll() is None:
-        # First the namespace's own init, by which the kernel ends the whole namespace; unshare(1) then reaps it and
-        # exits. Were unshare ended first, the init would be left as a zombie to whoever is process 1 here.
+        # First the namespace's init, with which the kernel ends the whole namespace; unshare(1) then reaps it and
+        # exits. If unshare ended first, the init would be left as a zombie to process 1 of this host.
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         with suppress(OSError, subprocess.TimeoutExpired):
             for child in children.read_text(encoding="ascii").split():

@@ -1,32 +1,29 @@
 """The Docker form: puts the root filesystem into the daemon, finds it there, removes it.
 
-It speaks the Engine API (https://docs.docker.com/reference/api/engine/) with the standard library: four requests do not
-justify the 0.2 s of importing the SDK, and the command line client may be absent where a daemon is. Paths are without
-a version, so that the daemon's own applies: the newest refuse the versions that the oldest speak.
-
 The import is one streamed request: if the builder dies, the daemon sees its body cut short and keeps nothing.
 """
 
 from __future__ import annotations
 
-import http.client
 import json
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote, urlencode
+from typing import IO, Any
+from urllib.parse import quote
 
-from sandbox.errors import BusyError, EngineError, UnavailableError
-from sandbox.images.endpoint import Endpoint
+from sandbox.errors import BusyError, EngineError
+from sandbox.host.docker import Engine, RefusalError
 
 REPOSITORY = "sandbox"
 LABEL_DIGEST = "org.sandbox.image.digest"
 LABEL_ROOTFS = "org.sandbox.image.rootfs"
-QUICK = 10.0
-"""Seconds that a daemon may take for a look-up."""
-SLOW = 600.0
-"""Seconds that a daemon may take for one step of an import."""
+_BLOCK = 1024 * 1024
+"""Bytes read from an archive and sent at once; the SDK's own 16 KiB would double the time of an import."""
+_SLOW = 600
+"""Seconds that a daemon may take for one step of an import or a removal."""
+_NOT_FOUND = 404
+_CONFLICT = 409
 
 
 def reference(digest: str) -> str:
@@ -41,12 +38,8 @@ def find(digest: str) -> dict[str, Any] | None:
         UnavailableError: no daemon answers.
         EngineError: it answers with an error.
     """
-    status, body = _request("GET", f"/images/{quote(reference(digest))}/json")
-    if status == 404:
-        return None
-    _expect(status, body, 200)
-    found = _object(body)
-    labels = (found.get("Config") or {}).get("Labels") or {}
+    found = Engine().look(f"/images/{quote(reference(digest))}/json", "the image cannot be looked up")
+    labels = ((found or {}).get("Config") or {}).get("Labels") or {}
     return found if labels.get(LABEL_DIGEST) == digest else None
 
 
@@ -56,11 +49,9 @@ def images() -> list[dict[str, Any]]:
     Raises:
         UnavailableError, EngineError: as `find`.
     """
-    query = urlencode({"filters": json.dumps({"label": [LABEL_DIGEST]})})
-    status, body = _request("GET", f"/images/json?{query}")
-    _expect(status, body, 200)
-    found = json.loads(body)
-    return [item for item in found if isinstance(item, dict)]
+    with Engine().talking("the images cannot be listed") as api:
+        found: list[dict[str, Any]] = api.images(filters={"label": [LABEL_DIGEST]})
+    return found
 
 
 def load(root: Path, digest: str, rootfs_digest: str, config: Mapping[str, Any], user: int) -> None:
@@ -77,26 +68,33 @@ def load(root: Path, digest: str, rootfs_digest: str, config: Mapping[str, Any],
         UnavailableError: no daemon answers.
         EngineError: it refused; nothing is left in it.
     """
-    query = [("fromSrc", "-"), ("repo", REPOSITORY), ("tag", digest[:12]), ("message", "sandbox images build")]
-    query += [("changes", change) for change in changes(digest, rootfs_digest, config, user)]
+    settings = changes(digest, rootfs_digest, config, user)
     with subprocess.Popen(
         ["tar", "--create", "--sort=name", "--numeric-owner", "--xattrs", "--file=-", "--directory", str(root), "."],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as archive:
         try:
-            status, body = _request("POST", f"/images/create?{urlencode(query)}", body=archive.stdout, timeout=SLOW)
+            with Engine().talking("dockerd did not take the image") as api:
+                api.timeout = _SLOW
+                said = api.import_image_from_stream(
+                    _blocks(archive.stdout), repository=REPOSITORY, tag=digest[:12], changes=settings
+                )
         finally:
             archive.kill()  # after its end this does nothing; before it, nobody reads on
         words = archive.stderr.read().decode(errors="replace").strip() if archive.stderr else ""
-    _expect(status, body, 200)
     # The status is sent before the archive is read: what goes wrong later is a line of the body.
-    for line in body.splitlines():
+    for line in str(said).splitlines():
         if line.strip() and (problem := _object(line).get("error")):
-            raise EngineError(f"docker did not take the image: {problem}")
+            raise EngineError(f"dockerd did not take the image: {problem}")
     if archive.returncode != 0:
         remove(reference(digest))
         raise EngineError(f"the root filesystem could not be read: {words or 'tar failed'}")
+
+
+def _blocks(archive: IO[bytes] | None) -> Iterator[bytes]:
+    while archive is not None and (block := archive.read(_BLOCK)):
+        yield block
 
 
 def changes(digest: str, rootfs_digest: str, config: Mapping[str, Any], user: int) -> list[str]:
@@ -119,43 +117,22 @@ def remove(name: str) -> bool:
         BusyError: a container uses it.
         UnavailableError, EngineError: as `find`.
     """
-    status, body = _request("DELETE", f"/images/{quote(name)}", timeout=SLOW)
-    if status == 404:
-        return False
-    if status == 409:
-        raise BusyError(f"docker keeps {name}: {_said(body)}", "remove that container first")
-    _expect(status, body, 200)
+    try:
+        with Engine().talking(f"the image {name} cannot be removed") as api:
+            api.timeout = _SLOW
+            api.remove_image(name)
+    except RefusalError as error:
+        if error.status == _NOT_FOUND:
+            return False
+        if error.status == _CONFLICT:
+            raise BusyError(f"docker keeps {name}: {error.reason}", "remove that container first") from error
+        raise
     return True
 
 
-def _request(method: str, path: str, *, body: Any = None, timeout: float = QUICK) -> tuple[int, bytes]:
-    headers = {"Content-Type": "application/x-tar", "Transfer-Encoding": "chunked"} if body is not None else {}
-    endpoint = Endpoint.current()
-    connection = endpoint.connect(timeout)
+def _object(text: str) -> dict[str, Any]:
     try:
-        connection.request(method, path, body=body, headers=headers, encode_chunked=body is not None)
-        answer = connection.getresponse()
-        return answer.status, answer.read()
-    except (OSError, http.client.HTTPException) as error:
-        raise UnavailableError(
-            f"the docker daemon at {endpoint.host} does not answer: {error}", "sandbox doctor --fix starts it"
-        ) from error
-    finally:
-        connection.close()
-
-
-def _expect(status: int, body: bytes, wanted: int) -> None:
-    if status != wanted:
-        raise EngineError(f"docker answered {status}: {_said(body)}")
-
-
-def _said(body: bytes) -> str:
-    return str(_object(body).get("message", "")) or body.decode(errors="replace").strip()
-
-
-def _object(body: bytes) -> dict[str, Any]:
-    try:
-        found = json.loads(body)
+        found = json.loads(text)
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}

@@ -1,4 +1,4 @@
-"""The forms that isolation levels ask for: found cheaply, built when missing."""
+"""Find the image of a form, which is fast, and build it if it is missing."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A form that is ready for use.
+    """An image that is ready for use.
 
     Attributes:
-        form: which.
-        digest: 64 hex digits: what it was made from.
-        path: ROOTFS: a directory to be used as a root, read-only. VM: a directory with `vmlinuz`, `initrd` and
-            `disk.raw`. DOCKER: None.
-        reference: DOCKER: the image's name in the daemon. Otherwise None.
+        form: its form.
+        digest: digest of its sources, 64 hex digits.
+        path: for ROOTFS a directory to use as a root, read-only; for VM a directory with `vmlinuz`, `initrd` and
+            `disk.raw`; None for DOCKER.
+        reference: for DOCKER the image's name in the daemon, otherwise None.
         size: bytes.
     """
 
@@ -36,7 +36,7 @@ class Image:
 
 
 def digest(form: Form) -> str:
-    """The digest that a form has, or will have, by the recipe and the workloads as they are now.
+    """Return the digest of a form for the recipe and the workloads as they are now, built or not.
 
     Raises:
         ImageError: the installation is incomplete.
@@ -45,7 +45,7 @@ def digest(form: Form) -> str:
 
 
 def find(form: Form) -> Image | None:
-    """The current image of a form; None when it is not built, damaged, or (Docker) no daemon answers.
+    """Return the current image of a form; None if it is not built or damaged, or no Docker daemon answers.
 
     Raises:
         ImageError: the installation is incomplete.
@@ -58,15 +58,15 @@ def find(form: Form) -> Image | None:
 
 
 def ensure(form: Form, progress: Progress) -> Image:
-    """The current image of a form, built if need be. Of several callers one builds and the others wait for it.
+    """Return the current image of a form; build it if it is missing. Of several callers one builds, the others wait.
 
     Args:
-        form: which.
-        progress: takes short lines that say what is being done.
+        form: the form.
+        progress: called with short lines that say what is being done.
 
     Raises:
-        UnavailableError: no root, no mmdebstrap, no Docker daemon.
-        ImageError: it could not be built; nothing half-made is left.
+        UnavailableError: we are not root, or mmdebstrap or the Docker daemon is missing.
+        ImageError: it could not be built; nothing of it is left.
         BusyError: it is damaged, but in use.
     """
     wanted = digest(form)
@@ -83,13 +83,13 @@ def ensure(form: Form, progress: Progress) -> Image:
         _build(Stage(form), recipe, current, progress)
         found = _find(form, current[Stage(form)])
     if found is None:
-        raise ImageError(f"the {form} image vanished right after it was built", "is another program cleaning up?")
+        raise ImageError(f"the {form} image vanished right after it was built", "did another program remove it?")
     return found
 
 
 def _find(form: Form, wanted: str) -> Image | None:
     if form is Form.DOCKER:
-        from sandbox.images import dockerd  # http.client and ssl: 20 ms that the other forms need not pay
+        from sandbox.images import dockerd  # the other forms do not need it
 
         raw = dockerd.find(wanted)
         if raw is None:
@@ -102,25 +102,25 @@ def _find(form: Form, wanted: str) -> Image | None:
 
 
 def _build(stage: Stage, recipe: Recipe, current: dict[Stage, str], progress: Progress) -> None:
-    """Build a stage, and first what is missing below it."""
+    """Build a stage, after those missing ones that it depends on."""
     from sandbox.images import build
 
     def tell(line: str) -> None:
         progress(f"{stage}: {line}")
 
     below = {}
-    for lower in build.BELOW[stage]:
+    for lower in build.DEPENDENCIES[stage]:
         if (entry := _intact(lower, current[lower])) is None:
             _build(lower, recipe, current, progress)
             entry = cache.read(lower, current[lower])
         if entry is None:
-            raise ImageError(f"the stage {lower} vanished right after it was built", "is another program cleaning up?")
+            raise ImageError(f"the stage {lower} vanished right after it was built", "did another program remove it?")
         below[lower] = entry
     if stage is Stage.DOCKER:
         build.docker(current[stage], recipe, below[Stage.ROOTFS], tell)
         return
     if (damaged := cache.read(stage, current[stage])) is not None:
-        tell(f"damaged ({damaged.damage()}), so it is built again")
+        tell(f"building it again, because it is damaged: {damaged.damage()}")
         refuse_if_used(damaged)
     begin = time.monotonic()
     entry = build.stage(stage, current[stage], recipe, below, tell)

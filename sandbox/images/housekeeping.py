@@ -1,4 +1,4 @@
-"""What is kept: listed, compared with what was built, removed."""
+"""List, verify and remove images."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from sandbox.images.workspace import discard, stale
 from sandbox.state.store import named_lock
 
 MIN_REFERENCE = 4
-"""Digits of a digest that a person must give at least."""
+"""The least number of digits in an abbreviated digest."""
 
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A row of the listing: an image, or a stage that images are made from.
+    """A row of the listing: an image, or a stage that images are built from.
 
     Attributes:
         stage: base, kernel, rootfs, docker or vm.
         digest: 64 hex digits.
         size: bytes.
         created: seconds since the epoch.
-        current: whether the recipe and the workloads of this installation give this digest.
-        path: its content on the disk; None for an image in Docker.
-        reference: its name in Docker; None elsewhere.
-        damage: what is wrong with it at a glance; None when nothing is.
+        current: whether it is of the current recipe and workloads.
+        path: its content on disk; None for an image in Docker.
+        reference: its name in Docker; None for one on disk.
+        damage: a key file that is missing or changed; None if there is none.
     """
 
     stage: Stage
@@ -45,7 +45,7 @@ class Item:
 
 
 def ls() -> tuple[list[Item], list[str]]:
-    """Everything that is kept, the oldest first, and what could not be looked at (a line each).
+    """List all images and stages, the oldest first, and a line for each place that could not be listed.
 
     Raises:
         ImageError: the installation is incomplete.
@@ -64,7 +64,7 @@ def ls() -> tuple[list[Item], list[str]]:
         )
         for entry in cache.entries()
     ]
-    notes = [f"{directory} is not a whole image: sandbox images rm --old removes it" for directory in cache.broken()]
+    notes = [f"{directory} is not a complete image: sandbox images rm --old removes it" for directory in cache.broken()]
     try:
         for raw in dockerd.images():
             labels = raw.get("Labels") or {}
@@ -82,17 +82,17 @@ def ls() -> tuple[list[Item], list[str]]:
                 )
             )
     except SandboxError as error:
-        notes.append(f"images in docker are not shown: {error.message}")
+        notes.append(f"images in Docker are not listed: {error.message}")
     return sorted(items, key=lambda item: item.created), notes
 
 
 def verify(progress: Progress) -> list[str]:
-    """Compare every image on the disk with what was built, byte by byte; a line per difference, none if all is well.
+    """Compare every image on disk with what was built, byte by byte; return a line for each difference.
 
     Raises:
         ImageError: one cannot be read.
     """
-    lines = [f"{directory} is not a whole image" for directory in cache.broken()]
+    lines = [f"{directory} is not a complete image" for directory in cache.broken()]
     for entry in cache.entries():
         progress(f"{entry.directory.name}: comparing")
         lines += [f"{entry.directory.name}: {line}" for line in entry.differences()]
@@ -101,11 +101,11 @@ def verify(progress: Progress) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """What came of a removal, a line each.
+    """The result of a removal.
 
     Attributes:
-        removed: what is gone (or would be).
-        kept: what is in use, and by whom.
+        removed: a line for each image removed (or that would be).
+        kept: a line for each image in use, with its users.
     """
 
     removed: list[str]
@@ -117,14 +117,14 @@ def remove(*references: str, everything: bool = False, old: bool = False, dry_ru
 
     Args:
         references: digests or their beginnings, `STAGE-DIGEST` or `sandbox:DIGEST` names.
-        everything: all there are.
-        old: those that this installation's recipe and workloads would not give, and broken ones.
+        everything: remove all of them.
+        old: remove those that are not of the current recipe and workloads, and incomplete ones.
         dry_run: only say what would be removed.
 
     Raises:
-        NotFoundError: a reference fits none, or several.
+        NotFoundError: a reference matches none, or several.
         BusyError: a build is running.
-        ImageError: the disk refuses, or something is mounted in there.
+        ImageError: a file cannot be removed, or something is mounted below it.
     """
     need_root("removing images")
     with named_lock(LOCK, wait=False):
@@ -139,19 +139,19 @@ def remove(*references: str, everything: bool = False, old: bool = False, dry_ru
             except BusyError as error:
                 kept.append(error.message)
         if everything or old:
-            removed += [f"broken image {directory.name}" for directory in _remove_broken(dry_run=dry_run)]
+            removed += [f"incomplete image {directory.name}" for directory in _remove_broken(dry_run=dry_run)]
         removed += sweep_locked(dry_run=dry_run)
     return Removal(removed, kept)
 
 
-def sweep(*, dry_run: bool = False) -> list[str]:
-    """Remove what interrupted builds left. While a build is running there is nothing to sweep.
+def prune(*, dry_run: bool = False) -> list[str]:
+    """Remove what interrupted builds left. Does nothing while a build is running.
 
     Returns:
-        One line per thing removed (or that would be).
+        One line for each directory removed (or that would be).
 
     Raises:
-        ImageError: the disk refuses.
+        ImageError: a directory cannot be removed.
     """
     if not stale():
         return []
@@ -168,19 +168,19 @@ def _label(item: Item) -> str:
 
 
 def _select(items: list[Item], reference: str) -> Item:
-    """The one item that a reference means.
+    """Return the only item that a reference matches.
 
     Raises:
-        NotFoundError: none, or several.
+        NotFoundError: it matches none, or several.
     """
     matches = [item for item in items if _fits(item, reference)]
     if len(matches) == 1:
         return matches[0]
     if matches:
         raise NotFoundError(
-            f"{reference!r} fits {len(matches)} images", "give more digits, or: " + ", ".join(map(_name, matches))
+            f"{reference!r} matches {len(matches)} images", "give one of " + ", ".join(map(_name, matches))
         )
-    raise NotFoundError(f"there is no image {reference!r}", "sandbox images ls lists them")
+    raise NotFoundError(f"there is no image {reference!r}", "sandbox images ls lists all")
 
 
 def _fits(item: Item, reference: str) -> bool:

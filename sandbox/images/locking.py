@@ -1,4 +1,4 @@
-"""One builder at a time, and no removal of what is in use."""
+"""The lock that allows one builder at a time, and the check that an image is not in use."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 
 from sandbox.errors import BusyError, UnavailableError
 from sandbox.images.cache import Entry
-from sandbox.images.workspace import discard, explained, stale
+from sandbox.images.workspace import discard, image_errors, stale
 from sandbox.state import paths
 from sandbox.state.store import Store, named_lock
 
@@ -17,16 +17,16 @@ LOCK = "images"
 
 @contextmanager
 def exclusive(progress: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock of the images, and say so when that means waiting.
+    """Hold the lock of the images; report it if that means waiting.
 
     Raises:
-        UnavailableError: not root.
-        ImageError, StoreError: the state directory cannot be made.
+        UnavailableError: we are not root.
+        ImageError, StoreError: the state directory cannot be created.
     """
     need_root("building an image")
     Store().ensure()
-    with explained():
-        # Engines' own users read images below it; nobody lists it.
+    with image_errors():
+        # The engines' users must be able to open images below it, but not to list it.
         paths.images_dir().mkdir(exist_ok=True, mode=0o711)
     with ExitStack() as stack:
         try:
@@ -38,7 +38,7 @@ def exclusive(progress: Callable[[str], None]) -> Iterator[None]:
 
 
 def need_root(what: str) -> None:
-    """Refuse what only root can do.
+    """Raise an error if we are not root.
 
     Raises:
         UnavailableError: we are not root.
@@ -48,10 +48,10 @@ def need_root(what: str) -> None:
 
 
 def refuse_if_used(entry: Entry) -> None:
-    """Keep a caller from removing what somebody works with.
+    """Raise an error if an image is in use.
 
     Raises:
-        BusyError: names who does.
+        BusyError: it is; the message says by what.
     """
     from sandbox.images import usage
 
@@ -61,7 +61,7 @@ def refuse_if_used(entry: Entry) -> None:
 
 
 def sweep_locked(*, dry_run: bool) -> list[str]:
-    """Remove what dead builds left; the caller holds the lock. Returns a line per thing."""
+    """Remove what dead builds left; return a line for each directory. The caller holds the lock."""
     found = stale()
     if not dry_run:
         for path in found:

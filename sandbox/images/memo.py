@@ -1,8 +1,8 @@
-"""Digests remembered: hashing every source file anew would be a tenth of a namespace's start.
+"""Remember the digests: hashing every source file would take a tenth of a namespace sandbox's start.
 
-What was hashed is told by its status: path, inode, mode, size and times of every file. The change time of a file
-(ctime) cannot be set from outside, so a file that was changed has another one, unless it was changed within the clock's
-granularity of being read. A digest of files that young is therefore not remembered (what git calls a racy index).
+The key is the status of the files: path, inode, mode, size and times of each. A program cannot set a file's change time
+(ctime), so a changed file has another one, unless the change came within the clock's granularity after the read. So the
+digest of files that were changed just now is not remembered (git calls this a racy index).
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from sandbox.state.data import data_dir
 
 MEMO_FILE = "digests.json"
 _SETTLED = 2.0
-"""Seconds after its last change from which on a file counts as settled; file systems' clocks tick in milliseconds."""
+"""Seconds after its last change until a file's digest may be remembered; clocks of file systems tick in ms."""
 
 _known: dict[str, dict[Stage, str]] = {}
 
 
 def digests() -> dict[Stage, str]:
-    """As `recipe.digests()`, which is asked only when a source has changed since the last time.
+    """Return what `recipe.digests()` does; it is called only if a source has changed since the last time.
 
     Raises:
         ImageError, UnavailableError
@@ -33,7 +33,7 @@ def digests() -> dict[Stage, str]:
     try:
         signature, youngest = _signature()
     except OSError:
-        return recipe.digests()  # it says what is missing
+        return recipe.digests()  # its error says what is missing
     if (found := _known.get(signature) or _recall(signature)) is None:
         found = recipe.digests()
         if time.time() - youngest > _SETTLED:
@@ -43,7 +43,7 @@ def digests() -> dict[Stage, str]:
 
 
 def _signature() -> tuple[str, float]:
-    """The status of everything that goes into a digest, and the latest change time in seconds."""
+    """Return the status of everything that goes into a digest, and the latest change time in seconds."""
     images, workloads, guest = data_dir("images"), data_dir("workloads"), data_dir("vm")
     found: list[tuple[str, os.stat_result]] = []
     for path in map(str, (images / recipe.RECIPE_FILE, *recipe.code_files())):
@@ -60,7 +60,7 @@ def _signature() -> tuple[str, float]:
 
 
 def _walk(folder: str, found: list[tuple[str, os.stat_result]]) -> None:
-    """Add the status of each folder and file below, links not followed, as `recipe.source_files` would read them."""
+    """Add the status of each directory and file that `recipe.source_files` would read, without following links."""
     with os.scandir(folder) as entries:
         here = sorted(entries, key=lambda entry: entry.name)
     for entry in here:
@@ -83,7 +83,7 @@ def _recall(signature: str) -> dict[Stage, str] | None:
 def _remember(signature: str, found: dict[Stage, str]) -> None:
     target = paths.host_dir() / MEMO_FILE
     temporary = target.with_name(f".{MEMO_FILE}.{os.getpid()}")
-    # Where it cannot be kept (no such directory yet, another user, a full disk) it is found out again the next time.
+    # If it cannot be kept (no such directory yet, another user, a full disk), it is computed again the next time.
     with suppress(OSError):
         try:
             temporary.write_text(json.dumps({"signature": signature, "digests": found}), encoding="ascii")

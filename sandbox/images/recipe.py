@@ -1,6 +1,6 @@
-"""The recipe as data, and the digests of everything that is made from it. Reads files; builds nothing.
+"""Load the recipe, and compute the digests of everything built from it. Reads files only.
 
-A digest is the SHA-256 of canonical JSON of all that goes into a stage, with the digests of the stages below it:
+A digest is the SHA-256 of canonical JSON of all that goes into a stage, with the digests of the stages it depends on:
 
     base    packages of the root filesystem       kernel  a VM's kernel, modules and tools
     rootfs  base + layout + workloads             docker  rootfs + the image's configuration
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 RECIPE_FILE = "recipe.toml"
 
 BUILDER = 1
-"""Raised when the builder's code makes something else from the same recipe."""
+"""Incremented when a change of the builder's code changes the result of the same recipe."""
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
-"""The kernel's machine name (uname(2)) to Debian's architecture name."""
+"""Debian's architecture name by the kernel's machine name (uname(2))."""
 
 SKIPPED = ("__pycache__", ".mypy_cache", ".ruff_cache")
 
 
 class Form(StrEnum):
-    """What an isolation level can ask for."""
+    """A form of the root filesystem, as an isolation level needs it."""
 
     ROOTFS = "rootfs"
     DOCKER = "docker"
@@ -44,7 +44,7 @@ class Form(StrEnum):
 
 
 class Stage(StrEnum):
-    """What is built and kept, in the order of dependence: the three forms, and what they are made from."""
+    """A stage of the build: the three forms, and the stages that they are built from, in the order of dependence."""
 
     BASE = "base"
     KERNEL = "kernel"
@@ -58,13 +58,13 @@ class Recipe:
     """The recipe file, checked.
 
     Attributes:
-        suite: Debian's release, such as "bookworm".
-        epoch: seconds since the epoch; no file in an image is younger.
-        architecture: Debian's name of this machine's.
+        suite: Debian release, such as "bookworm".
+        epoch: seconds since the epoch; no file in an image is newer.
+        architecture: Debian's name of this machine's architecture.
         rootfs: packages, exclude, compile.
         layout: user, workloads, mount_points, links, remove, files.
         docker: command, port, working_directory, environment.
-        kernel: packages (the kernel image's included), remove.
+        kernel: packages (including the kernel image's), remove.
     """
 
     suite: str
@@ -81,9 +81,9 @@ def load(path: Path | None = None) -> Recipe:
 
     Raises:
         ImageError: it is missing, not TOML, or lacks a field.
-        UnavailableError: this machine's architecture is not in it.
+        UnavailableError: it does not support this machine's architecture.
     """
-    import tomllib  # a start knows its digests (see `memo`), and reads no recipe
+    import tomllib  # a start has the digests (see `memo`), and reads no recipe
 
     try:
         path = path or data_dir("images") / RECIPE_FILE
@@ -94,7 +94,7 @@ def load(path: Path | None = None) -> Recipe:
         image = kernel.pop("image")
         if architecture not in image:
             raise UnavailableError(
-                f"the recipe has no kernel for {architecture}", "it knows " + ", ".join(sorted(image))
+                f"the recipe has no kernel for {architecture}", "it supports " + ", ".join(sorted(image))
             )
         kernel["packages"] = [*kernel["packages"], image[architecture]]
         return Recipe(
@@ -109,33 +109,33 @@ def load(path: Path | None = None) -> Recipe:
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise ImageError(f"the image recipe cannot be read: {error}", "reinstall sandbox") from error
     except (KeyError, TypeError, ValueError) as error:
-        raise ImageError(f"the image recipe {path} is not complete: {error}", "reinstall sandbox") from error
+        raise ImageError(f"the image recipe {path} is incomplete: {error}", "reinstall sandbox") from error
 
 
 def debian_architecture() -> str:
-    """Debian's name of this machine's architecture.
+    """Return Debian's name of this machine's architecture.
 
     Raises:
-        UnavailableError: it is none that a recipe is written for.
+        UnavailableError: no recipe supports it.
     """
     machine = platform.machine()
     if machine not in ARCHITECTURES:
         raise UnavailableError(
-            f"no image can be built for a {machine} machine", "one of " + ", ".join(sorted(ARCHITECTURES))
+            f"images cannot be built for {machine}", "supported are " + ", ".join(sorted(ARCHITECTURES))
         )
     return ARCHITECTURES[machine]
 
 
 def source_files(folder: Path) -> Iterator[tuple[str, Path, bool]]:
-    """The files of a data folder that go into an image, sorted by name.
+    """Yield the files of a data folder that go into an image, sorted by name.
 
-    Bytecode caches and hidden files are left out: they are by-products of running from a checkout.
+    Bytecode caches and hidden files are left out: they are created by running from a checkout.
 
     Yields:
         The path relative to the folder with '/', the path, and whether it is executable.
 
     Raises:
-        ImageError: the folder has something that is neither a file nor a folder, such as a symbolic link.
+        ImageError: the folder contains something else than files and folders, such as a symbolic link.
     """
     for path in sorted(folder.iterdir()):
         if path.name in SKIPPED or path.name.startswith(".") or path.suffix == ".pyc":
@@ -147,11 +147,11 @@ def source_files(folder: Path) -> Iterator[tuple[str, Path, bool]]:
         elif stat.S_ISREG(mode):
             yield path.name, path, bool(mode & stat.S_IXUSR)
         else:
-            raise ImageError(f"{path} is neither a file nor a folder", "an image takes only those")
+            raise ImageError(f"{path} is neither a file nor a directory", "images are built from those only")
 
 
 def tree_digest(folder: Path) -> str:
-    """The SHA-256 of a folder's names, executable bits and bytes; not of times, nor of bytecode.
+    """Compute the SHA-256 of a folder's names, executable bits and contents, without times and bytecode.
 
     Raises:
         ImageError: a file cannot be read.
@@ -168,16 +168,16 @@ def tree_digest(folder: Path) -> str:
 
 
 def code_files() -> list[Path]:
-    """The guest's disk and initramfs are as much a matter of the code that makes them as of its data."""
-    makers = (Path(__file__).with_name(name) for name in ("vm.py", "ext4.py"))
+    """Return the source files that determine the guest's disk and initramfs, as its data does."""
+    makers = (Path(__file__).with_name(name) for name in ("vm.py",))
     return [maker for maker in makers if maker.exists()]
 
 
 def digests(recipe: Recipe | None = None) -> dict[Stage, str]:
-    """The digest of every stage as the recipe, the workloads and the guest's definitions are now.
+    """Compute the digest of every stage, from the recipe, the workloads and the guest's definitions as they are now.
 
     Raises:
-        ImageError, UnavailableError: as `load`, or a data folder is missing.
+        ImageError, UnavailableError: as for `load`, or a data folder is missing.
     """
     recipe = recipe or load()
     common = {"builder": BUILDER, "suite": recipe.suite, "epoch": recipe.epoch, "architecture": recipe.architecture}
@@ -205,6 +205,6 @@ def _digest(*parts: Any) -> str:
 
 
 def _sha256(content: bytes = b"") -> Hash:
-    import hashlib  # loads all of OpenSSL, see `load`
+    import hashlib  # it loads OpenSSL, see `load`
 
     return hashlib.sha256(content)

@@ -1,7 +1,7 @@
-"""Where the packages come from: a mirror that the user names, else the host's own apt sources, else mmdebstrap's.
+"""Choose the mirror of the packages: the user's, else the host's apt sources, else mmdebstrap's default.
 
-Both formats of sources.list(5) are read, and only Debian's own archive for the recipe's suite (with its -updates and
--security) is taken over: a third party's repository has no place in the root filesystem.
+Both formats of sources.list(5) are read. Only Debian's own archive for the recipe's suite (with its -updates and
+-security) is used, so that no package of a third party gets into the root filesystem.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ ORIGIN = "Debian"
 
 _POCKETS = ("", "-updates", "-security")
 
-# How the host reaches its mirrors, and how old their indices may be: both are the host's policy, so both are kept.
-_CARRIED = re.compile(
+# The host's settings for reaching its mirrors, and for the age of their indices, apply to the build as well.
+_BUILD_SETTINGS = re.compile(
     r"Acquire::(https?::(Proxy|Proxy-Auto-Detect|CAInfo|CAPath)|https?::Proxy::.+|Retries|ForceIPv[46]"
     r"|Check-Valid-Until|Check-Date)",
     re.IGNORECASE,
@@ -36,12 +36,12 @@ Stanza = dict[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Mirrors:
-    """What mmdebstrap is told.
+    """The mirrors for mmdebstrap.
 
     Attributes:
         arguments: its MIRROR arguments; empty for its own default.
-        sources: deb822 text to be given in a file; empty when `arguments` say it all.
-        origin: for people, where this was found.
+        sources: deb822 text for a file; empty if `arguments` are enough.
+        origin: where this was found, for people.
     """
 
     arguments: tuple[str, ...]
@@ -50,7 +50,7 @@ class Mirrors:
 
 
 def choose(suite: str, architecture: str, apt_dir: Path = APT_DIR, lists: Path = APT_LISTS) -> Mirrors:
-    """Find the mirrors of a suite.
+    """Choose the mirrors of a suite.
 
     Raises:
         ImageError: SANDBOX_APT_MIRROR is neither a URL, nor a one-line source, nor a file.
@@ -59,8 +59,8 @@ def choose(suite: str, architecture: str, apt_dir: Path = APT_DIR, lists: Path =
     if named:
         if not (re.match(r"[a-z+]+://\S+$", named) or named.startswith("deb ") or Path(named).is_file()):
             raise ImageError(
-                f"{MIRROR_ENV}={named!r} is no mirror",
-                "a URL, a line that starts with 'deb ', or a file as of sources.list(5)",
+                f"{MIRROR_ENV}={named!r} is not a mirror",
+                "give a URL, a line that starts with 'deb ', or a file in the format of sources.list(5)",
             )
         return Mirrors((named,), "", MIRROR_ENV)
     kept = [
@@ -68,14 +68,14 @@ def choose(suite: str, architecture: str, apt_dir: Path = APT_DIR, lists: Path =
         for stanza in _host_stanzas(apt_dir)
         if (usable := _for_suite(stanza, suite, architecture, lists)) is not None
     ]
-    # Without the suite itself, its updates alone would not do.
+    # Its updates alone are not enough.
     if any(suite in stanza["suites"].split() for stanza in kept):
         return Mirrors((), "\n".join(_format(stanza) for stanza in kept), f"the host's {apt_dir}")
     return Mirrors((), "", "mmdebstrap's default")
 
 
 def apt_options() -> list[str]:
-    """The host's apt settings that decide how a mirror is reached, in the syntax of apt.conf(5).
+    """Return the host's apt settings for reaching a mirror, in the syntax of apt.conf(5).
 
     Raises:
         ImageError: apt-config cannot be run.
@@ -85,21 +85,21 @@ def apt_options() -> list[str]:
             ["apt-config", "dump", "--format", "%f %v%n"], capture_output=True, text=True, check=True, timeout=30
         )
     except (OSError, subprocess.SubprocessError) as error:
-        raise ImageError(f"apt-config failed: {error}", "images are built on Debian and its kin") from error
-    return carried(done.stdout.splitlines())
+        raise ImageError(f"apt-config failed: {error}", "images are built on Debian and its derivatives") from error
+    return build_settings(done.stdout.splitlines())
 
 
-def carried(lines: Iterable[str]) -> list[str]:
-    """Those of apt-config's `name value` lines that are carried over, as apt.conf(5) statements."""
+def build_settings(lines: Iterable[str]) -> list[str]:
+    """Select the settings that apply to the build from apt-config's `name value` lines, as apt.conf(5) statements."""
     return [
         f'{name} "{value}";'
         for name, _, value in (line.partition(" ") for line in lines)
-        if value and '"' not in value and _CARRIED.fullmatch(name)
+        if value and '"' not in value and _BUILD_SETTINGS.fullmatch(name)
     ]
 
 
 def parse_deb822(text: str) -> Iterator[Stanza]:
-    """The stanzas of a .sources file (deb822(5)): comments dropped, continuation lines kept."""
+    """Parse the stanzas of a .sources file (deb822(5)): comments are dropped, continuation lines kept."""
     stanza: Stanza = {}
     key = ""
     for line in [*text.splitlines(), ""]:
@@ -119,7 +119,7 @@ def parse_deb822(text: str) -> Iterator[Stanza]:
 
 
 def parse_one_line(text: str) -> Iterator[Stanza]:
-    """The entries of a .list file (sources.list(5), one-line style), as stanzas."""
+    """Parse the entries of a .list file (sources.list(5), one-line style) into stanzas."""
     for raw in text.splitlines():
         line = raw.partition("#")[0].strip()
         match = re.fullmatch(r"deb\s+(?:\[([^\]]*)\]\s+)?(\S+)\s+(\S+)((?:\s+\S+)*)", line)
@@ -140,12 +140,12 @@ def _host_stanzas(apt_dir: Path) -> Iterator[Stanza]:
         try:
             text = path.read_text(encoding="utf-8", errors="replace")
         except OSError:
-            continue  # it is not there, or not for us to read: then it names no mirror for us
+            continue  # it does not exist, or we may not read it
         yield from (parse_deb822 if path.suffix == ".sources" else parse_one_line)(text)
 
 
 def _for_suite(stanza: Stanza, suite: str, architecture: str, lists: Path) -> Stanza | None:
-    """The part of a stanza that serves the suite from Debian's archive; None when there is none."""
+    """Return the part of a stanza that is for the suite and from Debian's archive; None if there is none."""
     architectures = stanza.get("architectures", "").split()
     if (
         "deb" not in stanza.get("types", "").split()
@@ -165,7 +165,7 @@ def _for_suite(stanza: Stanza, suite: str, architecture: str, lists: Path) -> St
 
 
 def _is_debian(uris: str, suite: str, signed_by: str, lists: Path) -> bool:
-    """Whether a repository is Debian's archive: by its own Release file if apt has it, else by its key."""
+    """Return whether a repository is Debian's archive, by its Release file if apt has it, else by its key."""
     for uri in uris.split():
         # apt's name of a list: the URI without its scheme, with '/' as '_' (apt's URItoFileName).
         stem = re.sub(r"^[a-z+]+://(?:[^/@]*@)?", "", uri).rstrip("/").replace("_", "%5f").replace("/", "_")

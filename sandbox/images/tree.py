@@ -1,4 +1,4 @@
-"""Turns extracted packages into the root filesystem: user, files, mount points, workloads, times; and lists a tree."""
+"""Turn extracted packages into the root filesystem: user, files, mount points, workloads, times. And list a tree."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _READ_SIZE = 1024 * 1024
 
 
 def inside(root: Path, path: str) -> Path:
-    """A path of the recipe, below a root.
+    """Join a path of the recipe to a root.
 
     Raises:
-        ImageError: it points out of the root.
+        ImageError: it leads out of the root.
     """
     parts = Path(path.lstrip("/")).parts
     if not parts or ".." in parts:
@@ -30,7 +30,7 @@ def inside(root: Path, path: str) -> Path:
 
 
 def remove(root: Path, patterns: Sequence[str]) -> None:
-    """Remove what matches a recipe's globs; a pattern that matches nothing is fine."""
+    """Remove what matches a recipe's glob patterns; a pattern may match nothing."""
     for pattern in patterns:
         inside(root, pattern)
         for path in sorted(root.glob(pattern.lstrip("/"))):
@@ -44,8 +44,8 @@ def apply_layout(root: Path, layout: Mapping[str, Any]) -> None:
     """Apply a recipe's layout: remove, files, mount points, links, user.
 
     Raises:
-        OSError: the disk refuses.
-        ImageError: a path points out of the root.
+        OSError: writing failed.
+        ImageError: a path leads out of the root.
     """
     remove(root, layout["remove"])
     for name, content in layout["files"].items():
@@ -84,7 +84,7 @@ def add_user(root: Path, name: str, id: int, home: str) -> None:
 
 
 def install(source: Path, target: Path) -> None:
-    """Copy a data folder into the root filesystem, owned by root, modes 0644 and 0755 whatever they are here."""
+    """Copy a data folder into the root filesystem, owned by root, with modes 0644 and 0755."""
     target.mkdir(parents=True, exist_ok=True)
     for name, path, executable in source_files(source):
         copy = target / name
@@ -94,16 +94,16 @@ def install(source: Path, target: Path) -> None:
 
 
 def clamp_times(root: Path, epoch: int) -> None:
-    """Give everything that is younger than the epoch the epoch as its time, so that builds are the same."""
+    """Set all modification times later than the epoch to the epoch, so that builds are reproducible."""
     for path in (*_walk(root), root):
         if path.lstat().st_mtime > epoch:
             os.utime(path, (epoch, epoch), follow_symlinks=False)
 
 
 def listing(root: Path) -> list[str]:
-    """What a tree is, one JSON array a line: path, mode, uid, gid, and size and SHA-256, link target or device number.
+    """List a tree, one JSON array a line: path, mode, uid, gid, and size and SHA-256, link target or device number.
 
-    Times are left out: they are of no consequence to what runs, and reading resets none of the rest.
+    Times are left out: they do not matter to what runs.
     """
     lines = []
     for path in sorted(_walk(root)):
@@ -120,17 +120,17 @@ def listing(root: Path) -> list[str]:
 
 
 def content_digest(lines: Sequence[str]) -> str:
-    """The SHA-256 of a listing."""
+    """Compute the SHA-256 of a listing."""
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def size(root: Path) -> int:
-    """Bytes that a tree takes on the disk; holes of sparse files do not count."""
+    """Return the bytes that a tree takes on disk, without the holes of sparse files."""
     return sum(path.lstat().st_blocks * 512 for path in _walk(root))
 
 
 def installed_packages(root: Path) -> dict[str, str]:
-    """Version by package, from dpkg's own record (deb-version(7)); empty where nothing was installed."""
+    """Return the versions of the installed packages, from dpkg's status file; empty if there is none."""
     try:
         text = (root / "var/lib/dpkg/status").read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
@@ -144,7 +144,7 @@ def installed_packages(root: Path) -> dict[str, str]:
 
 
 def _walk(root: Path) -> Iterator[Path]:
-    """Everything below a root; links are not followed."""
+    """Yield everything below a root, without following links."""
     for directory, folders, files in os.walk(root):
         for name in (*folders, *files):
             yield Path(directory, name)

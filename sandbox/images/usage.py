@@ -1,8 +1,7 @@
-"""Who uses an image: recorded sandboxes, processes, and mounts in any namespace."""
+"""Find the users of an image: processes, and mounts in any namespace."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -10,24 +9,15 @@ from pathlib import Path
 
 from sandbox.images.cache import Entry
 from sandbox.kernel import procfs
-from sandbox.state.store import Store
 
 
 def users(entry: Entry) -> list[str]:
-    """What uses an entry now, a few words each; empty when nothing does.
-
-    A sandbox counts from its record on, running or not: its driver has put the image's path or digest into it.
-    """
-    found = [
-        f"sandbox {record.name}"
-        for record in Store().records()
-        if entry.directory.name in (text := json.dumps(record.data)) or entry.digest in text
-    ]
-    return [*found, *_processes(entry.directory)]
+    """Return what uses an entry now, a few words each; empty if nothing does."""
+    return list(_processes(entry.directory))
 
 
 def _processes(directory: Path) -> Iterator[str]:
-    """Processes whose root, working directory, program or open files are inside, or that have it mounted."""
+    """Find processes with their root, working directory, program or open files in a directory, or with mounts of it."""
     marks = tuple(f"{path}/" for path in {os.path.realpath(directory), _within_filesystem(directory)})
     seen: set[tuple[int, int]] = set()
     ours = _identity(Path("/proc/self/ns/mnt"))
@@ -56,7 +46,7 @@ def _places(mount: procfs.Mount) -> Iterator[str]:
 
 
 def _within_filesystem(directory: Path) -> str:
-    """A path from the root of its file system, which is how every mount namespace names it (proc(5), mountinfo)."""
+    """Return a path from the root of its file system, the same in every mount namespace (proc(5), mountinfo)."""
     real = os.path.realpath(directory)
     found = ("/", "/")
     for mount in procfs.own_mounts():
@@ -66,7 +56,7 @@ def _within_filesystem(directory: Path) -> str:
 
 
 def _identity(namespace: Path) -> tuple[int, int]:
-    """What tells namespaces apart (namespaces(7))."""
+    """Return the device and inode that identify a namespace (namespaces(7))."""
     status = namespace.stat()
     return status.st_dev, status.st_ino
 

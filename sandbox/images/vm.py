@@ -1,14 +1,11 @@
 """Makes a VM's kernel, initramfs and disk out of the root filesystem and Debian's kernel.
 
-Nothing here needs root's special powers or a loop device: the initramfs is a cpio archive that is written byte by
-byte, the disk is filled by mke2fs(8) while it is made. Both are the same for all sandboxes, and only ever read.
+Nothing here needs a loop device: the initramfs is a cpio archive that is written byte by byte, the disk an EROFS that
+mkfs.erofs(1) makes of a directory. Both are the same for all sandboxes, and only ever read.
 """
 
 from __future__ import annotations
 
-import gzip
-import lzma
-import math
 import os
 import stat
 import struct
@@ -20,7 +17,6 @@ from itertools import chain
 from pathlib import Path
 
 from sandbox.errors import ImageError
-from sandbox.images import ext4
 from sandbox.state.data import data_dir
 
 KERNEL_FILE = "vmlinuz"
@@ -39,9 +35,7 @@ DROPBEAR_LIBRARIES = ("libtomcrypt.so.1", "libtommath.so.1", "libcrypt.so.1", "l
 
 _LIBRARY_DIRS = ("lib/*-linux-gnu", "usr/lib/*-linux-gnu")
 _MTIME = 1704067200
-_BLOCK = 4096
-_SLACK = 8 * 1024 * 1024
-"""Bytes of the disk beyond what the files take: group descriptors, bitmaps, and directories that grow."""
+_DISK_UUID = "5b5b5b5b-0000-4000-8000-5a4d0a5e0001"
 
 Progress = Callable[[str], None]
 
@@ -56,7 +50,7 @@ def build_vm(rootfs: Path, kernel_tree: Path, target: Path, progress: Progress) 
         progress: told what is being done.
 
     Raises:
-        ImageError: a tree lacks something, mke2fs failed, or the disk is full.
+        ImageError: a tree lacks something, a program failed, or the disk is full.
     """
     try:
         progress("unpacking the VM's kernel")
@@ -85,86 +79,23 @@ def unpack_kernel(image: bytes) -> bytes:
     """The uncompressed kernel inside a bzImage, which starts by its PVH note (an ELF file).
 
     Emulated, a kernel takes 0.2 to 0.8 s to unpack itself at every boot; here it is done once. An image that is no
-    bzImage, or is packed by a method unknown here, is returned as it is: it boots as well, only later.
+    bzImage, or is not packed by LZ4 as Debian's are, is returned as it is: it boots as well, only later.
 
     Raises:
-        ImageError: it is damaged.
+        ImageError: it is damaged, or lz4(1) is not installed.
     """
     if image[_HEADER_MAGIC : _HEADER_MAGIC + 4] != b"HdrS":
         return image
     offset, length = struct.unpack_from("<II", image, _PAYLOAD)
     begin = (image[_SETUP_SECTS] + 1) * 512 + offset
     payload = image[begin : begin + length]
-    try:
-        if payload.startswith(_LZ4_LEGACY):
-            kernel = unpack_lz4(payload)
-        elif payload.startswith(b"\x1f\x8b"):
-            kernel = gzip.decompress(payload[:-4])
-        elif payload.startswith(b"\xfd7zXZ"):
-            kernel = lzma.decompress(payload[:-4])
-        else:
-            return image
-    except (IndexError, ValueError, struct.error, lzma.LZMAError, EOFError, OSError) as error:
-        raise ImageError(f"the kernel cannot be unpacked: {error}") from error
+    if not payload.startswith(_LZ4_LEGACY):
+        return image
     # The payload ends with its unpacked size (scripts/Makefile.lib, size_append).
-    (size,) = struct.unpack("<I", payload[-4:])
-    if len(kernel) != size or not kernel.startswith(b"\x7fELF"):
+    kernel = _run(["lz4", "-d", "-c"], payload[:-4])
+    if len(kernel) != int.from_bytes(payload[-4:], "little") or not kernel.startswith(b"\x7fELF"):
         raise ImageError("the kernel unpacks to something that is no kernel", "sandbox images rm, then build again")
     return kernel
-
-
-def unpack_lz4(payload: bytes) -> bytes:
-    """LZ4's legacy frame, as the kernel's build writes it (LZ4 Frame Format, "Legacy frame").
-
-    Raises:
-        IndexError, ValueError, struct.error: it is damaged.
-    """
-    out = bytearray()
-    position = 4
-    while position + 4 < len(payload):
-        (size,) = struct.unpack_from("<I", payload, position)
-        position += 4
-        _unpack_lz4_block(payload[position : position + size], out)
-        position += size
-    return bytes(out)
-
-
-def _unpack_lz4_block(block: bytes, out: bytearray) -> None:
-    """One block of sequences: token, literals, offset, match (LZ4 Block Format)."""
-    position, end, begin = 0, len(block), len(out)
-
-    def extended(length: int) -> int:
-        nonlocal position
-        more = 255
-        while more == 255:
-            more = block[position]
-            position += 1
-            length += more
-        return length
-
-    while position < end:
-        token = block[position]
-        position += 1
-        literals = token >> 4
-        if literals == 15:
-            literals = extended(literals)
-        out += block[position : position + literals]
-        position += literals
-        if position >= end:
-            return
-        offset = block[position] | block[position + 1] << 8
-        position += 2
-        match = token & 15
-        if match == 15:
-            match = extended(match)
-        match += 4
-        start = len(out) - offset
-        if offset == 0 or start < begin:
-            raise ValueError("a match reaches before its block")
-        if offset >= match:
-            out += out[start : start + match]
-        else:  # it overlaps what it writes: a pattern that repeats
-            out += (out[start:] * (match // offset + 1))[:match]
 
 
 # --- the initramfs -----------------------------------------------------------------------------------------------
@@ -311,49 +242,15 @@ def stage_disk(rootfs: Path, staging: Path) -> None:
 
 
 def make_filesystem(source: Path, disk: Path) -> None:
-    """An ext4 filesystem of a directory, of the size that it needs.
+    """An EROFS of a directory, not compressed: unpacking costs an emulated guest more than reading.
 
-    Without a journal and checksums, which a filesystem that is never written to does not need, and which cost an
-    emulated guest time. With a fixed UUID and times, so that the same tree gives the same bytes.
+    With a fixed UUID and time, so that the same tree gives the same bytes.
 
     Raises:
-        ImageError: mke2fs failed.
+        ImageError: mkfs.erofs failed.
     """
-    size, inodes = disk_size(source)
-    with disk.open("wb") as file:
-        file.truncate(size)
-    fixed_time = {**os.environ, "E2FSPROGS_FAKE_TIME": str(_MTIME), "SOURCE_DATE_EPOCH": str(_MTIME)}
-    identity = "5b5b5b5b-0000-4000-8000-5a4d0a5e0001"
-    _run(
-        [
-            "mke2fs", "-q", "-F", "-t", "ext4", "-b", str(_BLOCK), "-I", "256", "-N", str(inodes), "-m", "0",
-            "-O", "^has_journal,^metadata_csum,^resize_inode,^orphan_file,^64bit",
-            "-E", f"root_owner=0:0,hash_seed={identity},lazy_itable_init=0",
-            "-U", identity, "-L", "sandbox", "-d", str(source), str(disk),
-        ],
-        env=fixed_time,
-    )  # fmt: skip
-    # Only e2fsck needs it, which this filesystem never sees; the other levels have none.
-    _run(["debugfs", "-w", "-R", "rmdir lost+found", str(disk)], env=fixed_time)
-    try:
-        ext4.forget_times(disk)
-    except (OSError, ValueError) as error:
-        raise ImageError(f"the disk's times cannot be set: {error}") from error
-
-
-def disk_size(source: Path) -> tuple[int, int]:
-    """Bytes of a disk that holds a directory, a multiple of 1 MiB, and the number of inodes."""
-    inodes, blocks = 64, 0
-    for parent, directories, files in os.walk(source):
-        inodes += len(directories) + len(files)
-        blocks += 1  # of the directory itself; larger ones are covered by the slack
-        for name in files:
-            found = os.lstat(os.path.join(parent, name))
-            if stat.S_ISREG(found.st_mode):
-                blocks += math.ceil(found.st_size / _BLOCK)
-    total = blocks * _BLOCK * 102 // 100 + inodes * 256 + _SLACK
-    mib = 1024 * 1024
-    return math.ceil(total / mib) * mib, inodes
+    fixed_time = {**os.environ, "SOURCE_DATE_EPOCH": str(_MTIME)}
+    _run(["mkfs.erofs", "--quiet", "-U", _DISK_UUID, str(disk), str(source)], environment=fixed_time)
 
 
 def _find(tree: Path, name: str) -> Path:
@@ -370,11 +267,12 @@ def _only(tree: Path, pattern: str) -> Path:
     return found[0]
 
 
-def _run(command: list[str], env: dict[str, str] | None = None) -> None:
+def _run(command: list[str], given: bytes = b"", environment: Mapping[str, str] | None = None) -> bytes:
     try:
-        done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, input=given, capture_output=True, check=False, env=environment)
     except FileNotFoundError:
-        raise ImageError(f"{command[0]} is not installed", "apt-get install e2fsprogs coreutils") from None
+        raise ImageError(f"{command[0]} is not installed", "apt-get install erofs-utils lz4") from None
     if done.returncode != 0:
-        words = done.stderr.strip().splitlines()
+        words = done.stderr.decode("utf-8", "replace").strip().splitlines()
         raise ImageError(f"{command[0]} failed: {words[-1] if words else f'exit code {done.returncode}'}")
+    return done.stdout

@@ -1,4 +1,4 @@
-"""Temporary directories of builds: locked while anything of the build lives, swept once nothing does."""
+"""Temporary directories of builds: locked while a process of the build lives, and removed afterwards."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from sandbox.state import paths
 PREFIX = ".tmp-"
 LEASE_FILE = "lease"
 LOG_FILE = "build.log"
-"""In the images directory: the whole output of the last build's tool."""
+"""Name of the file, in the images directory, with the whole output of the last build's tool."""
 
 MIB = 1024 * 1024
 
 _TRIES, _PAUSE = 50, 0.1
-"""How often a directory that is being written to is removed, and the seconds in between."""
+"""Number of attempts to remove a directory that is being written to, and the seconds between them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """Where one build happens, on the file system that its result is renamed to.
+    """The directories of one build, on the file system of the images.
 
     Attributes:
         result: the directory that becomes the entry.
-        scratch: for tools; gone at the end.
+        scratch: a temporary directory for tools.
         lease: a locked descriptor for tools to inherit.
-        log: where tools' output goes.
+        log: the file for tools' output.
     """
 
     result: Path
@@ -49,23 +49,23 @@ class Workspace:
 
 @contextmanager
 def workspace(needed: int) -> Iterator[Workspace]:
-    """A fresh workspace, removed at the end whatever happens; a SIGTERM meanwhile ends it in good order as well.
+    """Create a workspace for a block, and remove it at the end, also after an error or SIGTERM.
 
     Args:
-        needed: bytes that the build takes, about; it is refused at once where the disk has less.
+        needed: approximate bytes that the build takes; if the disk has less, it is refused at once.
 
     Raises:
-        ImageError: the disk is full, or refuses.
+        ImageError: the disk is full, or writing failed.
     """
     directory = paths.images_dir()
-    with explained(), _terminable():
+    with image_errors(), _terminable():
         free = _free(directory)
         if free < needed:
             raise ImageError(
                 f"{directory} has {free // MIB} MiB free, and the build needs about {needed // MIB} MiB",
-                "free some space, or set SANDBOX_STATE_DIR to another file system",
+                "free space, or set SANDBOX_STATE_DIR to another file system",
             )
-        import tempfile  # as elsewhere here: most starts build nothing
+        import tempfile  # imported here because most starts build nothing
 
         root = Path(tempfile.mkdtemp(prefix=PREFIX, dir=directory))
         lease = os.open(root / LEASE_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -84,13 +84,13 @@ def workspace(needed: int) -> Iterator[Workspace]:
 
 
 def publish(space: Workspace, target: Path) -> None:
-    """Give a finished result its name, in one step and only once its bytes are on the disk.
+    """Rename a finished result to its final name, once its data is on disk.
 
     Raises:
-        ImageError: the disk refuses.
+        ImageError: writing failed.
     """
-    with explained():
-        # A rename may reach the disk before the data does; then a crash leaves an image of empty files.
+    with image_errors():
+        # A rename may reach the disk before the data; after a crash, the image would then have empty files.
         import subprocess
 
         done = subprocess.run(["sync", "--file-system", str(space.result)], capture_output=True, check=False)
@@ -100,7 +100,7 @@ def publish(space: Workspace, target: Path) -> None:
 
 
 def stale() -> list[Path]:
-    """Temporary directories of builds that died. Call it with the lock of the images held."""
+    """Return the temporary directories of dead builds. The caller holds the lock of the images."""
     try:
         found = [path for path in paths.images_dir().iterdir() if path.name.startswith(PREFIX)]
     except FileNotFoundError:
@@ -109,14 +109,14 @@ def stale() -> list[Path]:
 
 
 def discard(path: Path) -> None:
-    """Remove a directory tree, at once from sight; never across a mount.
+    """Remove a directory tree, which is renamed first, and never across a mount point.
 
     Raises:
-        ImageError: something is mounted below it, or the disk refuses.
+        ImageError: something is mounted below it, or a file cannot be removed.
     """
-    with explained():
+    with image_errors():
         if mounted := mounts_below(path):
-            raise ImageError(f"{path} is not removed: {mounted[0]} is mounted there", f"umount {mounted[0]}")
+            raise ImageError(f"{path} cannot be removed: {mounted[0]} is a mount point in it", f"umount {mounted[0]}")
         if not path.name.startswith(PREFIX):
             import tempfile
 
@@ -131,7 +131,7 @@ def discard(path: Path) -> None:
 
 
 def _remove_tree(path: Path) -> None:
-    # The last tool of a builder that was killed may still be writing for a moment.
+    # The last tool of a killed builder may still write for a moment.
     for _ in range(_TRIES):
         with suppress(FileNotFoundError):
             try:
@@ -142,18 +142,18 @@ def _remove_tree(path: Path) -> None:
                 time.sleep(_PAUSE)
                 continue
         return
-    raise ImageError(f"{path} cannot be removed: something keeps writing to it", f"lsof +D {path} shows what")
+    raise ImageError(f"{path} cannot be removed: a process keeps writing to it", f"lsof +D {path} shows what")
 
 
 def mounts_below(path: Path) -> list[str]:
-    """Mount points at or below a path in this process's mount namespace (proc(5), mountinfo)."""
+    """Return the mount points at or below a path in this mount namespace (proc(5), mountinfo)."""
     wanted = os.path.realpath(path)
     return [mount.target for mount in procfs.own_mounts() if f"{mount.target}/".startswith(f"{wanted}/")]
 
 
 @contextmanager
-def explained() -> Iterator[None]:
-    """Turn an OSError of a build into one line."""
+def image_errors() -> Iterator[None]:
+    """Turn an OSError in a block into an ImageError with a one-line message."""
     try:
         yield
     except SandboxError:
@@ -163,7 +163,7 @@ def explained() -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ImageError(
                 f"the disk is full: {error.filename or directory}",
-                "free some space, or set SANDBOX_STATE_DIR to another file system",
+                "free space, or set SANDBOX_STATE_DIR to another file system",
             ) from error
         hint = "run it as root" if isinstance(error, PermissionError) else None
         raise ImageError(f"{error.filename or directory}: {error.strerror}", hint) from error
@@ -175,7 +175,7 @@ def _free(directory: Path) -> int:
 
 
 def _leased(path: Path) -> bool:
-    """Whether a process of the build still lives; it inherited the lock."""
+    """Return whether a process of the build still lives, and so holds the lock that it inherited."""
     try:
         descriptor = os.open(path / LEASE_FILE, os.O_RDWR | os.O_CLOEXEC)
     except OSError:
@@ -191,7 +191,7 @@ def _leased(path: Path) -> bool:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Make SIGTERM unwind the stack, where nobody else handles it."""
+    """Make SIGTERM raise SystemExit during a block, unless the program handles it already."""
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         yield
         return

@@ -19,6 +19,9 @@ LEVELS: dict[str, str] = {
 }
 """Level to `module:class`, from the thinnest wall to the thickest."""
 
+DEFAULT = "namespace"
+"""The level of a sandbox for which none was named: it needs no daemon."""
+
 _loaded: dict[str, Isolation] = {}
 
 
@@ -34,3 +37,8 @@ def driver(level: str) -> Isolation:
         module, _, name = LEVELS[level].partition(":")
         _loaded[level] = getattr(import_module(module), name)()
     return _loaded[level]
+
+
+def requirements() -> dict[str, tuple[str, ...]]:
+    """Each level's capabilities of the host, see `Features.requires`."""
+    return {level: driver(level).features.requires for level in LEVELS}

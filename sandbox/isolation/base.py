@@ -1,6 +1,6 @@
-"""What every isolation level provides. A new level is one file that implements these two classes.
+"""What every isolation level provides. A new one is one package and one line in the table `sandbox.isolation.LEVELS`.
 
-Every method is abstract: a do-nothing default would be a false success. Drivers do the work; the manager owns
+Every method is abstract: a do-nothing default would be a false success. Drivers do the work; `lifecycle` owns
 order, timing, undo and state, so no driver looks at a clock to report a duration, or writes the record itself.
 """
 
@@ -10,14 +10,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from sandbox import host
 from sandbox.host import Missing
 from sandbox.spec import Limits, SandboxSpec
 from sandbox.state.record import Record
 
-if TYPE_CHECKING:  # a form of twenty classes, which most commands have no use for
+if TYPE_CHECKING:
     from sandbox.isolation.in_force import Inspection
+    from sandbox.isolation.keeper import Keeper
+    from sandbox.isolation.log import Piece
 
 INIT = ("/usr/bin/tini", "--")
 """Process 1 of every sandbox, from the root filesystem: it reaps orphans and forwards signals. It is prepended to
@@ -134,17 +137,36 @@ def environment(spec: SandboxSpec) -> dict[str, str]:
     return dict(BASE_ENV) | dict(spec.env)
 
 
+@dataclass(frozen=True, slots=True)
+class Features:
+    """How a level differs from others: code outside its package asks for these, never for its name.
+
+    Attributes:
+        shares_kernel: the workload runs on the host's kernel.
+        own_network: the sandbox has a network stack of its own; without one it serves on its lab address on the host.
+        machine: it is a virtual machine: the memory limit is its guest's, and its processors may be emulated.
+        init_is_child: the sandbox's init is a child of the command that makes it, which alone learns its exit code.
+        warm_by_pause: a warm start takes a sandbox that was started ahead and paused.
+        requires: capabilities of the host (see `host.checks`) that it needs beside those that every level needs.
+    """
+
+    shares_kernel: bool
+    own_network: bool = True
+    machine: bool = False
+    init_is_child: bool = False
+    warm_by_pause: bool = False
+    requires: tuple[str, ...] = ()
+
+
 class Isolation(ABC):
     """A level. Instances hold no sandbox; they may hold a connection to an engine, made lazily."""
 
     name: ClassVar[str]
-    shares_kernel: ClassVar[bool]
-    own_network: ClassVar[bool] = True
-    """Whether the sandbox has a network stack of its own; without one it serves on its lab address on the host."""
+    features: ClassVar[Features]
 
-    @abstractmethod
     def missing(self) -> Sequence[Missing]:
         """What this host lacks for the level, each with reason and remedy. Never raises; quick."""
+        return host.missing_for(self.features.requires)
 
     @abstractmethod
     def check(self, spec: SandboxSpec) -> None:
@@ -168,7 +190,7 @@ class Isolation(ABC):
 
         Each resource is registered on `undo` right after it exists (or before, where making it can be
         interrupted half way). Everything made carries `record.id`. What later commands need to find it again
-        goes into `record.data` (JSON types); the manager saves it.
+        goes into the record by `record.keep_handle`; the caller saves it.
 
         Raises:
             EngineError
@@ -176,10 +198,14 @@ class Isolation(ABC):
 
     @abstractmethod
     def adopt(self, record: Record) -> Sandbox:
-        """The handle of a sandbox that another command made. Does not touch it; it may be half made or gone."""
+        """The handle of a sandbox that another command made. Does not touch it; it may be half made or gone.
+
+        Raises:
+            StoreError: its record has no handle of this level's kind.
+        """
 
     @abstractmethod
-    def sweep(self, known: Collection[str], *, dry_run: bool) -> list[str]:
+    def prune(self, known: Collection[str], *, dry_run: bool) -> list[str]:
         """Remove what carries one of our ids that is not in `known`, even if the store was lost.
 
         Returns:
@@ -187,7 +213,7 @@ class Isolation(ABC):
         """
 
     @abstractmethod
-    def release(self) -> list[str]:
+    def remove_shared(self) -> list[str]:
         """Remove what the level keeps for all its sandboxes together, such as Docker's network.
 
         Called when nobody uses the lab network any more. Idempotent.
@@ -200,10 +226,40 @@ class Isolation(ABC):
         """
 
 
+class Forking(ABC):
+    """An optional ability of a level: it forks warm starts from a process that has the servers loaded, a zygote."""
+
+    @abstractmethod
+    def start_zygote(self, progress: Progress) -> None:
+        """Start it, unless one of the current root filesystem runs.
+
+        Raises:
+            ImageError, EngineError
+        """
+
+    @abstractmethod
+    def zygote(self, *, current: bool = False) -> int | None:
+        """Its pid, None where none runs; with `current` only if it is of the current root filesystem."""
+
+    @abstractmethod
+    def stop_zygote(self) -> bool:
+        """End it; sandboxes that it has made go on. Returns whether one ran.
+
+        Raises:
+            EngineError: it does not end.
+        """
+
+
 class Sandbox(ABC):
-    """One sandbox at one level, from created to destroyed."""
+    """One sandbox at one level, from created to removed.
+
+    Attributes:
+        record: what is known of it.
+        keeper: of the sandbox, where this handle has started it.
+    """
 
     record: Record
+    keeper: Keeper | None = None
 
     @abstractmethod
     def boot(self, deadline: float) -> None:
@@ -280,23 +336,66 @@ class Sandbox(ABC):
             EngineError, CommandNotFoundError, CannotInvokeError
         """
 
-    @abstractmethod
-    def logs(self, *, follow: bool = False, tail: int | None = None, since: float | None = None) -> Iterator[bytes]:
-        """Chunks of what the workload wrote to stdout and stderr; with `follow`, until it ends.
+    def logs(
+        self,
+        *,
+        follow: bool = False,
+        tail: int | None = None,
+        since: float | None = None,
+        until: float | None = None,
+    ) -> Iterator[bytes]:
+        """The bytes of `pieces`."""
+        return (piece.data for piece in self.pieces(follow=follow, tail=tail, since=since, until=until))
+
+    def pieces(
+        self,
+        *,
+        follow: bool = False,
+        tail: int | None = None,
+        since: float | None = None,
+        until: float | None = None,
+        dropped: Callable[[int], object] = lambda _count: None,
+    ) -> Iterator[Piece]:
+        """What the workload wrote to stdout and stderr, as `log.read` has it; with `follow`, until it ends.
 
         Args:
             follow: go on until the workload ends.
             tail: begin with the last so many lines.
             since: leave out what was written before this time, in seconds since the epoch.
+            until: leave out what was written after it.
+            dropped: told how many bytes the log does not have any more.
 
         Raises:
-            SpecError: the level keeps no times with its log, so that `since` cannot be honoured.
             EngineError
         """
+        from sandbox.isolation import keeper, log  # no start reads a log
+
+        directory = self.record.directory
+        return log.read(
+            directory,
+            follow=follow,
+            tail=tail,
+            since=since,
+            until=until,
+            running=lambda: keeper.watching(directory),
+            dropped=dropped,
+        )
+
+    def output(self) -> Iterator[Piece]:
+        """What the workload writes, from its first byte to its end: for the command in the foreground.
+
+        Where this handle has started the sandbox (and nobody called `keeper.let_go`), a slow reader slows the workload
+        and loses nothing.
+        """
+        return self.pieces(follow=True) if self.keeper is None else self.keeper.output()
 
     @abstractmethod
     def stats(self) -> Stats:
         """Usage now."""
+
+    @abstractmethod
+    def resources(self) -> dict[str, Any]:
+        """What the level has of it on this host, by name: its control groups, its container, its domain. JSON types."""
 
     @abstractmethod
     def inspection(self) -> Inspection:
@@ -347,9 +446,25 @@ class Sandbox(ABC):
         """
 
     @abstractmethod
-    def destroy(self) -> None:
+    def remove(self) -> None:
         """Remove everything it has. Idempotent, safe on a half-made one, and complete or it raises.
 
         Raises:
             EngineError: says what could not be removed.
         """
+
+
+class Batched(ABC):
+    """An optional ability of a sandbox: much of its removal is waiting that many can do at once.
+
+    Both steps are begun here for all, one step after the other, before each is removed by `Sandbox.remove`, which
+    does what is left to do, and says what cannot be done.
+    """
+
+    @abstractmethod
+    def kill_soon(self) -> None:
+        """Send SIGKILL to all its processes, and wait for none of them."""
+
+    @abstractmethod
+    def remove_soon(self) -> None:
+        """Remove what can be removed by now of what held the processes."""

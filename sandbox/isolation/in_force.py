@@ -143,7 +143,6 @@ class LimitsInForce:
         cpuset: CPUs, as cpuset(7) lists them.
         file_size: bytes of the largest file that can be written (RLIMIT_FSIZE); UNLIMITED without a limit.
         source: what was read.
-        control_groups: directories of this host's control groups around it.
     """
 
     cpus: float | None = None
@@ -155,7 +154,6 @@ class LimitsInForce:
     cpuset: str | None = None
     file_size: int | None = None
     source: str | None = None
-    control_groups: list[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,8 +233,6 @@ class EngineMount:
 class Engine:
     """What dockerd holds a container to: its settings as it has them, in its own words."""
 
-    container: str
-    name: str
     runtime: str | None
     user: str | None
     privileged: bool | None
@@ -280,7 +276,6 @@ class Domain:
         sandbox_option: QEMU's argument -sandbox.
     """
 
-    name: str
     accelerator: str | None
     machine: str | None
     processors: int | None

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
-from pathlib import Path
 
 from sandbox.errors import EngineError
 from sandbox.isolation.in_force import (
@@ -40,7 +39,7 @@ from sandbox.kernel import caps, cgroup, ifconfig, nsfile, procfs
 from sandbox.kernel.rootfs import MASKED, READ_ONLY
 from sandbox.spec import Limits
 from sandbox.state import codec
-from sandbox.state.record import Record
+from sandbox.state.record import Exit, Record
 
 LINK = "eth0"
 """The interface of a sandbox that has a network stack of its own."""
@@ -168,7 +167,6 @@ def readable() -> Iterator[None]:
 def limits_in_force(
     found: Limits | None,
     workload: View,
-    carrier: int | None,
     *,
     group: cgroup.Group | None = None,
     swap: int | None = None,
@@ -180,12 +178,7 @@ def limits_in_force(
     `group` is the control group of this host that enforces them; what is read of it replaces `swap`, `oom_group` and
     `cpuset`, which are from elsewhere.
     """
-    directories = None
-    if carrier is not None:
-        with suppress(OSError):
-            directories = list(cgroup.places(carrier).values())
     if group is not None:
-        directories = group.directories()
         with suppress(OSError):
             swap, oom_group, cpuset = group.swap_limit(), group.oom_group(), group.cpuset()
     return LimitsInForce(
@@ -198,7 +191,6 @@ def limits_in_force(
         cpuset=cpuset,
         file_size=_file_size(workload.text("limits")),
         source=found.source if found else None,
-        control_groups=None if directories is None else [str(path) for path in directories],
     )
 
 
@@ -249,33 +241,25 @@ def outcome(
     """
     if not ended:
         return oom_killed, None
-    noted = _noted(record.directory / EXIT_FILE)
-    time = time if noted.time is None else noted.time
-    code = noted.code if code is None else code
-    oom_killed = noted.oom_killed if oom_killed is None else oom_killed or noted.oom_killed is True
+    noted = _noted(record)
+    if noted is not None:
+        time = noted.time
+        code = noted.code if code is None else code
+        oom_killed = noted.oom_killed if oom_killed is None else oom_killed or noted.oom_killed is True
     date = None if time is None else datetime.fromtimestamp(time, UTC).isoformat(timespec="milliseconds")
-    return oom_killed, Ended(date, code, reason or _reason(code, oom_killed) or noted.reason)
+    return oom_killed, Ended(date, code, reason or _reason(code, oom_killed) or (noted and noted.reason))
 
 
-@dataclass(frozen=True, slots=True)
-class _Noted:
-    """What is written down at the end of a sandbox; `time` in seconds since the epoch."""
-
-    time: float | None = None
-    code: int | None = None
-    oom_killed: bool | None = None
-    reason: str | None = None
-
-
-def _noted(path: Path) -> _Noted:
+def _noted(record: Record) -> Exit | None:
+    """The end as its keeper wrote it down, else as a command noted it."""
+    path = record.directory / EXIT_FILE
     with suppress(OSError, ValueError, RecursionError):
         said = codec.parse(path.read_bytes())
-        if isinstance(said, dict):
-            noted: _Noted = codec.decode(_Noted, said, EXIT_FILE)
-            return noted
-        if isinstance(said, int):  # the code alone: it was written at the end
-            return _Noted(time=path.stat().st_mtime)
-    return _Noted()
+        if isinstance(said, int):  # the code alone
+            return Exit(said, path.stat().st_mtime)
+        noted: Exit = codec.decode(Exit, said, EXIT_FILE)
+        return noted
+    return record.exit
 
 
 def _reason(code: int | None, oom_killed: bool | None) -> str | None:

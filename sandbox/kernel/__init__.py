@@ -1,1 +1,1 @@
-"""The kernel's interfaces, one thin wrapper each. Plain OSError; no knowledge of the rest of sandbox."""
+"""Thin wrappers of kernel interfaces. They raise OSError and import nothing else of sandbox."""

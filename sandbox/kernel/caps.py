@@ -1,4 +1,4 @@
-"""Gives up capabilities, for good, and reads what the kernel says of a process: capabilities(7), prctl(2)."""
+"""Drop capabilities for good, and read those of a process. See capabilities(7), prctl(2)."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _CAPABILITY_VERSION_3 = 0x20080522  # linux/capability.h: two 32-bit words per s
 _MAX_CAPABILITY = 63
 
 SECUREBITS = 0xEF
-"""NOROOT, NO_SETUID_FIXUP and NO_CAP_AMBIENT_RAISE, each with its lock, and the lock of KEEP_CAPS off: user id 0 has
-no meaning of its own any more, neither at exec nor at a change of user (capabilities(7), the securebits flags)."""
+"""NOROOT, NO_SETUID_FIXUP and NO_CAP_AMBIENT_RAISE, each with its lock, and the lock of KEEP_CAPS off: user id 0 is
+no longer special, neither at exec nor at a change of user (capabilities(7), the securebits flags)."""
 
 _NAMES = (
     "CHOWN",
@@ -69,12 +69,12 @@ _NAMES = (
 """By number, linux/capability.h."""
 
 NO_SETUID_FIXUP = 1 << 2
-"""The securebit by which a change of user leaves the capabilities alone."""
+"""The securebit that makes a change of user leave the capabilities unchanged."""
 
 SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 FIELDS = (*SETS, "NoNewPrivs", "Seccomp", "Seccomp_filters")
 
-# PyDLL, which keeps the interpreter's lock: a child made by a raw clone has no thread that could give it back.
+# PyDLL keeps the interpreter's lock: in a child made by a raw clone no other thread exists that could release it.
 _libc = ctypes.PyDLL(None, use_errno=True)
 
 
@@ -88,7 +88,7 @@ def _prctl(option: int, *arguments: int) -> int:
 
 
 def securebits() -> int:
-    """The securebits flags of the calling thread."""
+    """Return the securebits flags of the calling thread."""
     return _prctl(_PR_GET_SECUREBITS)
 
 
@@ -101,23 +101,10 @@ def set_securebits(bits: int) -> None:
     _prctl(_PR_SET_SECUREBITS, bits)
 
 
-def drop_all() -> None:
-    """Empty all five sets of the calling thread and lock the door behind them.
-
-    For a caller that still has CAP_SETPCAP in its user namespace. Where a change of user comes between, call
-    `drop_bounding`, change the user, then `clear`.
-
-    Raises:
-        OSError: EPERM, CAP_SETPCAP is not held.
-    """
-    drop_bounding()
-    clear()
-
-
 def drop_bounding() -> None:
-    """Empty the bounding set and lock the securebits; the thread keeps what it has, but nothing exec'd gains any.
+    """Empty the bounding set and lock the securebits: the thread keeps its capabilities, but no exec gains any.
 
-    NO_SETUID_FIXUP is among the bits: a change of user after this keeps the permitted set until `clear`.
+    The bits include NO_SETUID_FIXUP, so a change of user after this keeps the permitted set until `clear`.
 
     Raises:
         OSError: EPERM, CAP_SETPCAP is not held.
@@ -137,7 +124,7 @@ def clear() -> None:
     """Empty the ambient, effective, permitted and inheritable sets. Needs no privilege.
 
     Raises:
-        OSError: the kernel refuses, which it does for no capability set that only shrinks.
+        OSError: the kernel refuses. It does not for sets that only shrink.
     """
     _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
     header = ctypes.create_string_buffer(struct.pack("=Ii", _CAPABILITY_VERSION_3, 0))
@@ -147,16 +134,12 @@ def clear() -> None:
 
 
 def set_no_new_privs() -> None:
-    """From here on no exec gains privileges: set-user-id bits and file capabilities are ignored.
-
-    Raises:
-        OSError: EINVAL, a kernel before 3.5.
-    """
+    """Set no_new_privs: no later exec honours set-user-ID bits or file capabilities. It cannot be unset."""
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
 def status(pid: int | str = "self") -> dict[str, int]:
-    """What /proc/<pid>/status says, by the field names there: FIELDS that this kernel shows.
+    """Read those of FIELDS that /proc/<pid>/status has, by their names there.
 
     Raises:
         OSError: ENOENT or ESRCH, no such process.
@@ -166,12 +149,12 @@ def status(pid: int | str = "self") -> dict[str, int]:
 
 
 def parse(text: str) -> dict[str, int]:
-    """Take FIELDS out of the text of a /proc/<pid>/status file; sets are hexadecimal, the rest decimal."""
+    """Parse those of FIELDS that the text of a /proc/<pid>/status file has; sets are hexadecimal, the rest decimal."""
     said = procfs.fields(text)
     return {name: int(said[name], 16 if name in SETS else 10) for name in FIELDS if name in said}
 
 
 def names(mask: int) -> list[str]:
-    """Names of the capabilities in a set, in the order of linux/capability.h; a number for one newer than the table."""
+    """Return the names of the capabilities in a set, in numerical order; the number of one that is not in the table."""
     bits = [bit for bit in range(_MAX_CAPABILITY + 1) if mask >> bit & 1]
     return [f"CAP_{_NAMES[bit]}" if bit < len(_NAMES) else str(bit) for bit in bits]

@@ -1,8 +1,8 @@
 """Control groups: v1, v2 and hybrid, found from the mount table. See cgroups(7) and admin-guide/cgroup-v2.rst.
 
-A group here is one directory `sandbox/<id>` in each hierarchy that has a controller we need; on pure v2 that is one
-directory in all. The directories are ours alone: nothing in a cgroup that others made is changed, save that v2 needs
-its controllers enabled in the root's subtree_control.
+A group is one directory `sandbox/<id>` in each hierarchy that has a controller we need; on pure v2 that is a single
+directory. Cgroups made by others are not changed, except that on v2 the controllers are enabled in the root's
+subtree_control.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from sandbox.kernel import procfs
 
 PARENT = "sandbox"
-"""The directory below each hierarchy's root that holds our groups."""
+"""The directory below each hierarchy's root that contains our groups."""
 CONTROLLERS = ("cpu", "memory", "pids", "cpuset", "cpuacct", "freezer")
 REQUIRED = ("cpu", "memory", "pids")
 PERIOD = 100_000
@@ -28,12 +28,12 @@ _UNLIMITED_V1 = 1 << 62
 
 @dataclass(frozen=True, slots=True)
 class Hierarchy:
-    """Where each controller is.
+    """The cgroup mount point of each controller.
 
     Attributes:
         mode: "v1", "v2" or "hybrid" (v1 controllers with a v2 tree beside them).
         v1: controller to mount point.
-        v2: mount point of the unified tree, None without one.
+        v2: mount point of the unified tree; None if there is none.
         v2_controllers: controllers that the unified tree offers.
     """
 
@@ -43,7 +43,7 @@ class Hierarchy:
     v2_controllers: frozenset[str]
 
     def has(self, controller: str) -> bool:
-        """Whether a controller can be used at all."""
+        """Return whether a controller can be used."""
         return controller in self.v1 or controller in self.v2_controllers
 
 
@@ -67,7 +67,7 @@ def read_hierarchy(mounts: str) -> Hierarchy:
 
 @cache
 def hierarchy() -> Hierarchy:
-    """The hierarchy of this host."""
+    """Return the hierarchy of this host."""
     return read_hierarchy(Path("/proc/mounts").read_text(encoding="utf-8"))
 
 
@@ -99,7 +99,7 @@ def _read(path: Path) -> str:
 
 
 def _keyed(path: Path) -> dict[str, int]:
-    """A flat keyed file, such as memory.events."""
+    """Parse a flat keyed file, such as memory.events."""
     return procfs.keyed(_read(path))
 
 
@@ -111,7 +111,7 @@ def _read_if_there(path: Path) -> str | None:
 
 
 def _summed(io_stat: str) -> tuple[int, int]:
-    """`rbytes` and `wbytes` of a nested keyed file, over its devices."""
+    """Sum `rbytes` and `wbytes` of a nested keyed file (io.stat) over its devices."""
     totals = {"rbytes": 0, "wbytes": 0}
     for line in io_stat.splitlines():
         for entry in line.split()[1:]:
@@ -125,7 +125,7 @@ def _process_io(pid: int) -> tuple[int, int] | None:
     try:
         fields = procfs.fields(_read(Path(f"/proc/{pid}/io")))
         return int(fields["read_bytes"]), int(fields["write_bytes"])
-    except (OSError, KeyError, ValueError):  # it has ended, or the kernel keeps no such account
+    except (OSError, KeyError, ValueError):  # it has ended, or the kernel has no I/O accounting
         return None
 
 
@@ -138,7 +138,7 @@ class Group:
         self._removed = False
 
     def directories(self) -> list[Path]:
-        """Every directory of the group, made or not; one per hierarchy, without repeats."""
+        """Return the group's directory in each hierarchy, whether it exists or not."""
         found: dict[Path, None] = {}
         for controller in CONTROLLERS:
             path = self._directory(controller)
@@ -156,11 +156,11 @@ class Group:
     def _file(self, controller: str, v1: str, v2: str) -> Path:
         directory = self._directory(controller)
         if directory is None:
-            raise FileNotFoundError(2, f"the cgroup controller {controller} is not there")
+            raise FileNotFoundError(2, f"the cgroup controller {controller} is not available")
         return directory / (v1 if controller in self.where.v1 else v2)
 
     def create(self) -> None:
-        """Make the directories; existing ones are kept."""
+        """Create the directories; existing ones are kept."""
         self._removed = False
         for directory in self.directories():
             parent = directory.parent
@@ -181,7 +181,7 @@ class Group:
                     _write(level / "cgroup.subtree_control", f"+{name}")
 
     def _prepare_cpuset(self) -> None:
-        """A v1 cpuset is born empty, and takes no task before it has CPUs and memory nodes (cpuset(7))."""
+        """Give a new v1 cpuset CPUs and memory nodes: it starts without any, and accepts no task (cpuset(7))."""
         directory = self._directory("cpuset")
         if directory is None or "cpuset" not in self.where.v1:
             return
@@ -191,7 +191,7 @@ class Group:
                     _write(level / name, _read(level.parent / name))
 
     def limit(self, *, cpus: float, memory: int, pids: int, cpuset: str | None) -> None:
-        """Set the limits: CPUs as a bandwidth quota, memory in bytes with no swap on top, tasks, a CPU list."""
+        """Set the limits: CPUs (as a bandwidth quota), bytes of memory without swap, tasks, and a list of CPUs."""
         quota = max(1000, round(cpus * PERIOD))
         if "cpu" in self.where.v1:
             _write(self._file("cpu", "cpu.cfs_period_us", ""), PERIOD)
@@ -208,14 +208,14 @@ class Group:
             swap = self._file("memory", "", "memory.swap.max")
             if swap.exists():
                 _write(swap, 0)
-            # One victim would leave a half-dead server that still looks alive.
+            # Killing one process alone would leave a broken server that still looks alive.
             _write(self._file("memory", "", "memory.oom.group"), 1)
         _write(self._file("pids", "pids.max", "pids.max"), pids)
         if cpuset is not None:
             _write(self._file("cpuset", "cpuset.cpus", "cpuset.cpus"), cpuset)
 
     def read_limits(self) -> tuple[float | None, int | None, int | None]:
-        """CPUs, bytes and tasks as the kernel has them; None where there is no limit."""
+        """Return the limits on CPUs, bytes and tasks as the kernel has them; None where there is no limit."""
         if "cpu" in self.where.v1:
             quota = int(_read(self._file("cpu", "cpu.cfs_quota_us", "")))
             period = int(_read(self._file("cpu", "cpu.cfs_period_us", "")))
@@ -229,7 +229,7 @@ class Group:
         return cpus, memory, None if text == "max" else int(text)
 
     def swap_limit(self) -> int | None:
-        """Bytes of swap that may be used beside the memory; None where the host does not account swap."""
+        """Return how many bytes of swap may be used beside the memory; None if the host does not account for swap."""
         if "memory" in self.where.v1:
             both = self._file("memory", "memory.memsw.limit_in_bytes", "")
             if not both.exists():
@@ -239,28 +239,28 @@ class Group:
         return None if text in (None, "max") else int(text or 0)
 
     def oom_group(self) -> bool | None:
-        """Whether the kernel kills all of it where it would kill one; None where it knows no such thing (v1)."""
+        """Return whether an OOM kill ends the whole group; None if the kernel has no such setting (v1)."""
         if "memory" in self.where.v1:
             return None
         text = _read_if_there(self._file("memory", "", "memory.oom.group"))
         return None if text is None else text == "1"
 
     def cpuset(self) -> str | None:
-        """CPUs that it may use, as cpuset(7) lists them; None where that cannot be said."""
+        """Return the CPUs that the group may use, as a cpuset(7) list; None if the host has no cpuset controller."""
         if not self.where.has("cpuset"):
             return None
         return _read_if_there(self._file("cpuset", "cpuset.effective_cpus", "cpuset.cpus.effective"))
 
     def join_files(self) -> list[Path]:
-        """Files to which a single-threaded process writes "0" to move itself in; the group need not be there yet.
+        """Return the files to which a single-threaded process writes "0" to join; the group need not exist yet.
 
-        On v1 that is `tasks`: moving by cgroup.procs waits for a grace period there, 6 to 10 ms each.
+        On v1 that is `tasks`: a write to cgroup.procs waits for an RCU grace period there, 6 to 10 ms each.
         """
         v2 = None if self.where.v2 is None else self.where.v2 / PARENT / self.ident
         return [directory / ("cgroup.procs" if directory == v2 else "tasks") for directory in self.directories()]
 
     def pids(self) -> list[int]:
-        """Every process in the group, this host's numbers; empty when the group is gone."""
+        """Return the pids (on the host) of all processes in the group; empty if the group does not exist."""
         found: set[int] = set()
         for directory in self.directories() if not self._removed else ():
             with suppress(FileNotFoundError, ProcessLookupError):
@@ -268,33 +268,33 @@ class Group:
         return sorted(found)
 
     def freeze(self, timeout: float = 5.0) -> None:
-        """Hold all of it still, and wait until it is (v1/freezer-subsystem.rst; cgroup.freeze of cgroup-v2.rst).
+        """Freeze the group and wait until it is frozen (v1/freezer-subsystem.rst; cgroup.freeze of cgroup-v2.rst).
 
         Raises:
-            OSError: ENOENT, the group is gone, or the host has no freezer.
-            TimeoutError: a process does not stop (in uninterruptible sleep, say); it is let go again.
+            OSError: ENOENT, the group does not exist, or the host has no freezer.
+            TimeoutError: a process did not freeze (it is in uninterruptible sleep, say). The group is thawed again.
         """
         deadline = time.monotonic() + timeout
         self._switch_freezer(frozen=True)
         while not self.frozen():
             if time.monotonic() > deadline:
                 self.thaw()
-                raise TimeoutError(f"control group {self.ident} does not freeze")
+                raise TimeoutError(f"control group {self.ident} could not be frozen in time")
             time.sleep(0.002)
-            # Asked once, v1 may never get there: who is about to wait for the exec of its child (vfork(2)) when it is
-            # told to stop overhears it, and its child, which has stopped, keeps it waiting for good.
+            # Repeated, because v1 may never get there: a process that is about to wait for its child's exec (vfork(2))
+            # misses the request, and the child, which is frozen already, keeps it waiting.
             self._switch_freezer(frozen=True)
 
     def thaw(self) -> None:
-        """Let it go on; nothing happens where it is not frozen.
+        """Thaw the group. Does nothing if it is not frozen.
 
         Raises:
-            OSError: ENOENT, the group is gone, or the host has no freezer.
+            OSError: ENOENT, the group does not exist, or the host has no freezer.
         """
         self._switch_freezer(frozen=False)
 
     def frozen(self) -> bool:
-        """Whether all of it is held still now; False when the group is gone or the host has no freezer."""
+        """Return whether the whole group is frozen; False if it does not exist or the host has no freezer."""
         try:
             path, v1 = self._freezer()
             if v1:
@@ -304,11 +304,11 @@ class Group:
             return False
 
     def _freezer(self) -> tuple[Path, bool]:
-        """The file that freezes, and whether it is v1's. On v2 freezing is no controller: every group can."""
+        """Return the file that freezes the group, and whether it is v1's. On v2 it needs no controller."""
         if "freezer" in self.where.v1:
             return self._file("freezer", "freezer.state", ""), True
         if self.where.v2 is None or self.where.mode != "v2":
-            raise FileNotFoundError(2, "the cgroup controller freezer is not there")
+            raise FileNotFoundError(2, "the cgroup controller freezer is not available")
         return self.where.v2 / PARENT / self.ident / "cgroup.freeze", False
 
     def _switch_freezer(self, *, frozen: bool) -> None:
@@ -316,10 +316,10 @@ class Group:
         _write(path, ("FROZEN" if frozen else "THAWED") if v1 else int(frozen))
 
     def kill(self, timeout: float = 5.0) -> None:
-        """SIGKILL to all of it, and wait until it is empty; a group that is gone is empty.
+        """Send SIGKILL to every process in the group, and wait until it is empty. A group that does not exist is empty.
 
         Raises:
-            TimeoutError: processes remain (in uninterruptible sleep, say).
+            TimeoutError: processes remain (they are in uninterruptible sleep, say).
         """
         deadline = time.monotonic() + timeout
         switch = None
@@ -327,22 +327,23 @@ class Group:
             switch = self.where.v2 / PARENT / self.ident / "cgroup.kill"
         pause = 0.0005
         while members := self.pids():
-            if switch is not None and switch.exists():
-                _write(switch, 1)
+            if switch is not None:
+                with suppress(FileNotFoundError):
+                    _write(switch, 1)
             else:
                 for pid in members:
                     with suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
-                # On v1 the frozen do not even die: what they got takes effect once they are let go.
+                # On v1 a frozen process does not die: its signals are handled once it is thawed.
                 with suppress(OSError):
                     self.thaw()
             if time.monotonic() > deadline:
-                raise TimeoutError(f"processes {members} of control group {self.ident} do not die")
+                raise TimeoutError(f"processes {members} of control group {self.ident} did not end after SIGKILL")
             time.sleep(pause)
             pause = min(pause * 2, 0.02)
 
     def remove(self, timeout: float = 5.0) -> None:
-        """Kill what is in it and remove the directories; idempotent.
+        """Kill the group's processes and remove its directories. Idempotent.
 
         Raises:
             OSError: a directory stays busy.
@@ -359,7 +360,7 @@ class Group:
                 except FileNotFoundError:
                     break
                 except OSError:
-                    # The last task's exit is accounted a moment after it was reaped: EBUSY until then.
+                    # A task is charged for a moment after it was reaped: EBUSY until then.
                     if time.monotonic() > deadline:
                         raise
                     time.sleep(pause)
@@ -369,7 +370,7 @@ class Group:
         self._removed = True
 
     def usage(self) -> tuple[float | None, int | None, int | None]:
-        """CPU seconds, bytes and tasks in use; None for what this host does not account."""
+        """Return the CPU seconds, bytes and tasks in use; None for what this host does not account for."""
         cpu: float | None = None
         memory: int | None = None
         tasks: int | None = None
@@ -385,11 +386,11 @@ class Group:
         return cpu, memory, tasks
 
     def block_io(self) -> tuple[int | None, int | None]:
-        """Bytes read from and written to block devices, all of them together.
+        """Return the bytes read from and written to all block devices.
 
-        On v2 from io.stat. On v1 the sum of /proc/pid/io over its processes (proc_pid_io(5)): a process's figures
-        contain those of its children that it has waited for, so only commands run beside the workload that have
-        ended are missing.
+        On v2 from io.stat. On v1 the sum of /proc/pid/io over the processes (proc_pid_io(5)): a process's figures
+        include those of the children that it has waited for, so only ended commands that ran beside the workload are
+        missing.
         """
         if self.where.v2 is not None and "io" in self.where.v2_controllers and not self.where.v1:
             with suppress(OSError):
@@ -401,7 +402,7 @@ class Group:
         return sum(read for read, _ in members), sum(written for _, written in members)
 
     def events(self) -> dict[str, int]:
-        """How often limits were met: `oom_kill`, `memory_max` (allocations that hit the limit), `pids_max`."""
+        """Count the times a limit was hit: `oom_kill`, `memory_max` (allocations that hit the limit), `pids_max`."""
         found: dict[str, int] = {}
         with suppress(OSError):
             if "memory" in self.where.v1:
@@ -417,7 +418,7 @@ class Group:
 
 
 def all_groups() -> list[str]:
-    """Names below `sandbox/` in any hierarchy: the ids of our groups, whoever still knows them."""
+    """Return the ids of all our groups: the names below `sandbox/` in any hierarchy, with or without a record."""
     where = hierarchy()
     roots = {*where.v1.values(), *([where.v2] if where.v2 else [])}
     found: set[str] = set()
@@ -428,7 +429,7 @@ def all_groups() -> list[str]:
 
 
 def remove_parent() -> None:
-    """Remove `sandbox/` itself from each hierarchy once it is empty; a group that is left keeps it."""
+    """Remove `sandbox/` itself from each hierarchy where it is empty."""
     where = hierarchy()
     for root in {*where.v1.values(), *([where.v2] if where.v2 else [])}:
         with suppress(OSError):

@@ -1,7 +1,7 @@
-"""Links and addresses over netlink by pyroute2 (its one home here).
+"""Links and addresses over netlink, by pyroute2. No other module imports it.
 
-pyroute2 takes 0.16 s to import, so this module is imported where the lab is made or swept; what every start needs is in
-`sandbox.kernel.rtnetlink`. Sources: rtnetlink(7), veth(4).
+pyroute2 takes 0.16 s to import, so this module is imported only where the lab is made or swept; the requests of every
+start are in `sandbox.kernel.rtnetlink`. Sources: rtnetlink(7), veth(4).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 
 class Links:
-    """A netlink socket for the links of one network namespace: the caller's at the time it is made."""
+    """A netlink socket for the links of the network namespace that the caller is in when it creates this."""
 
     def __init__(self) -> None:
         self._route: Any = IPRoute()
@@ -33,19 +33,19 @@ class Links:
         self.close()
 
     def index(self, name: str) -> int | None:
-        """A link's number, None when there is no such link."""
+        """Return a link's index; None if there is no such link."""
         with suppress(OSError):
             return socket.if_nametoindex(name)
         return None
 
     def add_bridge(self, name: str) -> int:
-        """Make a bridge, without STP: its ports forward at once. Returns its number.
+        """Add a bridge without STP, so that its ports forward at once, and return its index.
 
         Raises:
             FileExistsError: there is a link of that name.
         """
         with _errors(name):
-            # Given an address of its own, a bridge keeps it when ports come and go, and peers' ARP entries stay right.
+            # A bridge with an address of its own keeps it when ports come and go, so peers' ARP entries stay valid.
             self._route.link("add", ifname=name, kind="bridge", br_stp_state=0, address="02:5b:00:00:00:01", state="up")
         found = self.index(name)
         if found is None:
@@ -58,7 +58,7 @@ class Links:
             self._route.link("set", index=self._need(name), state="up")
 
     def addresses(self, name: str) -> list[str]:
-        """IPv4 addresses of a link, dotted quads."""
+        """Return a link's IPv4 addresses as dotted quads; none if there is no such link."""
         found = self.index(name)
         if found is None:
             return []

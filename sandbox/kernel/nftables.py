@@ -1,4 +1,4 @@
-"""nftables: rules by nft(8), and one quick question asked straight over netlink."""
+"""Load and list nftables rules by nft(8), and test for a table over netlink, which is faster."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def load(rules: str) -> None:
     """Apply a script of nft(8) in one transaction: all of it or none.
 
     Raises:
-        OSError: nft is missing, or refuses; the text carries its words.
+        OSError: nft is not installed, or it refuses the rules; the error has its message.
     """
     try:
         done = subprocess.run(["nft", "-f", "-"], input=rules.encode(), capture_output=True, check=False, timeout=30)
@@ -34,10 +34,13 @@ def load(rules: str) -> None:
 
 
 def map_elements(family: str, table: str, name: str) -> list[tuple[int, str, str, int]]:
-    """What is in a map of ports to an address and a port: key, comment, address, port; nothing where it is not there.
+    """List the elements of a map of ports to an address and a port. Empty if the table does not exist.
+
+    Returns:
+        For each: key, comment, address, port.
 
     Raises:
-        OSError: nft is missing, or its answer is not understood.
+        OSError: nft is not installed, or its output has an unknown form.
     """
     if not table_exists(family, table):
         return []
@@ -45,10 +48,10 @@ def map_elements(family: str, table: str, name: str) -> list[tuple[int, str, str
         ["nft", "-j", "list", "map", family, table, name], capture_output=True, check=False, timeout=30
     )
     if done.returncode:
-        if not table_exists(family, table):  # it went in between
+        if not table_exists(family, table):  # it was deleted in between
             return []
         words = done.stderr.decode("utf-8", "replace").strip().splitlines()
-        raise OSError(errno.EINVAL, f"nft: {words[0] if words else 'does not list the map'}")
+        raise OSError(errno.EINVAL, f"nft: {words[0] if words else 'the map could not be listed'}")
     found = []
     try:
         for item in json.loads(done.stdout)["nftables"]:
@@ -58,15 +61,15 @@ def map_elements(family: str, table: str, name: str) -> list[tuple[int, str, str
                 address, port = value["concat"]
                 found.append((int(whole["val"]), str(whole.get("comment", "")), str(address), int(port)))
     except (ValueError, KeyError, TypeError) as error:
-        raise OSError(errno.EPROTO, f"nft: an unknown form of a map: {error}") from error
+        raise OSError(errno.EPROTO, f"nft listed the map in an unknown form: {error}") from error
     return found
 
 
 def table_exists(family: str, name: str) -> bool:
-    """Whether a table is there, by one netlink message: 0.1 ms, where nft(8) takes 5.
+    """Return whether a table exists. One netlink message takes 0.1 ms, nft(8) 5 ms.
 
     Raises:
-        OSError: the kernel does not answer.
+        OSError: the kernel does not reply.
     """
     encoded = name.encode() + b"\0"
     attribute = struct.pack("HH", 4 + len(encoded), _NFTA_TABLE_NAME) + encoded

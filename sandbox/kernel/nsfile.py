@@ -1,4 +1,4 @@
-"""Network namespaces: those with a name, a bind mount of the namespace's file as ip-netns(8) keeps them, and visits."""
+"""Create, enter and remove named network namespaces: bind mounts of their files, as ip-netns(8) makes them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sandbox.kernel import syscalls
 
 
 def is_netns(path: str) -> bool:
-    """Whether a network namespace is mounted at the path."""
+    """Return whether a network namespace is mounted at a path."""
     try:
         here = os.stat(path)
         return (
@@ -23,21 +23,21 @@ def is_netns(path: str) -> bool:
 
 
 def _share(directory: str) -> None:
-    """Make the directory a shared mount point, as ip-netns(8) does before its first name.
+    """Make a directory a shared mount point, as ip-netns(8) does before it adds a namespace.
 
-    Were it not one yet, a later `ip netns add` would mount it over itself, and hide and pin what we have put there.
+    Otherwise a later `ip netns add` would mount the directory over itself, and hide and pin our mounts in it.
     """
     try:
         syscalls.mount("", directory, "none", syscalls.MS_SHARED | syscalls.MS_REC)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # EINVAL: it is no mount point
+        if error.errno != errno.EINVAL:  # EINVAL: it is not a mount point
             raise
         syscalls.mount(directory, directory, "none", syscalls.MS_BIND | syscalls.MS_REC)
         syscalls.mount("", directory, "none", syscalls.MS_SHARED | syscalls.MS_REC)
 
 
 def make_netns(path: str) -> None:
-    """Make a network namespace and mount it at a path, as ip-netns(8) does.
+    """Create a network namespace and mount it at a path, as ip-netns(8) does.
 
     Raises:
         OSError
@@ -68,12 +68,12 @@ def make_netns(path: str) -> None:
 
 @contextmanager
 def inside(path: str) -> Iterator[None]:
-    """Put the calling thread into the network namespace of a file, and back; sockets made inside stay in it.
+    """Move the calling thread into the network namespace of a file for a block; sockets made in it stay there.
 
-    See setns(2): the network namespace is a thread's own.
+    See setns(2): the network namespace is an attribute of a thread.
 
     Raises:
-        OSError: there is no such file, or it is no network namespace.
+        OSError: there is no such file, or it is not a network namespace.
     """
     back = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -91,10 +91,10 @@ def inside(path: str) -> Iterator[None]:
 
 
 def remove_netns(path: str) -> bool:
-    """Unmount and remove a named network namespace; False when there is none."""
+    """Unmount and remove a named network namespace. Returns False if there is none."""
     if not os.path.lexists(path):
         return False
-    with suppress(OSError):  # EINVAL: nothing is mounted there any more; two mounts may lie on one another
+    with suppress(OSError):  # EINVAL ends the loop: several mounts may be stacked, and now none is left
         while True:
             syscalls.umount(path, syscalls.MNT_DETACH)
     os.unlink(path)

@@ -99,7 +99,7 @@ def kibibytes(text: str, name: str) -> int | None:
 
 
 class Stat(NamedTuple):
-    """What proc_pid_stat(5) says of a process; `start` in clock ticks since the host's boot."""
+    """Some fields of proc_pid_stat(5); `start` is in clock ticks since the host's boot."""
 
     state: str
     parent: int

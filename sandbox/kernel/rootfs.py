@@ -1,8 +1,8 @@
-"""The file system that a namespace sandbox sees: a read-only root, sized tmpfs, private /dev and /proc, then pivot.
+"""Assemble the root of a namespace sandbox: read-only image, sized tmpfs, private /dev and /proc; then pivot_root.
 
-Runs in the child, inside its new user and mount namespaces, as the root of that user namespace. Standard library
-only. Sources: mount_namespaces(7), user_namespaces(7), pivot_root(2), tmpfs(5), proc(5); the masked paths are those
-of the OCI runtime specification's defaults.
+This runs in the child, inside its new user and mount namespaces, as root of that user namespace. It uses the standard
+library only. Sources: mount_namespaces(7), user_namespaces(7), pivot_root(2), tmpfs(5), proc(5); the masked paths are
+the defaults of the OCI runtime specification.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-tri
 DEV_BYTES = 1024 * 1024
 SHM_BYTES = 16 * 1024 * 1024
 TTY_GROUP = 5
-"""Debian's `tty`, to which terminals belong, see pts(4)."""
+"""Debian's group `tty`, which owns terminals, see pts(4)."""
 
 Tmpfs = tuple[str, int, int]
-"""A directory, the bytes that it holds, the mode of its root."""
+"""A mount point, the size in bytes, and the mode of its root."""
 
 _STATVFS_TO_MS = (
     (os.ST_NOSUID, MS_NOSUID),
@@ -64,13 +64,13 @@ _STATVFS_TO_MS = (
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What a root filesystem is made of, beside the image itself.
+    """The mounts of a root filesystem besides the image itself.
 
     Attributes:
-        tmpfs: what to mount a tmpfs on.
-        skeleton: directory outside that holds empty targets for `trees` which the image lacks; it is laid over the
-            image. None where the image has them all, which is the common case and needs no overlay.
-        trees: what is seen of the host's files.
+        tmpfs: tmpfs mounts.
+        skeleton: directory outside with the empty targets of `trees` that the image lacks; it is overlaid on the
+            image. None if the image has them all, which is the common case and needs no overlay.
+        trees: mounts of the host's files.
     """
 
     tmpfs: tuple[Tmpfs, ...] = ()
@@ -83,8 +83,8 @@ def enter(source: int, skeleton: int | None, layout: Layout) -> None:
 
     Args:
         source: O_PATH descriptor of the root filesystem's directory.
-        skeleton: O_PATH descriptor of the layout's skeleton; opened by the caller, who may pass every directory.
-        layout: what else is mounted.
+        skeleton: O_PATH descriptor of the layout's skeleton, opened by the caller, who may traverse every directory.
+        layout: the other mounts.
 
     Raises:
         OSError
@@ -103,7 +103,7 @@ def enter(source: int, skeleton: int | None, layout: Layout) -> None:
 def assemble(source: str, target: str, layout: Layout) -> None:
     """Mount a root filesystem read-only at `target`, with its tmpfs, /dev, /proc and /sys.
 
-    Unmounting `target` with MNT_DETACH takes all of it away.
+    Unmounting `target` with MNT_DETACH removes all of them.
 
     Raises:
         OSError
@@ -111,7 +111,7 @@ def assemble(source: str, target: str, layout: Layout) -> None:
     if layout.skeleton is None:
         _assemble(source, None, target, layout)
         return
-    # By descriptors: overlay's list of directories gives colons and commas a meaning of their own.
+    # By descriptors, because colons and commas in a path have a meaning in overlay's options.
     with _opened(source) as below, _opened(layout.skeleton) as above:
         _assemble(f"/proc/self/fd/{below}", f"/proc/self/fd/{above}", target, layout)
 
@@ -131,7 +131,7 @@ def _assemble(source: str, skeleton: str | None, target: str, layout: Layout) ->
         mount("none", target, None, MS_REC | MS_PRIVATE)
         _remount(target, MS_RDONLY | MS_NOSUID | MS_NODEV)
     else:
-        # Lower layers alone: there is nothing to write to (Documentation/filesystems/overlayfs.rst).
+        # Lower layers only: nothing can be written (Documentation/filesystems/overlayfs.rst).
         flags = MS_RDONLY | MS_NOSUID | MS_NODEV
         mount("overlay", target, "overlay", flags, f"lowerdir={skeleton}:{source}")
         mount("none", target, None, MS_PRIVATE)
@@ -144,7 +144,7 @@ def _assemble(source: str, skeleton: str | None, target: str, layout: Layout) ->
 
 
 def _remount(path: str, flags: int) -> None:
-    # Flags that the mount has from a more privileged namespace are locked: they have to be given again
+    # Flags set in a more privileged namespace are locked, so they have to be given again
     # (mount_namespaces(7), "restrictions").
     have = os.statvfs(path).f_flag
     for seen, flag in _STATVFS_TO_MS:
@@ -154,7 +154,7 @@ def _remount(path: str, flags: int) -> None:
 
 
 def _devices(dev: str) -> None:
-    """A /dev of our own: the harmless nodes bound from outside, for a user namespace may not make nodes."""
+    """Make a private /dev with bind mounts of harmless device nodes: a user namespace may not create nodes."""
     mount("tmpfs", dev, "tmpfs", MS_NOSUID | MS_NOEXEC, f"size={DEV_BYTES},mode=755")
     for name in DEVICES:
         path = f"{dev}/{name}"

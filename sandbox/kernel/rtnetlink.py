@@ -1,7 +1,7 @@
-"""The netlink requests of every sandbox's start and end, packed by hand.
+"""The netlink requests that every sandbox's start and end makes, packed by hand.
 
-pyroute2 does the rest (`sandbox.kernel.netns`), but takes 160 ms to import and 4 ms for a request that the kernel
-answers in 1 (measured: median of 15 veth pairs, busy 2-core host), and both would show in every figure of this project.
+pyroute2 does the rest (`sandbox.kernel.netns`), but it takes 160 ms to import and 4 ms for a request that the kernel
+answers in 1 ms (median of 15 veth pairs, busy 2-core host), and both would distort what this project measures.
 Sources: rtnetlink(7), netlink(7), veth(4), linux/if_link.h.
 """
 
@@ -24,7 +24,7 @@ _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _NESTED = 1 << 15
 _IFF_UP = 1
 _ONE_QUEUE = b"".join(struct.pack("HHI", 8, attribute, 1) for attribute in (_IFLA_NUM_TX_QUEUES, _IFLA_NUM_RX_QUEUES))
-"""A veth gets a queue for each CPU otherwise, each with its entries in sysfs: a quarter of the time to make one."""
+"""By default a veth gets a queue for each CPU, with entries in sysfs: a quarter of the time it takes to add one."""
 
 
 def _attribute(kind: int, payload: bytes) -> bytes:
@@ -37,7 +37,7 @@ def _ifinfo(index: int = 0, flags: int = 0) -> bytes:
 
 
 def _request(kind: int, flags: int, body: bytes, what: str) -> None:
-    """Send one request to the network namespace of the calling thread, and wait for its acknowledgement.
+    """Send one request to the kernel, in the calling thread's network namespace, and wait for the acknowledgement.
 
     Raises:
         OSError: the kernel's errno.
@@ -53,13 +53,13 @@ def _request(kind: int, flags: int, body: bytes, what: str) -> None:
 
 
 def add_veth(name: str, bridge: int, *, peer: str, mac: str, netns_pid: int = 0, netns_fd: int = -1) -> None:
-    """Make a pair in one message: `name` up on the bridge, `peer` straight in another network namespace.
+    """Add a veth pair in one message: `name` up on the bridge, `peer` in another network namespace.
 
-    Made there, the peer never shows on the host, and dies with that namespace, and its other end with it.
+    The peer is never visible on the host. When its namespace ends, both ends are deleted.
 
     Args:
-        name: of the end here, at most 15 characters.
-        bridge: number of the bridge.
+        name: name of the end on the bridge, at most 15 characters.
+        bridge: index of the bridge.
         peer: name of the other end.
         mac: hardware address of the other end, six pairs of hex digits.
         netns_pid: process whose network namespace gets the other end, or
@@ -88,7 +88,7 @@ def add_veth(name: str, bridge: int, *, peer: str, mac: str, netns_pid: int = 0,
 
 
 def disable_port(name: str) -> None:
-    """Let a port of a bridge take and give nothing any more, and the bridge forget whom it has seen there.
+    """Disable a port of a bridge, and flush the bridge's forwarding entries for it.
 
     Raises:
         OSError: ENODEV, there is no such port.
@@ -100,7 +100,7 @@ def disable_port(name: str) -> None:
 
 
 def delete_link(name: str) -> bool:
-    """Delete a link; False when there is none.
+    """Delete a link. Returns False if there is none.
 
     Raises:
         OSError
@@ -121,7 +121,7 @@ def _ifaddr(link: str, address: str, prefix: int) -> bytes:
 
 
 def add_address(link: str, address: str, prefix: int) -> None:
-    """Give a link an IPv4 address; one that it has already is kept.
+    """Add an IPv4 address to a link. Does nothing if it has it already.
 
     Raises:
         OSError
@@ -131,7 +131,7 @@ def add_address(link: str, address: str, prefix: int) -> None:
 
 
 def delete_address(link: str, address: str, prefix: int) -> None:
-    """Take an IPv4 address from a link; one that is not there is fine, and so is a link that is not there.
+    """Delete an IPv4 address from a link. Does nothing if the address or the link does not exist.
 
     Raises:
         OSError

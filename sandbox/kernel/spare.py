@@ -1,10 +1,11 @@
-"""A child in fresh namespaces that is made before anybody asks for it, and waits for what it is to become.
+"""A child that is cloned into new namespaces ahead of time, and waits for a request.
 
 Cloning takes a third of a warm start: page tables are copied, and a network namespace is set up. None of that depends
-on the request. The mount namespace alone is made when the request comes: one that waited in it would hold on to every
-file system of the host, mounted or not by then (mount_namespaces(7)).
+on the request. Only the mount namespace is created when the request arrives: a child that waited in one would keep
+every file system of the host busy, even after its unmount (mount_namespaces(7)).
 
-Each serves once. When its maker dies, it reads the end of its socket and exits; once it has been taken, it goes on.
+Each child serves one request. While it waits, the end of its parent closes its socket and it exits; with a request it
+outlives the parent.
 Sources: clone(2), unix(7), SCM_RIGHTS.
 """
 
@@ -24,21 +25,21 @@ MAX_REQUEST = 65536
 _SOCKET_FD = 3
 
 Become = Callable[[bytes, list[int]], NoReturn]
-"""What the child does with a request and its descriptors."""
+"""Called in the child with a request and its descriptors."""
 
 
 class Spare:
-    """A child that waits; `give` it a request, or `close` it to let it end.
+    """A waiting child: `give` it a request, or `close` it to end it.
 
     Attributes:
-        pid: as its maker sees it, who is its parent.
+        pid: its pid in the parent's pid namespace.
     """
 
     def __init__(self, become: Become) -> None:
-        """Make one.
+        """Clone the child.
 
         Args:
-            become: called in the child, with a mount namespace of its own; never returns.
+            become: called in the child, in a mount namespace of its own; never returns.
 
         Raises:
             OSError: it cannot be cloned.
@@ -55,16 +56,16 @@ class Spare:
         self._socket = ours
 
     def give(self, data: bytes, descriptors: list[int]) -> None:
-        """Let it begin; from here on it is on its own.
+        """Send the request. From here on the child no longer depends on this process.
 
         Raises:
-            OSError: EPIPE or ECONNRESET, it is dead.
+            OSError: EPIPE or ECONNRESET, the child is dead.
         """
         with self._socket:
             socket.send_fds(self._socket, [data], descriptors)
 
     def close(self) -> None:
-        """End it and reap it; one that has died already is fine."""
+        """End the child and reap it. Does nothing if it is dead already."""
         self._socket.close()
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
@@ -73,7 +74,7 @@ class Spare:
 
 
 def _wait(descriptor: int, become: Become) -> NoReturn:
-    """In the child: hold nothing but the socket until the request comes, or the end."""
+    """Wait in the child, with no descriptor open but the socket, for a request or the parent's end."""
     try:
         os.dup2(descriptor, _SOCKET_FD, inheritable=False)
         syscalls.close_from(_SOCKET_FD + 1)

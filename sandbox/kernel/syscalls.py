@@ -1,4 +1,4 @@
-"""System calls that the standard library of Python 3.11 lacks, through ctypes. Each raises OSError.
+"""System calls that Python 3.11's standard library lacks, through ctypes. Each raises OSError.
 
 Sources: the man page of the call named in each docstring.
 """
@@ -11,7 +11,7 @@ import os
 import platform
 import struct
 
-# PyDLL, not CDLL: it keeps the interpreter's lock over the call. A child made by a raw clone has one thread, and
+# PyDLL, not CDLL: it keeps the interpreter's lock during the call. A child made by a raw clone has one thread, and
 # would wait for ever for a lock that another thread of the parent took during the call.
 _libc = ctypes.PyDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -53,7 +53,6 @@ SIGCHLD = 17
 PR_SET_PDEATHSIG = 1
 _PR_GET_PDEATHSIG = 2
 _PR_SET_NAME = 15
-PR_SET_NO_NEW_PRIVS = 38
 KEYCTL_JOIN_SESSION_KEYRING = 1
 AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000
@@ -91,7 +90,7 @@ def _path(text: str | os.PathLike[str]) -> bytes:
 
 
 def unshare(flags: int) -> None:
-    """Leave namespaces, see unshare(2)."""
+    """Move the caller into new namespaces, see unshare(2)."""
     _check(_libc.unshare(ctypes.c_int(flags)), "unshare")
 
 
@@ -101,9 +100,9 @@ def setns(descriptor: int, flags: int = 0) -> None:
 
 
 def clone(flags: int) -> int:
-    """A fork with clone(2)'s flags: 0 in the child, its pid in the parent.
+    """Fork with clone(2)'s flags. Returns 0 in the child, its pid in the parent.
 
-    The caller must have one thread, for the child gets this thread alone and no lock that another one holds.
+    The caller must be single-threaded: the child has only this thread, and locks held by others stay locked.
     """
     # The order of the last arguments differs between architectures; all of them are 0 here.
     zero = ctypes.c_ulong(0)
@@ -113,7 +112,7 @@ def clone(flags: int) -> int:
 def mount(
     source: str, target: str | os.PathLike[str], kind: str | None = None, flags: int = 0, data: str | None = None
 ) -> None:
-    """See mount(2). `kind` is the file system type."""
+    """Mount a file system, see mount(2). `kind` is its type."""
     _check(
         _libc.mount(
             _path(source),
@@ -127,17 +126,17 @@ def mount(
 
 
 def umount(target: str | os.PathLike[str], flags: int = 0) -> None:
-    """See umount2(2)."""
+    """Unmount a file system, see umount2(2)."""
     _check(_libc.umount2(_path(target), ctypes.c_int(flags)), os.fspath(target))
 
 
 def pivot_root(new_root: str, put_old: str) -> None:
-    """See pivot_root(2); with "." for both, the old root is mounted over the new one and can be detached."""
+    """Change the root mount, see pivot_root(2). With "." for both, the old root is stacked on the new one."""
     _check(_libc.syscall(_numbers["pivot_root"], _path(new_root), _path(put_old)), "pivot_root")
 
 
 def prctl(option: int, value: int = 0, third: int = 0) -> int:
-    """See prctl(2)."""
+    """Call prctl(2), and return its result."""
     return _check(
         _libc.prctl(
             ctypes.c_int(option), ctypes.c_ulong(value), ctypes.c_ulong(third), ctypes.c_ulong(0), ctypes.c_ulong(0)
@@ -147,7 +146,7 @@ def prctl(option: int, value: int = 0, third: int = 0) -> int:
 
 
 def parent_death_signal() -> int:
-    """The signal that the calling process gets when its parent dies, 0 for none; see PR_GET_PDEATHSIG, prctl(2)."""
+    """Return the signal that the caller gets when its parent dies, 0 for none; see PR_GET_PDEATHSIG, prctl(2)."""
     found = ctypes.c_int()
     none = ctypes.c_ulong(0)
     _check(_libc.prctl(ctypes.c_int(_PR_GET_PDEATHSIG), ctypes.byref(found), none, none, none), "prctl get pdeathsig")
@@ -155,20 +154,20 @@ def parent_death_signal() -> int:
 
 
 def set_name(name: str) -> None:
-    """The name of the calling thread, as ps(1) and /proc/pid/comm show it; at most 15 bytes, see PR_SET_NAME."""
+    """Set the calling thread's name, as shown by ps(1) and /proc/pid/comm; at most 15 bytes, see PR_SET_NAME."""
     buffer = ctypes.create_string_buffer(name.encode())
     _check(_libc.prctl(ctypes.c_int(_PR_SET_NAME), buffer, ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)))
 
 
 def setfsuid(uid: int) -> None:
-    """Be another user to files alone, see setfsuid(2)."""
+    """Set the user identity for file system checks, see setfsuid(2)."""
     _libc.setfsuid(ctypes.c_uint(uid))
-    if _libc.setfsuid(ctypes.c_uint(0xFFFFFFFF)) != uid:  # it reports no errors, and with -1 changes nothing
+    if _libc.setfsuid(ctypes.c_uint(0xFFFFFFFF)) != uid:  # -1 changes nothing and returns the current id
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), "setfsuid")
 
 
 def new_session_keyring() -> None:
-    """Leave the session keyring of the caller, so that nothing inside can read its keys; see keyctl(2)."""
+    """Join a new session keyring, so that nothing inside can read the keys of the caller's; see keyctl(2)."""
     _check(_libc.syscall(_numbers["keyctl"], KEYCTL_JOIN_SESSION_KEYRING, None), "keyctl")
 
 
@@ -178,11 +177,7 @@ def close_from(first: int) -> None:
 
 
 def close_from_at_exec(first: int) -> None:
-    """Let every descriptor from `first` up be closed by the next exec, see close_range(2).
-
-    Raises:
-        OSError: EINVAL, a kernel before 5.11.
-    """
+    """Set close-on-exec on every descriptor from `first` up, see close_range(2)."""
     _close_range(first, CLOSE_RANGE_CLOEXEC)
 
 
@@ -194,7 +189,7 @@ def _close_range(first: int, flags: int) -> None:
 
 
 def openat2(directory: int, path: str | os.PathLike[str], flags: int, resolve: int) -> int:
-    """A descriptor of a path, resolved as the RESOLVE_ flags say, see openat2(2)."""
+    """Open a path, resolved under the given RESOLVE_ flags, see openat2(2)."""
     how = struct.pack("=QQQ", flags | os.O_CLOEXEC, 0, resolve)
     return _check(
         _libc.syscall(_OPENAT2, ctypes.c_int(directory), _path(path), how, ctypes.c_size_t(len(how))), os.fspath(path)
@@ -202,16 +197,16 @@ def openat2(directory: int, path: str | os.PathLike[str], flags: int, resolve: i
 
 
 def open_tree(descriptor: int) -> int:
-    """A copy of the mount at an O_PATH descriptor, with all that is mounted below, attached nowhere yet.
+    """Copy the mount at an O_PATH descriptor and all mounts below it; return a descriptor of the unattached copy.
 
-    See open_tree(2). Linux 5.2.
+    See open_tree(2).
     """
     flags = OPEN_TREE_CLONE | os.O_CLOEXEC | AT_RECURSIVE | AT_EMPTY_PATH
     return _check(_libc.syscall(_OPEN_TREE, ctypes.c_int(descriptor), b"", ctypes.c_uint(flags)), "open_tree")
 
 
 def move_mount(tree: int, target: int) -> None:
-    """Attach what `open_tree` made at an O_PATH descriptor, see move_mount(2)."""
+    """Attach a copy made by `open_tree` at an O_PATH descriptor, see move_mount(2)."""
     flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
     _check(
         _libc.syscall(_MOVE_MOUNT, ctypes.c_int(tree), b"", ctypes.c_int(target), b"", ctypes.c_uint(flags)),
@@ -220,7 +215,7 @@ def move_mount(tree: int, target: int) -> None:
 
 
 def mount_setattr(tree: int, attributes: int, *, propagation: int = 0, user_namespace: int = 0) -> None:
-    """Set MOUNT_ATTR_ flags of a mount and all that is mounted below, see mount_setattr(2). Linux 5.12."""
+    """Set MOUNT_ATTR_ flags of a mount and all mounts below it, see mount_setattr(2)."""
     how = struct.pack("=QQQQ", attributes, 0, propagation, user_namespace)
     flags = AT_EMPTY_PATH | AT_RECURSIVE
     _check(

@@ -1,8 +1,8 @@
-"""What a sandbox sees of the host's files: mounts copied off the host's tree, and attached inside the sandbox's.
+"""Bind mounts of the host's files: copied on the host, and attached inside the sandbox.
 
-The host's side opens the source, with no symbolic link followed on the way, and copies its mount; the sandbox's side
-attaches the copy at a target that is resolved in the same way. Neither path is looked up twice, so nothing can be
-exchanged between a check and its use.
+The host's side opens the source without following symbolic links and copies its mount; the sandbox's side attaches the
+copy at a target that is resolved in the same way. Neither path is looked up twice, so it cannot be swapped between
+check and use.
 
 Sources: openat2(2), open_tree(2), move_mount(2), mount_setattr(2), user_namespaces(7).
 """
@@ -25,13 +25,13 @@ _NO_LINKS = syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """A copy of a mount that is attached nowhere yet; it vanishes with its last descriptor.
+    """A copy of a mount that is not attached yet; it is gone with its last descriptor.
 
     Attributes:
-        descriptor: of the copy.
+        descriptor: descriptor of the copy.
         target: absolute path inside.
-        directory: whether it is a directory; else a file.
-        fresh: whether the target is to be made first, in a tmpfs that the sandbox's own set-up has just mounted.
+        directory: whether it is a directory, not a file.
+        fresh: whether the target must be created first, in a tmpfs that the sandbox's own set-up has just mounted.
     """
 
     descriptor: int
@@ -41,10 +41,10 @@ class Tree:
 
 
 def copy(source: str, target: str, *, read_only: bool, fresh: bool = False) -> Tree:
-    """Copy the mount at a path of the host, with all that is mounted below it; nosuid, nodev, private.
+    """Copy the mount at a path of the host and all mounts below it, as nosuid, nodev and private.
 
     Raises:
-        OSError: ELOOP, a symbolic link is on the way; ENOENT; ENOSYS, a kernel before 5.12.
+        OSError: ELOOP, the path contains a symbolic link; ENOENT.
     """
     found = syscalls.openat2(syscalls.AT_FDCWD, source, os.O_PATH, _NO_LINKS)
     try:
@@ -64,17 +64,17 @@ def copy(source: str, target: str, *, read_only: bool, fresh: bool = False) -> T
 
 
 def map_ids(trees: Iterable[Tree], base: int, count: int) -> None:
-    """Let ids on disk be the same numbers inside a user namespace whose id 0 is `base` outside, but for 0.
+    """Map the ids on disk, except 0, to the same ids inside a user namespace whose id 0 is `base` outside.
 
-    What is the host's root's becomes an id that the user namespace does not have: nobody inside is its owner, and the
-    root inside cannot make a file that is the host's root's. (With no id at all the kernel would let nobody write to
-    it, whatever its mode.) Where the file system cannot do this (EINVAL: it, or one mounted below, has no
-    FS_ALLOW_IDMAP), no owner is known inside: all are shown as 65534, and access is that of others.
+    Files of the host's root get an id that the user namespace does not have: nobody inside owns them, and root inside
+    cannot create a file owned by the host's root. (Left unmapped, they could not be written by anybody, whatever their
+    mode.) If the file system does not support this (EINVAL: it, or one mounted below, lacks FS_ALLOW_IDMAP), all owners
+    appear as 65534 inside, and access is that of others.
 
     Args:
-        trees: not attached yet, which is when the kernel allows it.
-        base: see above.
-        count: ids that the user namespace has.
+        trees: copies that are not attached yet; the kernel maps no others.
+        base: id outside of the user namespace's id 0.
+        count: number of ids in the user namespace.
 
     Raises:
         OSError
@@ -93,7 +93,7 @@ def map_ids(trees: Iterable[Tree], base: int, count: int) -> None:
 
 
 def _user_namespace(line: str) -> int:
-    """A user namespace that nobody is in, with a map for users and groups alike (user_namespaces(7))."""
+    """Return a descriptor of a user namespace without processes, with this uid and gid map (user_namespaces(7))."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -106,7 +106,7 @@ def _user_namespace(line: str) -> int:
     os.close(writing)
     try:
         if not os.read(reading, 1):
-            raise OSError(errno.EPERM, "no user namespace for the ids of mounts")
+            raise OSError(errno.EPERM, "no user namespace could be created to map the ids of mounts")
         for name in ("uid_map", "gid_map"):
             Path(f"/proc/{child}/{name}").write_text(line, encoding="ascii")
         return os.open(f"/proc/{child}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
@@ -117,10 +117,10 @@ def _user_namespace(line: str) -> int:
 
 
 def attach(trees: Sequence[Tree], root: str) -> None:
-    """Attach copies below the root at a path, in the given order: one may lie in an earlier one.
+    """Attach copies below a root directory, in the given order, so that one may lie inside an earlier one.
 
     Raises:
-        OSError: ELOOP, a symbolic link is on the way to a target; ENOENT, a target is not there.
+        OSError: ELOOP, the path of a target contains a symbolic link; ENOENT, a target does not exist.
     """
     if not trees:
         return
@@ -141,7 +141,7 @@ def attach(trees: Sequence[Tree], root: str) -> None:
 
 
 def _make(top: int, below: str, *, directory: bool) -> None:
-    """Make a target in a tmpfs that nobody else has seen yet."""
+    """Create a target in a tmpfs that no other process can see yet."""
     parts = below.split("/")
     for count in range(1, len(parts) + (1 if directory else 0)):
         with suppress(FileExistsError):
@@ -151,6 +151,6 @@ def _make(top: int, below: str, *, directory: bool) -> None:
 
 
 def close(trees: Iterable[Tree]) -> None:
-    """Close the descriptors; what was attached stays."""
+    """Close the descriptors; attached mounts stay."""
     for tree in trees:
         os.close(tree.descriptor)

@@ -1,4 +1,4 @@
-"""The walls that a process puts around itself, one function each. Standard library only; each raises OSError.
+"""The steps by which a process confines itself, one function each. Standard library only; each raises OSError.
 
 Sources: capabilities(7), credentials(7), seccomp(2), chroot(2), time_namespaces(7).
 """
@@ -16,14 +16,14 @@ from sandbox.kernel import caps, seccomp, syscalls
 
 
 def default_signals() -> None:
-    """The state in which a program expects its signals: nothing blocked, nothing ignored, no handler of ours."""
+    """Reset signals to what a new program expects: none blocked, none ignored, no handlers."""
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
 
 
 def join_groups(files: Sequence[str]) -> None:
-    """Move the calling process, of one thread, into control groups by their files."""
+    """Move the calling, single-threaded process into control groups, given their `join_files`."""
     for path in files:
         descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:
@@ -33,10 +33,10 @@ def join_groups(files: Sequence[str]) -> None:
 
 
 def unshare_time() -> None:
-    """Let the process's exec start a clock of its own: inside, the host's time since boot is not known.
+    """Start a new time namespace, so that the host's uptime is not visible inside.
 
-    From Linux 6.3 the process itself moves at its exec; before, its children do, and that is the workload, the child
-    of the init. A kernel without time namespaces (before 5.6, or built without) is passed over.
+    Since Linux 6.3 the process itself enters it at its exec; before, its children do, which includes the workload, a
+    child of the init. Does nothing on a kernel built without time namespaces.
 
     Raises:
         OSError
@@ -47,7 +47,7 @@ def unshare_time() -> None:
         if error.errno != errno.EINVAL:
             raise
         return
-    # Clocks are shifted by whole seconds, and downwards, so that neither becomes negative.
+    # Shifted by whole seconds, rounded down, so that neither clock becomes negative.
     lines = [
         f"{name} -{int(time.clock_gettime(clock))} 0\n"
         for name, clock in (("monotonic", time.CLOCK_MONOTONIC), ("boottime", time.CLOCK_BOOTTIME))
@@ -60,12 +60,12 @@ def unshare_time() -> None:
 
 
 NO_CORE = 1
-"""Bytes. Where /proc/sys/kernel/core_pattern names a program, the kernel starts it as the host's root for whatever
-crashes, and feeds it the image of it; RLIMIT_CORE does not stop that, save for this value (fs/coredump.c)."""
+"""Bytes. If /proc/sys/kernel/core_pattern names a program, the kernel runs it as the host's root for every crash, with
+the core image as its input. Of all values of RLIMIT_CORE only this one prevents that (fs/coredump.c)."""
 
 
 def confine(uid: int, program: bytes) -> None:
-    """The last walls, in the order in which each still can be put up: capabilities, user, privileges, system calls."""
+    """Drop capabilities, change the user, set no_new_privs, install the seccomp filter: no other order works."""
     resource.setrlimit(resource.RLIMIT_CORE, (NO_CORE, NO_CORE))
     caps.drop_bounding()
     os.setresgid(uid, uid, uid)
@@ -76,7 +76,7 @@ def confine(uid: int, program: bytes) -> None:
 
 
 def change_root(root: str, uid: int) -> None:
-    """Into a chroot, and to another user without groups."""
+    """Change the root directory, and change to another user without supplementary groups."""
     os.chroot(root)
     os.chdir("/")
     os.setgroups([])
@@ -85,11 +85,11 @@ def change_root(root: str, uid: int) -> None:
 
 
 class WorkdirError(OSError):
-    """The working directory is not there, may not be entered, or is not inside the root."""
+    """The working directory does not exist, may not be entered, or is outside the root."""
 
 
 def change_directory(path: str) -> None:
-    """Go to a directory inside, as the user that one is by now, and make sure that it is inside.
+    """Change to a directory inside, as the current user, and make sure that it is inside the root.
 
     Raises:
         WorkdirError
@@ -102,10 +102,10 @@ def change_directory(path: str) -> None:
 
 
 def check_directory() -> None:
-    """Make sure that the working directory is inside the root: elsewhere it is a way out (CVE-2024-21626 was one).
+    """Make sure that the working directory is inside the root: outside, it would be a way to escape (CVE-2024-21626).
 
     Raises:
-        OSError: ENOENT, the kernel shows its path as unreachable (getcwd(2)).
+        OSError: ENOENT or EXDEV, the directory is not below the root; the kernel calls it unreachable (getcwd(2)).
     """
     if not os.getcwd().startswith("/"):
         raise OSError(errno.EXDEV, "it is outside the root")

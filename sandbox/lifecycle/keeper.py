@@ -15,7 +15,7 @@ import time
 _PATIENCE = 2.0
 """Seconds."""
 KEEP, TELL, REMOVE = "keep", "tell", "remove"
-"""What to do at the end: note it in the record alone; tell the manager, who withdraws published ports; remove it."""
+"""What to do at the end: note it in the record alone; run `note_end`, which withdraws published ports; remove it."""
 _FINISH = (
     "import sys; sys.path.insert(0, sys.argv[1]); from sandbox.lifecycle.keeper import finish; finish(*sys.argv[2:])"
 )
@@ -53,7 +53,7 @@ def main(label: str, pid: str, code_file: str, then: str, package: str) -> None:
         sys.path.insert(0, package)
         _note(ident, code)
     else:
-        # The manager and what it imports need the interpreter with its site packages.
+        # What that imports needs the interpreter with its site packages.
         argv = [sys.executable, "-I", "-c", _FINISH, package, ident, "" if code is None else str(code), then]
         os.execv(sys.executable, argv)  # noqa: S606 - no shell is the point
 
@@ -90,6 +90,7 @@ def _told(code_file: str) -> int | None:
 def _note(ident: str, code: int | None) -> None:
     from sandbox.errors import NotFoundError
     from sandbox.phases import Status
+    from sandbox.state.record import Exit
     from sandbox.state.store import Store
 
     store = Store()
@@ -97,27 +98,27 @@ def _note(ident: str, code: int | None) -> None:
         with store.lock(ident):
             record = store.load(ident)
             record.status = Status.EXITED
-            record.data["exit_code"] = code
+            record.exit = Exit(code, time.time())
             store.save(record)
     except NotFoundError:
         return  # somebody has removed it
 
 
 def finish(ident: str, code: str, then: str) -> None:
-    """What needs the manager: `TELL` or `REMOVE`.
+    """What needs the rest of this package: `TELL` or `REMOVE`.
 
     Raises:
         SandboxError: nobody listens; `sandbox prune` does what could not be done.
     """
     from sandbox.errors import NotFoundError
-    from sandbox.lifecycle.manager import Manager
+    from sandbox.lifecycle.remove import remove
+    from sandbox.lifecycle.stop import note_end
 
-    manager = Manager()
     if then == TELL:
-        manager.note_end(ident, int(code) if code else None)
+        note_end(ident, int(code) if code else None)
         return
     try:
-        manager.remove(ident, force=True)
+        remove(ident, force=True)
     except NotFoundError:
         return  # somebody was quicker
 

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 
 from sandbox import images
 from sandbox.errors import BusyError, NewerRecordError, NotFoundError, SandboxError, StoreError
 from sandbox.isolation import LEVELS, driver
-from sandbox.isolation.base import Progress, Sandbox
-from sandbox.lifecycle import lab_users
+from sandbox.isolation.base import Progress
+from sandbox.lifecycle import lab
+from sandbox.lifecycle.find import Running, adopt
+from sandbox.lifecycle.remove import remove_held
+from sandbox.lifecycle.start import silent
 from sandbox.network import lab as network
-from sandbox.network import publish as publishing
+from sandbox.network import publish, vagrant
 from sandbox.phases import Status
-from sandbox.state.record import Record
 from sandbox.state.store import Store, named_lock
 
 
-def prune(store: Store, *, dry_run: bool, note: Progress) -> list[str]:
+def prune(*, dry_run: bool = False, note: Progress = silent) -> list[str]:
     """Remove debris of killed commands, ended sandboxes, and orphans, of which no record tells any more.
 
     Sandboxes that another command is working on are left alone, and so are those that a newer version of sandbox made.
 
     Args:
-        store: where the records are.
         dry_run: only say what would be removed.
         note: told of those of a newer version.
 
@@ -33,22 +34,23 @@ def prune(store: Store, *, dry_run: bool, note: Progress) -> list[str]:
     Raises:
         SandboxError: the first thing that could not be removed; the rest was still tried.
     """
+    store = Store()
     store.ensure()
     removed: list[str] = []
     failures: list[SandboxError] = []
     for ident in store.ids():
         _collect(failures, removed, partial(_prune_one, store, ident, note, dry_run=dry_run))
     known = store.known()
-    _collect(failures, removed, partial(store.sweep, dry_run=dry_run))
-    for level in LEVELS:
-        if _usable(level):
-            _collect(failures, removed, partial(driver(level).sweep, known, dry_run=dry_run))
-    _collect(failures, removed, partial(_sweep_published, known, dry_run=dry_run))
-    _collect(failures, removed, partial(images.sweep, dry_run=dry_run))
+    _collect(failures, removed, partial(store.prune, dry_run=dry_run))
+    for level in _usable():
+        _collect(failures, removed, partial(driver(level).prune, known, dry_run=dry_run))
+    _collect(failures, removed, partial(_prune_published, known, dry_run=dry_run))
+    _collect(failures, removed, partial(images.prune, dry_run=dry_run))
+    _collect(failures, removed, partial(vagrant.prune, dry_run=dry_run))
     if not dry_run:
-        _collect(failures, removed, partial(lab_users.release, store))
+        _collect(failures, removed, lab.remove_unused)
     elif not store.used_addresses():
-        removed += publishing.remains() + network.remains()
+        removed += publish.remains() + network.remains()
     if failures:
         raise failures[0]
     return removed
@@ -59,6 +61,10 @@ def _prune_one(store: Store, ident: str, note: Progress, *, dry_run: bool) -> li
         with store.lock(ident, wait=False):
             try:
                 record = store.load(ident)
+                if record.spec.isolation not in LEVELS:
+                    note(f"sandbox {record.name} is of a level that this sandbox does not know")
+                    return []
+                running = adopt(record)
             except NewerRecordError as error:
                 note(str(error))
                 return []
@@ -66,45 +72,43 @@ def _prune_one(store: Store, ident: str, note: Progress, *, dry_run: bool) -> li
                 if not dry_run:
                     _remove_unknown(store, ident)
                 return [f"broken record {ident}"]
-            if record.spec.isolation not in LEVELS:
-                note(f"sandbox {record.name} is of a level that this sandbox does not know")
-                return []
-            sandbox = driver(record.spec.isolation).adopt(record)
-            if not _is_debris(record, sandbox):
+            if not _is_debris(running):
                 return []
             if not dry_run:
-                if record.spec.publish:
-                    lab_users.withdraw(ident)
-                sandbox.destroy()
-                store.forget(ident)
+                _check(remove_held([running]))
             return [f"sandbox {record.name} ({record.spec.isolation}, {ident})"]
     except (BusyError, NotFoundError):
         return []
 
 
 def _remove_unknown(store: Store, ident: str) -> None:
-    """Without a sound record its level is unknown: the sweeps find what it made, by its id."""
-    for level in LEVELS:
-        if _usable(level):
-            driver(level).sweep(store.known(but=ident), dry_run=False)
-    store.forget(ident)
+    """Without a sound record its level is unknown: each level finds what it made, by its id."""
+    for level in _usable():
+        driver(level).prune(store.known(but=ident), dry_run=False)
+    _check(store.remove([ident]))
 
 
-def _sweep_published(known: Collection[str], *, dry_run: bool) -> list[str]:
-    with named_lock(lab_users.LOCK):
-        return publishing.sweep(known, dry_run=dry_run)
+def _check(failed: Mapping[str, SandboxError]) -> None:
+    for error in failed.values():
+        raise error
 
 
-def _usable(level: str) -> bool:
-    return not driver(level).missing()
+def _prune_published(known: Collection[str], *, dry_run: bool) -> list[str]:
+    with named_lock(lab.LOCK):
+        return publish.prune(known, dry_run=dry_run)
 
 
-def _is_debris(record: Record, sandbox: Sandbox) -> bool:
+def _usable() -> list[str]:
+    return [level for level in LEVELS if not driver(level).missing()]
+
+
+def _is_debris(running: Running) -> bool:
+    record = running.record
     if record.status is not Status.RUNNING:
         return True
     if record.owner is not None and not record.owner.alive():
         return True
-    return not sandbox.state().running
+    return not running.sandbox.state().running
 
 
 def _collect(failures: list[SandboxError], removed: list[str], act: Callable[[], list[str]]) -> None:

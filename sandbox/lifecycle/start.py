@@ -1,28 +1,178 @@
-"""The steps of a sandbox's start that are the manager's own: staging, waiting for a reply, reading limits back."""
+"""Start a sandbox: order, timing, undo and state. Drivers do the work; this module alone looks at the clock.
+
+Intent is written before each act, every step registers how to undo it, and everything made carries the sandbox's id,
+so that a failure, an interrupt or SIGKILL at any moment leaves nothing that `prune` does not find.
+"""
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from sandbox.errors import EngineError, LimitError, NotReadyError, SandboxError, SpecError
-from sandbox.isolation.base import Isolation, Sandbox
-from sandbox.network import readiness
-from sandbox.phases import Phase, Timeline
-from sandbox.spec import SandboxSpec
+from sandbox.errors import EngineError, LimitError, NotReadyError, SandboxError, SpecError, UnavailableError
+from sandbox.failpoints import Failpoint, reached
+from sandbox.interrupts import deferred
+from sandbox.isolation import driver
+from sandbox.isolation.base import Isolation, Progress, Sandbox
+from sandbox.lifecycle import lab
+from sandbox.lifecycle.find import Running
+from sandbox.lifecycle.remove import remove
+from sandbox.network import lab as network
+from sandbox.network import publish, readiness
+from sandbox.phases import Phase, Status, Timeline
+from sandbox.spec import LISTEN, SandboxSpec
+from sandbox.state.processid import ProcessId
 from sandbox.state.record import Record
+from sandbox.state.store import Store, named_lock
 
 if TYPE_CHECKING:
     from sandbox.request.application import Application
 
+READY_TIMEOUT = 120.0
+"""Seconds from the start of a sandbox's boot to its first reply; an emulated VM on a busy host takes many."""
 GUEST_SHARE = 4
 """A guest keeps its application's files in memory, twice while it unpacks them; this part of it may be theirs."""
 _END_NOTED = 2.0
 """Seconds that an engine may take to note an end that already showed."""
-_LOG_TAIL = 4096
-"""Bytes."""
+_LOG_LINES, _LOG_BYTES = 100, 65536
+"""What is shown of a log when a start fails: more than a traceback has."""
+_complete: set[str] = set()
+"""Levels that were seen to lack nothing; an engine that dies later is told by its own error."""
+
+
+def silent(message: str) -> None:
+    """Progress that nobody watches."""
+
+
+def start(
+    spec: SandboxSpec,
+    *,
+    application: Application | None = None,
+    progress: Progress = silent,
+    owner: bool = False,
+    then: Callable[[Running], object] | None = None,
+) -> Running:
+    """Bring a sandbox up to its first correct reply, where a port is known. On any failure everything is undone.
+
+    Args:
+        spec: as of `request.make`.
+        application: whose files it sees; of the same request.
+        progress: told what is being done.
+        owner: tie the sandbox to this process: when it dies, the sandbox is debris that `prune` removes.
+        then: called with it once it is up, while what goes wrong, a signal among it, still undoes everything. For
+            callers who take it over: a signal between our return and their first line would find nobody.
+
+    Raises:
+        SandboxError: of the kind that fits; nothing is left.
+    """
+    lab.need_root()
+    level = driver(spec.isolation)
+    level.check(spec)
+    store = Store()
+    store.ensure()
+    with ExitStack() as unlock, ExitStack() as undo:
+        with deferred():
+            ident, lock = store.claim_id()
+            # The lock keeps `prune` away while we make it or undo that; the kernel drops it should we die.
+            unlock.callback(os.close, lock)
+            undo.callback(lab.remove_intent, ident)
+        try:
+            if spec.publish:
+                undo.callback(lab.unpublish, ident)
+                publish.claim(store, ident, spec.publish)
+            running = _bring_up(spec, application, level, ident, undo, progress, owner=owner)
+            if then is not None:
+                then(running)
+        except BaseException:
+            with deferred():
+                undo.close()
+            raise
+        undo.pop_all()
+        return running
+
+
+@contextmanager
+def running(spec: SandboxSpec, *, progress: Progress = silent) -> Iterator[Running]:
+    """A sandbox for the time of a block, tied to this process and removed at the end."""
+    made = start(spec, progress=progress, owner=True)
+    try:
+        yield made
+    finally:
+        remove(made, force=True)
+
+
+def _bring_up(
+    spec: SandboxSpec,
+    application: Application | None,
+    level: Isolation,
+    ident: str,
+    undo: ExitStack,
+    progress: Progress,
+    *,
+    owner: bool,
+) -> Running:
+    store, clock = Store(), Clock()
+    own_network = level.features.own_network
+    with clock.phase(Phase.PREPARE):
+        _refuse_missing(level)
+        with named_lock(lab.LOCK):
+            network.ensure()
+            reached(Failpoint.NETWORK_UP)
+            store.mark_used(level.name)
+            address = network.allocate(store, ident, own_stack=own_network)
+        listen = "0.0.0.0" if own_network else address  # noqa: S104 - of the sandbox's own stack
+        spec = replace(spec, argv=tuple(listen if part == LISTEN else part for part in spec.argv))
+        record = store.new(spec, address, ident, ProcessId.of(os.getpid()) if owner else None)
+        if spec.app:
+            stage(application, record, level)
+            reached(Failpoint.APP_STAGED)
+        level.prepare(spec, progress)
+        reached(Failpoint.IMAGE_READY)
+    with clock.phase(Phase.CREATE):
+        progress(f"creating {spec.name}")
+        sandbox = level.create(spec, record, undo)
+        store.save(record)
+        reached(Failpoint.CREATED)
+    deadline = time.monotonic() + READY_TIMEOUT
+    with clock.phase(Phase.BOOT):
+        if not level.features.shares_kernel:
+            progress(f"booting {spec.name}")
+        sandbox.boot(deadline)
+        reached(Failpoint.BOOTED)
+    with clock.phase(Phase.START):
+        sandbox.start()
+        reached(Failpoint.STARTED)
+        if own_network:
+            network.isolate_ports(ident)
+        reached(Failpoint.ISOLATED)
+        if spec.publish:
+            with named_lock(lab.LOCK):
+                publish.publish(ident, address, spec.publish)
+            reached(Failpoint.PUBLISHED)
+    with clock.phase(Phase.FIRST_REPLY):
+        if spec.port is not None:
+            progress(f"waiting for {spec.name} to answer")
+            await_reply(sandbox, record, spec.port, deadline)
+    reached(Failpoint.REPLIED)
+    record.timeline = clock.timeline
+    check_limits(spec, sandbox)
+    reached(Failpoint.LIMITS_READ)
+    record.status = Status.RUNNING
+    store.save(record)
+    reached(Failpoint.SAVED_RUNNING)
+    return Running(sandbox)
+
+
+def _refuse_missing(level: Isolation) -> None:
+    if level.name in _complete:
+        return
+    for lack in level.missing():
+        raise UnavailableError(f"{level.name} is not available on this host: {lack.reason}", lack.remedy)
+    _complete.add(level.name)
 
 
 def stage(application: Application | None, record: Record, level: Isolation) -> None:
@@ -36,7 +186,7 @@ def stage(application: Application | None, record: Record, level: Isolation) -> 
     if application is None:
         raise SpecError(f"{record.name} is of an application, and its directory was not named", "run it anew")
     limit, reason = staging.MAX_TOTAL, ""
-    if not level.shares_kernel:
+    if level.features.machine:
         limit = min(limit, record.spec.memory // GUEST_SHARE)
         reason = f", and a {level.name} holds them in its memory, of which they may take a quarter"
     staging.stage(application.directory, application.files, record.app_path, limit, reason)
@@ -52,7 +202,7 @@ def await_reply(sandbox: Sandbox, record: Record, port: int, deadline: float) ->
         deadline: a value of time.monotonic().
 
     Raises:
-        NotReadyError: it ended, or no correct reply came in time; with the last line of its log.
+        NotReadyError: it ended, or no correct reply came in time; with the end of its log.
     """
     try:
         readiness.wait_for_reply(
@@ -64,7 +214,10 @@ def await_reply(sandbox: Sandbox, record: Record, port: int, deadline: float) ->
             name=record.name,
         )
     except NotReadyError as error:
-        raise NotReadyError(error.message, _last_words(sandbox) or error.hint) from None
+        output = _last_output(sandbox)
+        last = "".join(char if char.isprintable() else "?" for char in output.rpartition("\n")[2].strip())
+        hint = f"its log ends: {last}" if last else error.hint
+        raise NotReadyError(error.message, hint, output) from None
 
 
 def check_limits(spec: SandboxSpec, sandbox: Sandbox) -> None:
@@ -104,14 +257,11 @@ def _is_over(spec: SandboxSpec, sandbox: Sandbox) -> bool:
     return True
 
 
-def _last_words(sandbox: Sandbox) -> str | None:
-    """The last line of the log, for the error message."""
+def _last_output(sandbox: Sandbox) -> str:
+    """The end of the log, without blank lines after it."""
     with suppress(SandboxError):
-        tail = b"".join(sandbox.logs())[-_LOG_TAIL:].decode("utf-8", "replace")
-        lines = [line.strip() for line in tail.splitlines() if line.strip()]
-        if lines:
-            return "its log ends: " + "".join(c if c.isprintable() else "?" for c in lines[-1])
-    return None
+        return b"".join(sandbox.logs(tail=_LOG_LINES))[-_LOG_BYTES:].decode("utf-8", "replace").rstrip()
+    return ""
 
 
 class Clock:

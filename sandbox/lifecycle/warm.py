@@ -1,6 +1,6 @@
 """Warm starts: what was prepared ahead, and taken by one sandbox each.
 
-At `namespace` a zygote forks (`isolation.local_warm`). At `container` and `vm` a sandbox is started ahead, up to its
+Where the level forks (`Forking`), a zygote does. Where it has `warm_by_pause`, a sandbox is started ahead, up to its
 first reply, and paused; a warm start gives it its name and lets it go on. Each is used once: no sandbox gets what
 another one has run in.
 """
@@ -11,27 +11,23 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 
-from sandbox import images
 from sandbox.errors import BusyError, NotFoundError, SpecError, UnavailableError
 from sandbox.interrupts import deferred
-from sandbox.isolation import driver
-from sandbox.isolation.base import Progress
-from sandbox.isolation.local import warm as local_warm
-from sandbox.lifecycle.manager import Manager, Running
-from sandbox.network import readiness
-from sandbox.phases import Phase, Timeline
+from sandbox.isolation import LEVELS, driver
+from sandbox.isolation.base import Forking, Progress
+from sandbox.lifecycle import lab
+from sandbox.lifecycle.find import Running, adopt, held
+from sandbox.lifecycle.remove import remove, remove_held
+from sandbox.lifecycle.start import Clock, await_reply, start
+from sandbox.phases import Phase
 from sandbox.spec import LISTEN, SandboxSpec
 from sandbox.state.processid import ProcessId
 from sandbox.state.record import Record
+from sandbox.state.store import Store
 
-ZYGOTE = "namespace"
-PAUSED = ("container", "vm")
-"""Levels with a warm start, by how they do it."""
-KEY = "warm"
-"""In a record's data: what the paused sandbox can be taken for."""
 _READY_TIMEOUT = 30.0
 
 
@@ -41,38 +37,39 @@ def check(spec: SandboxSpec) -> None:
     Raises:
         SpecError
     """
-    if spec.isolation not in (ZYGOTE, *PAUSED):
-        raise SpecError(
-            f"--warm: there is no warm start at level {spec.isolation}", "one of " + ", ".join((ZYGOTE, *PAUSED))
-        )
+    level = driver(spec.isolation)
+    if not (isinstance(level, Forking) or level.features.warm_by_pause):
+        able = [one for one in LEVELS if isinstance(driver(one), Forking) or driver(one).features.warm_by_pause]
+        raise SpecError(f"--warm: there is no warm start at level {spec.isolation}", "one of " + ", ".join(able))
     if spec.publish or spec.mounts or spec.app:
         raise SpecError("--warm goes with no published port, mount or application: what is prepared has none of them")
 
 
-def fill(manager: Manager, spec: SandboxSpec, count: int, progress: Progress) -> list[str]:
+def fill(spec: SandboxSpec, count: int, progress: Progress) -> list[str]:
     """Prepare starts of a spec; its name is not looked at. Returns a line per thing made.
 
     Raises:
         SandboxError
     """
     check(spec)
-    if spec.isolation == ZYGOTE:
-        manager.store.ensure()
-        image = images.ensure(images.Form.ROOTFS, progress)
-        made = local_warm.start(str(image.path), image.digest)
-        return [f"zygote, process {made.pid}"]
-    return [f"{spec.isolation} {_prepare(manager, spec, progress).record.name}" for _ in range(count)]
+    level = driver(spec.isolation)
+    if isinstance(level, Forking):
+        Store().ensure()
+        level.start_zygote(progress)
+        return [f"zygote, process {level.zygote()}"]
+    return [f"{spec.isolation} {_prepare(spec, progress).name}" for _ in range(count)]
 
 
-def _prepare(manager: Manager, spec: SandboxSpec, progress: Progress) -> Running:
+def _prepare(spec: SandboxSpec, progress: Progress) -> Record:
     name = f"warm-{spec.workload[:40]}-{secrets.token_hex(3)}"
-    running = manager.run(replace(spec, name=name), progress=progress, owner=True)
-    with manager.held(running.record.id) as held:
-        held.sandbox.pause()
-        held.record.owner = None  # until here, our death would have made it debris
-        held.record.data[KEY] = key(spec)
-        manager.store.save(held.record)
-        return held
+    running = start(replace(spec, name=name), progress=progress, owner=True)
+    with held(running):
+        running.sandbox.pause()
+        record = running.record
+        record.owner = None  # until here, our death would have made it debris
+        record.paused, record.warm = True, key(spec)
+        Store().save(record)
+    return record
 
 
 def key(spec: SandboxSpec) -> str:
@@ -81,110 +78,105 @@ def key(spec: SandboxSpec) -> str:
     return json.dumps(replace(spec, name="", argv=argv, warm=False).to_json(), sort_keys=True)
 
 
-def run(
-    manager: Manager,
-    spec: SandboxSpec,
-    *,
-    progress: Progress,
-    owner: bool = False,
-    then: Callable[[Running], object] | None = None,
+def start_warm(
+    spec: SandboxSpec, *, progress: Progress, owner: bool, then: Callable[[Running], object] | None
 ) -> Running:
-    """A sandbox by a warm start.
+    """Start from what is prepared.
 
     Raises:
         UnavailableError: nothing is prepared for this spec.
-        SandboxError: as of `Manager.run`.
+        SandboxError: as of `start.start`.
     """
     check(spec)
-    if spec.isolation == ZYGOTE:
-        if local_warm.running(images.digest(images.Form.ROOTFS)) is None:
-            raise _nothing(spec)
-        return manager.run(replace(spec, warm=True), progress=progress, owner=owner, then=then)
-    wanted = key(spec)
+    level = driver(spec.isolation)
+    if not isinstance(level, Forking):
+        return _take_paused(spec, owner=owner, then=then)
+    if level.zygote(current=True) is None:
+        raise _nothing(spec)
+    return start(replace(spec, warm=True), progress=progress, owner=owner, then=then)
+
+
+def _take_paused(spec: SandboxSpec, *, owner: bool, then: Callable[[Running], object] | None) -> Running:
+    wanted, store = key(spec), Store()
     begun = time.monotonic_ns()
-    for record in manager.store.records():
-        if record.data.get(KEY) != wanted:
+    for record in waiting():
+        if record.warm != wanted:
             continue
         try:
-            with manager.store.lock(record.id, wait=False):
-                current = manager.store.load(record.id)
-                if current.data.get(KEY) == wanted:
-                    return _take(manager, spec, current, begun, owner=owner, then=then)
+            with store.lock(record.id, wait=False):
+                current = store.load(record.id)
+                if current.warm == wanted:
+                    return _take(spec, current, begun, owner=owner, then=then)
         except (BusyError, NotFoundError):
             continue  # somebody else has just taken it
     raise _nothing(spec)
 
 
 def _take(
-    manager: Manager,
-    spec: SandboxSpec,
-    record: Record,
-    begun: int,
-    *,
-    owner: bool,
-    then: Callable[[Running], object] | None,
+    spec: SandboxSpec, record: Record, begun: int, *, owner: bool, then: Callable[[Running], object] | None
 ) -> Running:
-    sandbox = driver(spec.isolation).adopt(record)
+    store, running, clock = Store(), adopt(record), Clock()
     with deferred():
-        manager.store.rename(record, spec.name)
-        del record.data[KEY]
+        store.rename(record, spec.name)
+        record.warm, record.paused = None, False
         record.created = time.time()
         record.owner = ProcessId.of(os.getpid()) if owner else None
-        manager.store.save(record)
-    running = Running(record, sandbox)
+        store.save(record)
     try:
-        prepared = time.monotonic_ns()
-        sandbox.unpause()
-        started = time.monotonic_ns()
-        if spec.port is not None:
-            readiness.wait_for_reply(
-                record.address,
-                spec.port,
-                spec.ready_path,
-                deadline=time.monotonic() + _READY_TIMEOUT,
-                alive=lambda: sandbox.state().running,
-                name=spec.name,
-            )
-        record.timeline = Timeline()
-        record.timeline.record(Phase.PREPARE, begun, prepared)
+        clock.timeline.record(Phase.PREPARE, begun, time.monotonic_ns())
         for phase in (Phase.CREATE, Phase.BOOT):
-            record.timeline.record(phase, prepared, prepared)
-        record.timeline.record(Phase.START, prepared, started)
-        record.timeline.record(Phase.FIRST_REPLY, started, time.monotonic_ns())
-        manager.store.save(record)
+            with clock.phase(phase):
+                pass
+        with clock.phase(Phase.START):
+            running.sandbox.unpause()
+        with clock.phase(Phase.FIRST_REPLY):
+            if spec.port is not None:
+                await_reply(running.sandbox, record, spec.port, time.monotonic() + _READY_TIMEOUT)
+        record.timeline = clock.timeline
+        store.save(record)
         if then is not None:
             then(running)
     except BaseException:
         with deferred():
-            manager.destroy(running)
+            remove_held([running])
+            lab.remove_unused()
         raise
     return running
 
 
 def _nothing(spec: SandboxSpec) -> UnavailableError:
-    limits = "" if spec.isolation == ZYGOTE else ", with the same limits and environment"
+    limits = ", with the same limits and environment" if driver(spec.isolation).features.warm_by_pause else ""
     return UnavailableError(
         f"nothing is prepared for a warm start of {spec.workload} at level {spec.isolation}",
         f"sandbox warm {spec.workload} --isolation {spec.isolation}{limits}",
     )
 
 
-def waiting(manager: Manager) -> list[Record]:
+def waiting() -> list[Record]:
     """The paused sandboxes that wait to be taken."""
-    return [record for record in manager.store.records() if KEY in record.data]
+    return [record for record in Store().records() if record.warm is not None]
 
 
-def drain(manager: Manager, levels: tuple[str, ...]) -> list[str]:
+def zygotes() -> Iterator[tuple[str, Forking, int]]:
+    """Level, driver and pid of each zygote that runs."""
+    for name in LEVELS:
+        level = driver(name)
+        if isinstance(level, Forking) and (pid := level.zygote()) is not None:
+            yield name, level, pid
+
+
+def stop(levels: Collection[str] = LEVELS) -> list[str]:
     """Remove everything that is prepared at these levels. Returns a line per thing removed.
 
     Raises:
         SandboxError
     """
     removed = []
-    if ZYGOTE in levels and local_warm.stop():
-        removed.append("zygote")
-    for record in waiting(manager):
+    for name, level, _ in zygotes():
+        if name in levels and level.stop_zygote():
+            removed.append("zygote")
+    for record in waiting():
         if record.spec.isolation in levels:
-            manager.remove(record.id, force=True)
+            remove(record.id, force=True)
             removed.append(f"{record.spec.isolation} {record.name}")
     return removed

@@ -11,20 +11,24 @@ import os
 import random
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
-from typing import Protocol
+from typing import Any, Protocol
 
 import sandbox
 from sandbox import host as capability
 from sandbox import isolation, workloads
 from sandbox.errors import EngineError, SandboxError, SpecError, UnavailableError
-from sandbox.lifecycle.manager import Manager, Running
-from sandbox.measure import host, load, stats, summary
+from sandbox.lifecycle import lab, start
+from sandbox.lifecycle.find import Running
+from sandbox.measure import host, load, stats, summary, vagrant
+from sandbox.request import resolve
 from sandbox.results import Document, LevelInfo, Load, Plan, Sample, Status, save
 from sandbox.spec import DEFAULT_PORT, SandboxSpec
+from sandbox.state.store import Store
 
 PAGE = "/"
 GIVE_UP = 3
@@ -56,6 +60,7 @@ class Options:
         duration: seconds of load on each; 0 for none.
         seed: of the order within rounds.
         probe: whether to examine isolation as well.
+        with_vagrant: whether to measure Vagrant machines beside the levels.
     """
 
     workload: str
@@ -64,6 +69,12 @@ class Options:
     duration: int
     seed: int
     probe: bool = True
+    with_vagrant: bool = False
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """The levels, and Vagrant after them where it was asked for."""
+        return (*self.levels, vagrant.NAME) if self.with_vagrant else self.levels
 
 
 @dataclass(slots=True)
@@ -74,29 +85,31 @@ class Comparison:
         options: what to compare.
         path: where the document is kept up to date.
         observer: who is told.
-        manager: starts and removes the sandboxes.
         interrupt: what cut the run short, for the caller to raise again; None when it came to its end.
     """
 
     options: Options
     path: Path
     observer: Observer
-    manager: Manager = field(default_factory=Manager)
     interrupt: KeyboardInterrupt | None = field(init=False, default=None)
     _document: Document = field(init=False)
     _cpus: host.CpuPlan = field(init=False)
     _page: bytes | None = field(init=False, default=None)
     _failures: Counter[str] = field(init=False, default_factory=Counter)
     _pace: dict[str, list[float]] = field(init=False, default_factory=dict)
+    _vagrant: vagrant.Project | None = field(init=False, default=None)
 
     def check(self) -> None:
         """Refuse what cannot work, before anything is made.
 
         Raises:
             NotFoundError: there is no such workload.
+            SpecError: Vagrant machines do not serve it.
             UnavailableError: not root, or no load generator.
         """
         workloads.argv(self.options.workload, host="0.0.0.0", port=DEFAULT_PORT)  # noqa: S104 - nothing listens here
+        if self.options.with_vagrant:
+            vagrant.check(self.options.workload)
         if os.geteuid() != 0:
             raise UnavailableError("sandboxes need root: namespaces, cgroups and the lab network", "run it with sudo")
         if self.options.duration:
@@ -111,7 +124,9 @@ class Comparison:
         self._document = self._begin()
         self._save()
         try:
-            with self.manager.lab():
+            with lab.use(), ExitStack() as undo:
+                if self.options.with_vagrant and self._document.info(vagrant.NAME).available:
+                    self._vagrant = undo.enter_context(vagrant.project(self._cpus.server, self.observer.detail))
                 self._rounds()
                 self._examine()
             self._document.status = Status.COMPLETE
@@ -126,7 +141,7 @@ class Comparison:
         self._cpus = host.cpu_plan()
         specs = [self._spec(level) for level in options.levels]
         self.observer.detail("looking at this host")
-        levels = [_level_info(level) for level in options.levels]
+        levels = [_level_info(level) for level in options.rows]
         usable = [info.name for info in levels if info.available]
         for info in levels:
             if not info.available:
@@ -135,6 +150,8 @@ class Comparison:
         caveats = host.caveats(particulars, samples=options.samples, few=stats.FEW_SAMPLES, tenants=self._tenants())
         if self._cpus.caveat is not None:
             caveats.append(self._cpus.caveat)
+        if vagrant.NAME in usable:
+            caveats.append(vagrant.CAVEAT)
         return Document(
             sandbox_version=sandbox.__version__,
             status=Status.INCOMPLETE,
@@ -142,7 +159,7 @@ class Comparison:
             finished=None,
             plan=Plan(
                 workload=options.workload,
-                levels=list(options.levels),
+                levels=list(options.rows),
                 baseline=_baseline(usable or list(options.levels)),
                 samples=options.samples,
                 duration_s=options.duration,
@@ -162,17 +179,17 @@ class Comparison:
 
     def _tenants(self) -> int:
         """Sandboxes that run already; one whose process is not on this host is taken to run."""
-        records = self.manager.store.records()
+        records = Store().records()
         return sum(record.process is None or record.process.alive() for record in records)
 
     def _spec(self, level: str) -> SandboxSpec:
-        return self.manager.make_spec(self.options.workload, level, cpuset=str(self._cpus.server))
+        return resolve.make(self.options.workload, level, resolve.Options(cpuset=str(self._cpus.server))).spec
 
     def _rounds(self) -> None:
         # Not for secrets: the order must be the same again when the seed is.
         order = random.Random(self.options.seed)  # noqa: S311
         for number in range(self.options.samples + 1):
-            levels = list(self.options.levels)
+            levels = list(self.options.rows)
             order.shuffle(levels)
             for position, level in enumerate(levels):
                 if self._worth_trying(level):
@@ -202,8 +219,12 @@ class Comparison:
         observed = _Observed()
         error: str | None = None
         try:
-            with self.manager.running(self._spec(level), progress=self.observer.detail) as running:
-                self._observe(running, observed, warm_up=number == summary.WARM_UP)
+            if self._vagrant is not None and level == vagrant.NAME:
+                with self._vagrant.machine() as machine:
+                    self._observe_machine(machine, observed, warm_up=number == summary.WARM_UP)
+            else:
+                with start.running(self._spec(level), progress=self.observer.detail) as running:
+                    self._observe(running, observed, warm_up=number == summary.WARM_UP)
         except UnavailableError as failure:
             error = str(failure)
             self._withdraw(level, failure)
@@ -224,25 +245,31 @@ class Comparison:
         )
 
     def _observe(self, running: Running, observed: _Observed, *, warm_up: bool) -> None:
-        timeline = running.timeline
+        timeline = running.record.timeline
         observed.phases, observed.startup = timeline.durations(), timeline.total()
         self._label(running)
-        self._check_page(running)
-        if self.options.duration:
-            seconds = WARM_UP_SECONDS if warm_up else self.options.duration
-            self.observer.detail(f"load for {seconds} s")
-            address, port = running.record.address, _port(running)
-            observed.load = load.saturate(
-                f"http://{address}:{port}{PAGE}",
-                duration=seconds,
-                connections=load.CONNECTIONS,
-                cpu=self._cpus.generator,
-            )
+        address, port = running.record.address, _port(running)
+        self._check_page(*load.fetch(address, port, PAGE))
+        self._load(observed, f"http://{address}:{port}{PAGE}", warm_up=warm_up)
         observed.memory = running.sandbox.stats().memory
 
-    def _check_page(self, running: Running) -> None:
+    def _observe_machine(self, machine: vagrant.Machine, observed: _Observed, *, warm_up: bool) -> None:
+        observed.startup = machine.startup
+        self._replace(vagrant.NAME, vagrant.labelled(emulated=machine.emulated))
+        self._check_page(*load.fetch(machine.address, machine.port, PAGE, connect=load.host_socket))
+        self._load(observed, f"http://{machine.address}:{machine.port}{PAGE}", warm_up=warm_up, command=list)
+
+    def _load(self, observed: _Observed, url: str, *, warm_up: bool, **how: Any) -> None:
+        if not self.options.duration:
+            return
+        seconds = WARM_UP_SECONDS if warm_up else self.options.duration
+        self.observer.detail(f"load for {seconds} s")
+        observed.load = load.saturate(
+            url, duration=seconds, connections=load.CONNECTIONS, cpu=self._cpus.generator, **how
+        )
+
+    def _check_page(self, status: int, body: bytes) -> None:
         """The same work everywhere: every level must answer with the same bytes."""
-        status, body = load.fetch(running.record.address, _port(running), PAGE)
         if status != 200:
             raise EngineError(f"{PAGE} was answered with status {status}, not 200")
         if self._page is None:
@@ -252,7 +279,7 @@ class Comparison:
 
     def _label(self, running: Running) -> None:
         """A VM says what runs its CPU; what the driver reports for this very one stands above the expectation."""
-        accelerator = running.record.data.get("accelerator")
+        accelerator = running.record.accelerator
         if accelerator is not None:
             level = running.record.spec.isolation
             self._replace(level, _machine_info(level, emulated=accelerator == "tcg"))
@@ -272,12 +299,10 @@ class Comparison:
             return
         from sandbox.measure import isolation as walls
 
-        levels = [info.name for info in self._document.levels if self._worth_trying(info.name)]
+        levels = [name for name in self.options.levels if self._worth_trying(name)]
         total = self._total()
         self.observer.step(total - 1, total, "isolation", None)
-        self._document.isolation = list(
-            walls.examine(self.manager, levels, self.options.workload, self.observer.detail)
-        )
+        self._document.isolation = walls.examine(levels, self.options.workload, self.observer.detail)
         self._save()
 
     def _step(self, level: str, number: int) -> None:
@@ -338,10 +363,12 @@ def parse_levels(text: str | None) -> tuple[str, ...]:
 
 
 def _level_info(level: str) -> LevelInfo:
+    if level == vagrant.NAME:
+        return vagrant.info()
     missing = list(isolation.driver(level).missing())
     if missing:
         return _unavailable(level, "; ".join(lack.reason for lack in missing), missing[0].remedy)
-    if isolation.driver(level).shares_kernel or level != "vm":
+    if not isolation.driver(level).features.machine:
         return LevelInfo(level, level, emulated=False, available=True, reason=None, remedy=None)
     return _machine_info(level, emulated=not capability.kvm_works())
 
@@ -356,7 +383,7 @@ def _unavailable(level: str, reason: str, remedy: str | None) -> LevelInfo:
 
 
 def _baseline(usable: Sequence[str]) -> str:
-    return "process" if "process" in usable else usable[0]
+    return min(usable, key=list(isolation.LEVELS).index)  # the thinnest wall
 
 
 def _round_name(number: int) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import http.client
 import os
 import shutil
+import socket
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -112,15 +113,36 @@ def parse(output: bytes) -> Load:
     return load
 
 
-def fetch(host: str, port: int, path: str, timeout: float = 10.0) -> tuple[int, bytes]:
-    """One request from the generator's network namespace: status and body.
+def host_socket(timeout: float) -> socket.socket:
+    """A TCP socket of the host's own network namespace, `timeout` in seconds for each operation."""
+    made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    made.settimeout(timeout)
+    return made
+
+
+def fetch(
+    host: str,
+    port: int,
+    path: str,
+    timeout: float = 10.0,
+    *,
+    connect: Callable[[float], socket.socket] = lab.generator_socket,
+) -> tuple[int, bytes]:
+    """One request: status and body.
+
+    Args:
+        host: an address.
+        port: of it.
+        path: of the page.
+        timeout: seconds, for each operation.
+        connect: makes the socket: in the generator's network namespace, where a sandbox is asked.
 
     Raises:
         EngineError: no answer, or none that is HTTP.
     """
     connection = http.client.HTTPConnection(host, port, timeout=timeout)
     try:
-        connection.sock = lab.generator_socket(timeout)
+        connection.sock = connect(timeout)
         connection.sock.connect((host, port))
         connection.request("GET", path)
         response = connection.getresponse()

@@ -1,1 +1,1 @@
-"""The lab network that all sandboxes share, the ports of it that are published, and waiting for a first reply."""
+"""The lab network that all sandboxes share, published ports, and the wait for a first reply."""

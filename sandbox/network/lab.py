@@ -1,15 +1,15 @@
 """The lab network: one bridge without an uplink, shared by every level, and the generator's namespace on it.
 
-198.18.0.0/15 is reserved for benchmarking (RFC 2544, RFC 6890), so it collides with nobody's LAN. What may talk to
-whom is held by nftables, for Docker's own "internal" network leaves every service of the host open to its containers:
+198.18.0.0/15 is reserved for benchmarking (RFC 2544, RFC 6890), so it does not collide with a LAN. nftables rules
+restrict the traffic, because Docker's own "internal" networks leave every service of the host open to containers:
 
-- the host may connect to sandboxes; a sandbox gets answers only;
-- the generator may connect to sandboxes, and to what `process` sandboxes serve on the host; it has no route out;
-- sandboxes do not see each other;
+- the host may connect to sandboxes; a sandbox may only reply;
+- the generator may connect to sandboxes, and to `process` sandboxes, which serve on the host; it has no route out;
+- sandboxes cannot reach each other;
 - nothing is forwarded between the bridge and any other link.
 
-The generator's packets are not tracked: no rule needs it, and the cost of connection tracking would be one of the
-host's firewall, not of the wall that is measured.
+The generator's packets are exempt from connection tracking: no rule needs it, and its cost would be that of the host's
+firewall, not of the isolation level that is measured.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ GENERATOR_LINK = "sbxgen"
 GENERATOR_MAC = "02:5b:c6:12:00:02"
 DOCKER_NETWORK = "sandbox-lab"
 DOCKER_RANGE = "198.18.1.0/24"
-"""What Docker may hand out by itself; our sandboxes' addresses are assigned, from above it."""
+"""The range from which Docker may assign addresses itself; those of sandboxes are above it."""
 HOST_STACK = "198.18.128.0/17"
 _OWN_STACK = ("198.18.2.0", "198.18.127.255")
 _HOST_STACK = ("198.18.128.0", "198.18.255.255")
-"""Two ranges, so that an address always stands for the same hardware address, its sandbox's own or the bridge's. Were
-they mixed, a peer's ARP cache would send to the last owner of a reused address, for up to 30 s (arp(7))."""
+"""Two ranges, so that a reused address never moves between a sandbox's own hardware address and the bridge's. If it
+did, a peer's ARP cache would send to the previous owner for up to 30 s (arp(7))."""
 
 LINK_PREFIX = "sbx"
 TABLE = "sandbox_lab"
@@ -79,7 +79,7 @@ table inet {TABLE} {{
 
 
 def interface_name(ident: str) -> str:
-    """The host's end of a sandbox's veth or tap: at most 15 characters (IFNAMSIZ), unique by 44 bits of the id."""
+    """Name the host's end of a sandbox's veth or tap: at most 15 characters (IFNAMSIZ), unique by 44 bits of the id."""
     return LINK_PREFIX + ident[:11]
 
 
@@ -88,28 +88,28 @@ def _is_link(name: str) -> bool:
 
 
 def ready() -> bool:
-    """Whether the lab is complete: bridge, generator's namespace and link, and the rules."""
+    """Return whether the lab is complete: bridge, generator's namespace and link, and nftables rules."""
     links_up = all(_is_link(name) for name in (BRIDGE, GENERATOR_LINK))
     return links_up and nsfile.is_netns(GENERATOR_NETNS) and nftables.table_exists("inet", TABLE)
 
 
 def ensure() -> None:
-    """Make what is missing of the lab. The caller holds the lock `network`.
+    """Create the missing parts of the lab. The caller holds the lock `network`.
 
     Raises:
-        EngineError: the kernel refuses; says what.
+        EngineError: the kernel refuses; the message says what.
     """
     try:
         if not ready():
             _build()
     except OSError as error:
-        raise EngineError(f"the lab network cannot be made: {error.strerror or error}") from error
+        raise EngineError(f"the lab network could not be created: {error.strerror or error}") from error
 
 
 def _build() -> None:
     from sandbox.kernel import netns
 
-    # Rules first: no moment in which a sandbox could be on a bridge that is open.
+    # Rules first, so that no sandbox is ever on an unprotected bridge.
     nftables.load(_RULES)
     _docker_accept(present=True)
     with netns.Links() as links:
@@ -134,10 +134,10 @@ def _build() -> None:
 
 
 def _docker_accept(*, present: bool) -> None:
-    """Let bridged frames pass where Docker set iptables' FORWARD policy to DROP.
+    """Add or delete the rule that accepts bridged packets in iptables' FORWARD chain, whose policy Docker sets to DROP.
 
-    With br_netfilter, bridged packets visit that chain, and an accept in our table does not overrule a drop in
-    another's; only a rule in that chain does.
+    With br_netfilter, bridged packets pass through that chain, and an accept in our table does not overrule a drop in
+    another; only a rule in that chain does.
     """
     rule = ["FORWARD", "-i", BRIDGE, "-o", BRIDGE, "-m", "comment", "--comment", _COMMENT, "-j", "ACCEPT"]
     with suppress(FileNotFoundError):
@@ -148,7 +148,7 @@ def _docker_accept(*, present: bool) -> None:
 
 
 def remains() -> list[str]:
-    """What there is of the lab, a line each; empty when it is gone."""
+    """List the parts of the lab that exist, one line each; empty when it is gone."""
     found = [f"link {name}" for name in (BRIDGE, GENERATOR_LINK) if _is_link(name)]
     if os.path.lexists(GENERATOR_NETNS):
         found.append(f"network namespace {GENERATOR_NETNS}")
@@ -159,13 +159,13 @@ def remains() -> list[str]:
 
 
 def teardown() -> list[str]:
-    """Remove the lab, whole or half; the caller holds the lock `network` and knows that nobody uses it.
+    """Remove the lab, complete or not. The caller holds the lock `network` and has made sure that nobody uses it.
 
     Returns:
-        One line per thing removed.
+        One line for each part removed.
 
     Raises:
-        EngineError: something stays.
+        EngineError: a part could not be removed.
     """
     removed = remains()
     try:
@@ -176,25 +176,24 @@ def teardown() -> list[str]:
         if nftables.table_exists("inet", TABLE):
             nftables.load(f"delete table inet {TABLE}\n")
     except OSError as error:
-        raise EngineError(f"the lab network cannot be removed: {error.strerror or error}") from error
+        raise EngineError(f"the lab network could not be removed: {error.strerror or error}") from error
     return removed
 
 
 def stray_links(known: Collection[str]) -> list[str]:
-    """Links of sandboxes whose id is not in `known`."""
-    # Links first, ids second: what appears in between is known.
+    """Return the names of sandboxes' links whose id is not in `known`."""
     names = [name for _, name in socket.if_nameindex()]
     expected = {interface_name(ident) for ident in known}
     return [name for name in names if re.fullmatch(LINK_PREFIX + "[0-9a-f]{11}", name) and name not in expected]
 
 
 def stray_addresses(store: Store) -> list[str]:
-    """Addresses on the bridge that no sandbox claims: a process sandbox of the past."""
+    """Return the addresses on the bridge that no sandbox claims, left by `process` sandboxes."""
     from sandbox.kernel import netns
 
     with netns.Links() as links:
         found = links.addresses(BRIDGE)
-    # Addresses first, claims second: what appears in between has been claimed before.
+    # Addresses first, claims second: a sandbox claims an address before it adds it.
     used = store.used_addresses()
     return [one for one in found if one != HOST_ADDRESS and one not in used]
 
@@ -203,12 +202,12 @@ def allocate(store: Store, ident: str, *, own_stack: bool) -> str:
     """Claim the lowest free address. The caller holds the lock `network`.
 
     Args:
-        store: where claims are kept.
+        store: the store of the claims.
         ident: the sandbox's id.
         own_stack: whether the sandbox has a network stack of its own, or serves on the host's.
 
     Raises:
-        SandboxError: all 32,000 are in use.
+        SandboxError: all addresses (32,000) are in use.
     """
     used = store.used_addresses()
     low, high = (int.from_bytes(socket.inet_aton(end)) for end in (_OWN_STACK if own_stack else _HOST_STACK))
@@ -220,7 +219,7 @@ def allocate(store: Store, ident: str, *, own_stack: bool) -> str:
 
 
 def attach(ident: str, mac: str, netns_pid: int, address: str) -> None:
-    """Put a namespace on the bridge: a veth, whose end inside is `eth0`, up and with its address.
+    """Connect a network namespace to the bridge by a veth; the end inside is `eth0`, up and with its address.
 
     Raises:
         EngineError
@@ -229,20 +228,20 @@ def attach(ident: str, mac: str, netns_pid: int, address: str) -> None:
         bridge = socket.if_nametoindex(BRIDGE)
         rtnetlink.add_veth(interface_name(ident), bridge, peer="eth0", mac=mac, netns_pid=netns_pid)
         isolate_ports(ident)
-        # From here, and not by the process inside: it puts up its other walls meanwhile.
+        # Done from here and not by the process inside, which sets up the rest of its isolation meanwhile.
         with nsfile.inside(f"/proc/{netns_pid}/ns/net"):
             ifconfig.up("lo")
             ifconfig.up("eth0", address, NETMASK)
     except OSError as error:
-        raise EngineError(f"no link could be made: {error.strerror or error}") from error
+        raise EngineError(f"it could not be connected to the lab network: {error.strerror or error}") from error
 
 
 def isolate_ports(ident: str | None = None) -> None:
-    """Mark ports of the bridge as isolated: isolated ports do not reach each other. See bridge(8), `isolated`.
+    """Mark ports of the bridge as isolated, so that they cannot reach each other. See bridge(8), `isolated`.
 
     Args:
-        ident: of a sandbox whose link bears its name, where it has one: that port alone. Without, or where an engine
-            has plugged in a port of its own naming (Docker), every port but the generator's.
+        ident: id of a sandbox; if it has a link named after it, only that port is marked. Otherwise (no id, or an
+            engine that names its links itself, such as Docker) every port but the generator's.
 
     Raises:
         EngineError
@@ -260,7 +259,7 @@ def isolate_ports(ident: str | None = None) -> None:
         try:
             _mark_isolated(f"/sys/class/net/{BRIDGE}/brif/{port}/isolated")
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENODEV):  # the port may go while we look
+            if error.errno not in (errno.ENOENT, errno.ENODEV):  # the port may be deleted meanwhile
                 raise EngineError(f"the port {port} could not be isolated: {error.strerror}") from error
 
 
@@ -274,17 +273,17 @@ def _mark_isolated(path: str) -> None:
 
 
 def unplug(ident: str) -> None:
-    """Silence a link that the kernel is about to delete with its namespace, which takes it a while.
+    """Disable a link that the kernel is about to delete with its network namespace, which takes a while.
 
-    Until then a namespace whose last process has gone goes on answering for its address. The next sandbox of that
-    address would be taken for it, and miss its first packets.
+    Until then, a namespace whose last process has ended still answers for its address, and would receive the first
+    packets for the next sandbox with that address.
     """
     with suppress(OSError):  # it is gone already
         rtnetlink.disable_port(interface_name(ident))
 
 
 def detach(ident: str) -> None:
-    """Delete a sandbox's link where it still is.
+    """Delete a sandbox's link if it still exists.
 
     Raises:
         EngineError
@@ -295,7 +294,7 @@ def detach(ident: str) -> None:
 
 
 def delete_link(name: str) -> None:
-    """Delete a link by name; one that is gone is fine.
+    """Delete a link by name. Does nothing if it does not exist.
 
     Raises:
         EngineError
@@ -307,7 +306,7 @@ def delete_link(name: str) -> None:
 
 
 def serve_on_host(address: str) -> None:
-    """Give the bridge one more address of the host's; the rules open that range to the generator alone.
+    """Add an address of the host to the bridge; the rules open its range to the generator only.
 
     Raises:
         EngineError
@@ -315,7 +314,7 @@ def serve_on_host(address: str) -> None:
     try:
         rtnetlink.add_address(BRIDGE, address, 32)
     except OSError as error:
-        raise EngineError(f"the address {address} could not be given to {BRIDGE}: {error.strerror or error}") from error
+        raise EngineError(f"the address {address} could not be added to {BRIDGE}: {error.strerror or error}") from error
 
 
 def unserve_on_host(address: str) -> None:
@@ -327,24 +326,24 @@ def unserve_on_host(address: str) -> None:
     try:
         rtnetlink.delete_address(BRIDGE, address, 32)
     except OSError as error:
-        raise EngineError(f"the address {address} could not be taken back: {error.strerror or error}") from error
+        raise EngineError(f"the address {address} could not be removed: {error.strerror or error}") from error
 
 
 @contextmanager
 def in_generator() -> Iterator[None]:
-    """Put the calling thread into the generator's network namespace, and back.
+    """Move the calling thread into the generator's network namespace for a block; sockets made in it stay there.
 
-    Sockets made inside stay in it. See setns(2): the network namespace is a thread's own.
+    See setns(2): the network namespace is an attribute of a thread.
 
     Raises:
-        EngineError: the lab network is not there.
+        EngineError: the lab network does not exist.
     """
     back = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         try:
             there = os.open(GENERATOR_NETNS, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise EngineError("the generator's network namespace is not there", "start a sandbox first") from error
+            raise EngineError("the lab network is not up", "start a sandbox first") from error
         try:
             syscalls.setns(there, syscalls.CLONE_NEWNET)
         finally:
@@ -358,22 +357,22 @@ def in_generator() -> Iterator[None]:
 
 
 def generator_socket(timeout: float) -> socket.socket:
-    """A TCP socket that lives in the generator's namespace.
+    """Create a TCP socket in the generator's network namespace.
 
     Args:
-        timeout: seconds, for each operation.
+        timeout: seconds for each operation.
 
     Raises:
-        EngineError: the lab network is not there.
+        EngineError: the lab network does not exist.
     """
     return generator_sockets(1, timeout)[0]
 
 
 def generator_sockets(count: int, timeout: float) -> list[socket.socket]:
-    """Several at once: two changes of namespace in all, where one at a time would take two each.
+    """Create several TCP sockets in the generator's network namespace with a single visit.
 
     Raises:
-        EngineError: the lab network is not there.
+        EngineError: the lab network does not exist.
     """
     with in_generator():
         made = [socket.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(count)]
@@ -383,5 +382,5 @@ def generator_sockets(count: int, timeout: float) -> list[socket.socket]:
 
 
 def generator_command(argv: Sequence[str]) -> list[str]:
-    """The command that runs `argv` in the generator's namespace."""
+    """Return the command that runs `argv` in the generator's network namespace."""
     return ["nsenter", f"--net={GENERATOR_NETNS}", "--", *argv]

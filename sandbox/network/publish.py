@@ -1,14 +1,14 @@
-"""Ports of the host's 127.0.0.1 that lead into sandboxes: rewritten by the kernel, without a process in between.
+"""Publish ports of sandboxes on the host's 127.0.0.1 by nftables rules, without a proxy process.
 
-A connection to 127.0.0.1:HOST is turned to the sandbox's address on its way out (nat in the output hook), and given the
-bridge's address as its source, so that the sandbox can answer. The kernel drops what leaves a link with a loopback
-address unless that link has `route_localnet` set (ip-sysctl, Documentation/networking); it is set on our own bridge
-alone, while something is published, and behind a rule that drops whatever comes from the bridge with a loopback
-address in it: answers to published connections have the bridge's own address until conntrack rewrites them, so the
-rule meets only packets that were forged.
+A connection to 127.0.0.1:HOST is redirected to the sandbox's address (dnat in the output hook), with the bridge's
+address as its source (snat), so that the sandbox can reply. The kernel drops packets with a loopback address on other
+links unless the link has `route_localnet` set (ip-sysctl, Documentation/networking). It is set on our bridge only,
+while a port is published, and behind a rule that drops every packet from the bridge that has a loopback address.
+Replies to published connections have the bridge's address until conntrack rewrites them, so the rule drops forged
+packets only.
 
-All of it lives in a table of its own, which is there only while something is published. A port is an element of a map
-with its sandbox's id beside it, so that it can be found when nothing else of the sandbox is left.
+The rules are in a table of their own, which exists only while a port is published. A port is an element of a map with
+its sandbox's id as comment, so that it can be found when nothing else of the sandbox is left.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _MAP = "ports"
 _PREFIX = "sbx-"
 _ROUTE_LOCALNET = Path(f"/proc/sys/net/ipv4/conf/{BRIDGE}/route_localnet")
 
-# Priorities are numbers: nft 1.0 takes the name `dstnat` in the output hook only from the family `ip`.
+# Priorities are numbers, because nft 1.0 accepts the name `dstnat` in the output hook only in the family `ip`.
 _RULES = f"""
 table inet {TABLE} {{
   map {_MAP} {{
@@ -54,16 +54,15 @@ table inet {TABLE} {{
 
 
 def claim(store: Store, ident: str, ports: Iterable[Publish]) -> None:
-    """Make ports of the host a sandbox's own, before anything of it is made.
+    """Claim ports of the host for a sandbox, before anything of it is created.
 
     Raises:
-        BusyError: another sandbox has one, or a program listens on it.
-        EngineError: one cannot be tried.
+        BusyError: another sandbox has published one, or a program listens on it.
     """
     for one in ports:
         if not store.claim_port(one.host, ident):
-            raise BusyError(f"port {one.host} is published already, by {_holder(store, one.host)}", _other(one))
-        _refuse_listener(one)
+            raise BusyError(f"port {one.host} is already published by {_holder(store, one.host)}", _suggest_port(one))
+        _check_no_listener(one)
 
 
 def _holder(store: Store, number: int) -> str:
@@ -72,31 +71,31 @@ def _holder(store: Store, number: int) -> str:
     return f"the sandbox {name}" if name != owner else name
 
 
-def _other(one: Publish) -> str:
-    return f"another port here, such as -p {one.host + 1 if one.host < 65535 else 8000}:{one.inside}"
+def _suggest_port(one: Publish) -> str:
+    return f"choose another port of the host, such as -p {one.host + 1 if one.host < 65535 else 8000}:{one.inside}"
 
 
-def _refuse_listener(one: Publish) -> None:
-    """A program that listens there would be hidden by the rewriting, without a word."""
+def _check_no_listener(one: Publish) -> None:
+    """Refuse a port on which a program listens: the redirection would hide it silently."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as trial:
-        # With it, connections that have ended but are still remembered (TIME_WAIT) are no obstacle; a listener is.
+        # With this option only a listener makes bind(2) fail, not ended connections in TIME_WAIT.
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             trial.bind((ADDRESS, one.host))
         except OSError as error:
-            raise BusyError(f"port {one.host} of {ADDRESS} is in use: {error.strerror}", _other(one)) from None
+            raise BusyError(f"port {one.host} of {ADDRESS} is in use: {error.strerror}", _suggest_port(one)) from None
 
 
 def publish(ident: str, address: str, ports: Collection[Publish]) -> None:
-    """Let the ports lead to a sandbox. The caller holds the lock `network`.
+    """Publish the ports of a sandbox. The caller holds the lock `network`.
 
     Args:
         ident: the sandbox's id.
-        address: of the sandbox on the lab network, or of the host there where it has no stack of its own.
-        ports: claimed before.
+        address: the sandbox's address on the lab network; the host's if it has no network stack of its own.
+        ports: claimed before, see `claim`.
 
     Raises:
-        EngineError: the kernel refuses; nothing is published then.
+        EngineError: the kernel refuses; nothing is published.
     """
     if not ports:
         return
@@ -104,46 +103,46 @@ def publish(ident: str, address: str, ports: Collection[Publish]) -> None:
     try:
         table = "" if nftables.table_exists("inet", TABLE) else _RULES
         nftables.load(f"{table}\nadd element inet {TABLE} {_MAP} {{ {elements} }}\n")
-        # Only now: the rule against forged packets is in force.
+        # Only now, when the rule against forged packets is in force.
         _ROUTE_LOCALNET.write_text("1", encoding="ascii")
     except OSError as error:
         raise EngineError(f"the ports could not be published: {error.strerror or error}") from error
 
 
 def unpublish(ident: str) -> list[str]:
-    """Undo `publish`, whole or half; idempotent. The caller holds the lock `network`.
+    """Withdraw a sandbox's published ports. Idempotent. The caller holds the lock `network`.
 
     Returns:
         One line per port.
 
     Raises:
-        EngineError: something stays.
+        EngineError: a port could not be withdrawn.
     """
     return _remove({_PREFIX + ident})
 
 
-def sweep(known: Collection[str], *, dry_run: bool) -> list[str]:
-    """Remove published ports of sandboxes whose id is not in `known`. The caller holds the lock `network`.
+def prune(known: Collection[str], *, dry_run: bool) -> list[str]:
+    """Withdraw published ports of sandboxes whose id is not in `known`. The caller holds the lock `network`.
 
     Returns:
         One line per port.
 
     Raises:
-        EngineError: something stays.
+        EngineError: a port could not be withdrawn.
     """
     comments = {comment for _, comment, _, _ in _published()}
-    strangers = {
+    stray = {
         comment
         for comment in comments
         if not ID_PATTERN.fullmatch(ident := comment.removeprefix(_PREFIX)) or ident not in known
     }
     if dry_run:
-        return [_line(one) for one in _published() if one[1] in strangers]
-    return _remove(strangers)
+        return [_describe(one) for one in _published() if one[1] in stray]
+    return _remove(stray)
 
 
-def of(ident: str) -> list[Publish]:
-    """The ports of a sandbox that are published now, as the kernel has them.
+def published_ports(ident: str) -> list[Publish]:
+    """Return the ports of a sandbox that are published now, as the kernel has them.
 
     Raises:
         EngineError
@@ -152,19 +151,19 @@ def of(ident: str) -> list[Publish]:
 
 
 def teardown() -> list[str]:
-    """Withdraw every published port; the caller holds the lock `network` and knows that nobody uses the lab.
+    """Withdraw every published port. The caller holds the lock `network` and has made sure that nobody uses the lab.
 
     Returns:
         One line per port.
 
     Raises:
-        EngineError: something stays.
+        EngineError: a port could not be withdrawn.
     """
     return _remove({comment for _, comment, _, _ in _published()})
 
 
 def remains() -> list[str]:
-    """What there is of publishing, a line each; empty when nothing is published."""
+    """List what publishing has left on the host, one line each; empty when nothing is published."""
     return [f"nftables table inet {TABLE}"] if nftables.table_exists("inet", TABLE) else []
 
 
@@ -172,7 +171,7 @@ def _published() -> list[tuple[int, str, str, int]]:
     try:
         return nftables.map_elements("inet", TABLE, _MAP)
     except OSError as error:
-        raise EngineError(f"published ports cannot be listed: {error.strerror or error}") from error
+        raise EngineError(f"the published ports could not be listed: {error.strerror or error}") from error
 
 
 def _remove(comments: Collection[str]) -> list[str]:
@@ -181,7 +180,7 @@ def _remove(comments: Collection[str]) -> list[str]:
     try:
         if len(mine) == len(found):
             if nftables.table_exists("inet", TABLE):
-                # The setting first: no moment in which it is in force and the rule against forged packets is not.
+                # The setting first, so that it is never in force without the rule against forged packets.
                 if _ROUTE_LOCALNET.exists():
                     _ROUTE_LOCALNET.write_text("0", encoding="ascii")
                 nftables.load(f"delete table inet {TABLE}\n")
@@ -189,9 +188,9 @@ def _remove(comments: Collection[str]) -> list[str]:
             numbers = ", ".join(str(one[0]) for one in mine)
             nftables.load(f"delete element inet {TABLE} {_MAP} {{ {numbers} }}\n")
     except OSError as error:
-        raise EngineError(f"published ports could not be withdrawn: {error.strerror or error}") from error
-    return [_line(one) for one in mine]
+        raise EngineError(f"the published ports could not be withdrawn: {error.strerror or error}") from error
+    return [_describe(one) for one in mine]
 
 
-def _line(one: tuple[int, str, str, int]) -> str:
+def _describe(one: tuple[int, str, str, int]) -> str:
     return f"published port {ADDRESS}:{one[0]}"

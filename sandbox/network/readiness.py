@@ -1,7 +1,7 @@
-"""Ready means that a correct reply was served: asks from the generator's namespace until one comes.
+"""Wait until a sandbox is ready: send requests from the generator's namespace until a correct reply arrives.
 
-Each attempt is a connection of its own with a short timeout, so that no timer of TCP or ARP (1 s and more) can show
-in the figure.
+Each attempt is a new connection with a short timeout, so that no timer of TCP or ARP (1 s and more) distorts the
+measured time.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ CONNECT_TIMEOUT = 0.1
 """Seconds for one attempt to connect; a guest that is up answers in well under a millisecond."""
 REPLY_TIMEOUT = 5.0
 _PAUSE = 0.0005
-"""Seconds between attempts: the error that polling adds to a figure is at most this."""
-_PATIENT_AFTER, _PATIENT_PAUSE = 2.0, 0.02
-"""What takes longer than this many seconds is not measured to the millisecond, and the CPU is wanted elsewhere."""
-_LOOK_EVERY = 0.25
-"""Seconds between looks whether the workload still lives; with Docker a look costs milliseconds."""
+"""Seconds between attempts, which is the most that polling adds to the measured time."""
+_SLOW_AFTER, _SLOW_PAUSE = 2.0, 0.02
+"""After so many seconds, poll less often: a precise time no longer matters, and polling takes CPU from the workload."""
+_CHECK_INTERVAL = 0.25
+"""Seconds between checks that the workload still runs; with Docker a check takes milliseconds."""
 _MAX_REPLY = 65536
 _BATCH = 32
 
@@ -29,27 +29,27 @@ _BATCH = 32
 def wait_for_reply(
     address: str, port: int, path: str, *, deadline: float, alive: Callable[[], bool], name: str
 ) -> None:
-    """Return as soon as GET `path` was answered with 200 in full.
+    """Return as soon as GET `path` gets a complete reply with status 200.
 
     Args:
-        address: on the lab network.
-        port: TCP.
+        address: address on the lab network.
+        port: TCP port.
         path: absolute path of the request.
         deadline: a value of time.monotonic().
-        alive: whether the workload still runs.
-        name: the sandbox's, for messages.
+        alive: returns whether the workload still runs.
+        name: the sandbox's name, for messages.
 
     Raises:
-        NotReadyError: it ended, or no correct reply came in time.
+        NotReadyError: the workload ended, or no correct reply came in time.
     """
     begun = time.monotonic()
     seen = "nothing listened"
-    look = begun + _LOOK_EVERY
+    next_check = begun + _CHECK_INTERVAL
     request = f"GET {path} HTTP/1.1\r\nHost: {address}:{port}\r\nConnection: close\r\n\r\n".encode("ascii")
     with _Sockets() as sockets:
         while True:
             try:
-                status = _ask(sockets.take(), (address, port), request)
+                status = _request(sockets.take(), (address, port), request)
                 if status == 200:
                     return
                 seen = f"it answered {status}" if status else "it closed the connection without an answer"
@@ -58,17 +58,17 @@ def wait_for_reply(
             except OSError as error:
                 seen = error.strerror or str(error)
             now = time.monotonic()
-            if now >= look:
-                look = now + _LOOK_EVERY
+            if now >= next_check:
+                next_check = now + _CHECK_INTERVAL
                 if not alive():
-                    raise NotReadyError(f"the workload of {name} ended before it served a reply", "its log says why")
+                    raise NotReadyError(f"the workload of {name} ended before it served a reply", "see its log")
             if now >= deadline:
                 raise NotReadyError(f"{name} did not serve http://{address}:{port}{path} in time: {seen}")
-            time.sleep(_PAUSE if now < begun + _PATIENT_AFTER else _PATIENT_PAUSE)
+            time.sleep(_PAUSE if now < begun + _SLOW_AFTER else _SLOW_PAUSE)
 
 
 class _Sockets:
-    """Fresh sockets of the generator's namespace, made some at a time: asking must not take the server's CPU."""
+    """New sockets in the generator's namespace, created in batches to take less CPU from the server."""
 
     def __init__(self) -> None:
         self._spare: list[socket.socket] = []
@@ -89,8 +89,8 @@ class _Sockets:
             spare.close()
 
 
-def _ask(sock: socket.socket, address: tuple[str, int], request: bytes) -> int:
-    """One request; the status of a complete reply, 0 for none."""
+def _request(sock: socket.socket, address: tuple[str, int], request: bytes) -> int:
+    """Send one request; return the status of a complete reply, 0 for none."""
     with sock:
         sock.connect(address)
         sock.settimeout(REPLY_TIMEOUT)

@@ -1,1 +1,1 @@
-"""Turn what a user typed into a SandboxSpec, or refuse it with one line."""
+"""Turn command-line options and API arguments into a SandboxSpec, or refuse them with a one-line error."""

@@ -1,7 +1,7 @@
-"""An application: a directory with a `sandbox.toml` that says how to run it. docs/applications.md is its reference.
+"""Load an application: a directory with a `sandbox.toml` that says how to run it, see docs/applications.md.
 
-The file comes from whoever wrote the directory, so it is read with a bound and taken by its schema alone: an unknown
-key is an error, for it is most often a known one with a slip.
+The file may come from another user, so its size is limited and it is checked strictly against its schema. An unknown
+key is an error, because it is usually a typing mistake.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from sandbox.spec import APP_DIR
 
 FILE = "sandbox.toml"
 MAX_FILE = 64 * 1024
-"""Bytes. A sandbox.toml is a few hundred."""
+"""Bytes. A sandbox.toml has a few hundred."""
 MAX_PATTERNS, MAX_PATTERN, MAX_DOUBLE_STARS = 256, 1024, 2
-"""Bounds on `files`: each entry of the directory is compared with each pattern, and `**` tries every depth."""
+"""Limits on `files`: each entry of the directory is compared with each pattern, and `**` tries every depth."""
 _KEYS = ("command", "port", "ready_path", "workdir", "files", "env", "limits")
 _LIMITS = ("cpus", "memory", "pids", "disk")
 
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """What a `sandbox.toml` says. None stands for the default; limits are texts as the flags take them.
+    """The content of a `sandbox.toml`. None stands for the default; limits are strings in the notation of the flags.
 
     Attributes:
         directory: absolute, without symbolic links.
         command: the program and its arguments.
-        port: TCP port that it listens on; None where it serves nothing.
-        ready_path: HTTP path that answers 200 once it serves.
+        port: TCP port that it listens on; None if it serves nothing.
+        ready_path: HTTP path that is answered with 200 once it serves.
         workdir: absolute path inside that it starts in.
-        files: patterns, relative to the directory, of what it takes along; None for all but hidden ones.
-        env: environment entries.
+        files: patterns, relative to the directory, of the files that it needs; None for all but hidden ones.
+        env: environment variables.
         cpus, memory, disk: limits.
         pids: limit on processes and threads.
     """
@@ -56,8 +56,8 @@ class Application:
     disk: str | None = None
 
     @property
-    def place(self) -> Path:
-        """The file that says it."""
+    def path(self) -> Path:
+        """The path of the file."""
         return self.directory / FILE
 
 
@@ -66,7 +66,7 @@ def load(directory: str | os.PathLike[str]) -> Application:
 
     Raises:
         NotFoundError: there is no such directory, or no `sandbox.toml` in it.
-        SpecError: it is no regular file, too large, no UTF-8, no TOML, or says what is not known.
+        SpecError: it is not a regular file, too large, not UTF-8, not TOML, or does not match the schema.
     """
     import tomllib  # 10 ms, and only applications need it
 
@@ -88,34 +88,32 @@ def _read(directory: str) -> str:
     try:
         folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise NotFoundError(f"there is no directory {shown}", "a directory with a sandbox.toml") from None
+        raise NotFoundError(f"there is no directory {shown}", "give a directory with a sandbox.toml") from None
     except (OSError, ValueError) as error:
         words = getattr(error, "strerror", None) or str(error)
-        raise SpecError(f"{shown} cannot be opened: {words}", "a directory with a sandbox.toml") from None
+        raise SpecError(f"{shown} cannot be opened: {words}", "give a directory with a sandbox.toml") from None
     try:
-        # O_NONBLOCK: the opening of a pipe without a writer would wait for ever (fifo(7)).
+        # O_NONBLOCK: opening a named pipe that has no writer would wait for ever (fifo(7)).
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         descriptor = os.open(FILE, flags, dir_fd=folder)
     except FileNotFoundError:
         raise NotFoundError(
-            f"the directory {shown} has no {FILE}", 'one with at least: command = ["python3", "server.py"]'
+            f"the directory {shown} has no {FILE}", 'create one with at least: command = ["python3", "server.py"]'
         ) from None
     except OSError as error:
         words = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror or str(error)
-        raise SpecError(f"{shown}/{FILE} cannot be read: {words}", "a regular file") from None
+        raise SpecError(f"{shown}/{FILE} cannot be read: {words}", "it must be a regular file") from None
     finally:
         os.close(folder)
     try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
-            raise SpecError(f"{shown}/{FILE} is not a regular file", "a text of some lines")
+            raise SpecError(f"{shown}/{FILE} is not a regular file", "it must be a text file")
         data = b"" if found.st_size > MAX_FILE else os.read(descriptor, MAX_FILE + 1)
     finally:
         os.close(descriptor)
     if found.st_size > MAX_FILE or len(data) > MAX_FILE:
-        raise SpecError(
-            f"{shown}/{FILE} has {max(found.st_size, len(data))} bytes", f"at most {MAX_FILE}: it is a few lines"
-        )
+        raise SpecError(f"{shown}/{FILE} has {max(found.st_size, len(data))} bytes", f"at most {MAX_FILE} are allowed")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -123,27 +121,31 @@ def _read(directory: str) -> str:
 
 
 class _Reader:
-    """Takes values out of parsed TOML by their schema, and names their place where they do not fit."""
+    """Takes values out of parsed TOML, and names the key in the error where one has the wrong type."""
 
     def __init__(self, place: str) -> None:
         self._place = place
 
     def application(self, directory: Path, raw: dict[str, Any]) -> Application:
-        self._only(raw, _KEYS, "")
+        self._check_keys(raw, _KEYS, "")
         if "command" not in raw:
-            raise SpecError(f"{self._place} has no command", 'command = ["python3", "server.py"]')
+            raise SpecError(f"{self._place} has no command", 'such as command = ["python3", "server.py"]')
         limits = self._table(raw, "limits")
-        self._only(limits, _LIMITS, "limits.")
-        command = self._texts(raw["command"], "command", 'a list, such as ["python3", "server.py"]')
+        self._check_keys(limits, _LIMITS, "limits.")
+        command = self._strings(raw["command"], "command", 'give a list, such as ["python3", "server.py"]')
         files = (
-            self._texts(raw["files"], "files", 'a list, such as ["server.py", "static"]') if "files" in raw else None
+            self._strings(raw["files"], "files", 'give a list, such as ["server.py", "static"]')
+            if "files" in raw
+            else None
         )
         if files is not None and len(files) > MAX_PATTERNS:
-            raise SpecError(f"{self._place}: files has {len(files)} entries", f"at most {MAX_PATTERNS}, or a directory")
-        port = self._whole(raw["port"], "port", "such as 8000") if "port" in raw else None
-        pids = self._whole(limits["pids"], "limits.pids", "such as 64") if "pids" in limits else None
+            raise SpecError(
+                f"{self._place}: files has {len(files)} entries", f"at most {MAX_PATTERNS}: name directories"
+            )
+        port = self._integer(raw["port"], "port", "such as 8000") if "port" in raw else None
+        pids = self._integer(limits["pids"], "limits.pids", "such as 64") if "pids" in limits else None
         env = {
-            name: parse.env_value(name, self._text(value, f"env.{name}", "text in quotes"), f"{self._place}: env")
+            name: parse.env_value(name, self._string(value, f"env.{name}", "write it in quotes"), f"{self._place}: env")
             for name, value in self._table(raw, "env").items()
         }
         parse.command(command, env.items(), f"{self._place}: command")
@@ -152,50 +154,51 @@ class _Reader:
             command=command,
             port=None if port is None else parse.port(port, f"{self._place}: port"),
             ready_path=parse.ready_path(
-                self._text(raw.get("ready_path", "/"), "ready_path", 'such as "/healthz"'), f"{self._place}: ready_path"
+                self._string(raw.get("ready_path", "/"), "ready_path", 'such as "/healthz"'),
+                f"{self._place}: ready_path",
             ),
             workdir=parse.inside_path(
-                self._text(raw.get("workdir", APP_DIR), "workdir", f'such as "{APP_DIR}"'), f"{self._place}: workdir"
+                self._string(raw.get("workdir", APP_DIR), "workdir", f'such as "{APP_DIR}"'), f"{self._place}: workdir"
             ),
             files=None if files is None else tuple(self._pattern(one) for one in files),
             env=env,
-            cpus=self._amount(limits, "cpus", "such as 0.5"),
-            memory=self._amount(limits, "memory", 'such as "128m"'),
-            disk=self._amount(limits, "disk", 'such as "64m"'),
+            cpus=self._quantity(limits, "cpus", "such as 0.5"),
+            memory=self._quantity(limits, "memory", 'such as "128m"'),
+            disk=self._quantity(limits, "disk", 'such as "64m"'),
             pids=pids,
         )
 
-    def _only(self, raw: dict[str, Any], known: Iterable[str], prefix: str) -> None:
+    def _check_keys(self, raw: dict[str, Any], known: Iterable[str], prefix: str) -> None:
         for key in raw:
             if key not in known:
                 import difflib
 
                 near = difflib.get_close_matches(key, known, n=1)
                 hint = f"did you mean {prefix}{near[0]}?" if near else "known are " + ", ".join(known)
-                raise SpecError(f"{self._place}: {parse.one_line(prefix + key)} is not known", hint)
+                raise SpecError(f"{self._place}: there is no key {parse.one_line(prefix + key)}", hint)
 
     def _table(self, raw: dict[str, Any], key: str) -> dict[str, Any]:
         found = raw.get(key, {})
         if not isinstance(found, dict):
-            raise SpecError(f"{self._place}: {key} is {_kind(found)}", f"a table: [{key}] on a line of its own")
+            raise SpecError(f"{self._place}: {key} is {_kind(found)}", f"write a table: [{key}] on a line of its own")
         return found
 
-    def _text(self, value: object, key: str, right: str) -> str:
+    def _string(self, value: object, key: str, right: str) -> str:
         if not isinstance(value, str):
-            raise SpecError(f"{self._place}: {key} is {_kind(value)}, not text", right)
+            raise SpecError(f"{self._place}: {key} is {_kind(value)}, not a string", right)
         return value
 
-    def _texts(self, value: object, key: str, right: str) -> tuple[str, ...]:
+    def _strings(self, value: object, key: str, right: str) -> tuple[str, ...]:
         if not isinstance(value, list) or not value:
             raise SpecError(f"{self._place}: {key} is {_kind(value)}", right)
-        return tuple(self._text(one, f"{key}[{index}]", right) for index, one in enumerate(value))
+        return tuple(self._string(one, f"{key}[{index}]", right) for index, one in enumerate(value))
 
-    def _whole(self, value: object, key: str, right: str) -> int:
+    def _integer(self, value: object, key: str, right: str) -> int:
         if type(value) is not int:
-            raise SpecError(f"{self._place}: {key} is {_kind(value)}, not a whole number", right)
+            raise SpecError(f"{self._place}: {key} is {_kind(value)}, not an integer", right)
         return value
 
-    def _amount(self, limits: dict[str, Any], key: str, right: str) -> str | None:
+    def _quantity(self, limits: dict[str, Any], key: str, right: str) -> str | None:
         value = limits.get(key)
         if value is None or isinstance(value, str):
             return value
@@ -208,8 +211,8 @@ class _Reader:
         fine = text.isprintable() and 0 < len(text) <= MAX_PATTERN and parts.count("**") <= MAX_DOUBLE_STARS
         if text.startswith("/") or ".." in parts or not fine:
             raise SpecError(
-                f"{self._place}: files has {parse.one_line(text)}, which is no path in the directory",
-                'relative, without "..", such as "static" or "**/*.py"',
+                f"{self._place}: files has {parse.one_line(text)}, which is not a path in the directory",
+                'give a relative path without "..", such as "static" or "**/*.py"',
             )
         return "/".join(part for part in parts if part not in ("", ".")) or "."
 
@@ -217,5 +220,5 @@ class _Reader:
 def _kind(value: object) -> str:
     if value == [] and isinstance(value, list):
         return "an empty list"
-    names = {str: "text", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "a table"}
+    names = {str: "a string", bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "a table"}
     return names.get(type(value), "a date")

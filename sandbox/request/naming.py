@@ -1,4 +1,4 @@
-"""Names for sandboxes whose user gave none."""
+"""Generate names for sandboxes that the user did not name."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from sandbox.state import paths
 
 
 def fresh_name(workload: str) -> str:
-    """The workload's name and six hex digits, such as reactor-3fa9c1; cut so that the whole is a legal name.
+    """Return an unused name: the workload's, cut if need be, and six hex digits, such as reactor-3fa9c1.
 
-    One that is in use is passed over. Two commands that draw the same at once are one in 16 million; the second is told
-    that the name is taken.
+    The chance that two commands draw the same name at once is one in 16 million; the second then fails because the
+    name is taken.
     """
     while True:
         name = f"{workload[:56]}-{os.urandom(3).hex()}"

@@ -1,7 +1,7 @@
-"""What a user asked for, as text, turned into a spec. The command line, the Python API and the tests all come by here.
+"""Turn a target and options into a SandboxSpec, for the command line, the Python API and the tests.
 
-A target is the name of a workload, a command of the root filesystem, or a directory with a `sandbox.toml`. Flags stand
-above what the directory's file says, and that above the defaults.
+A target is the name of a workload, a command of the root filesystem, or a directory with a `sandbox.toml`. Flags
+override that file, and the file overrides the defaults.
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ _TITLE = 40
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What may be said beside the target; None, or nothing, stands for the default.
+    """Options as a user gives them; None, or an empty sequence, stands for the default.
 
     Attributes:
-        name: of the sandbox.
+        name: name of the sandbox.
         cpus, memory, disk: limits in docker's notation.
         pids_limit: processes and threads.
         cpuset: CPU list.
-        env: NAME=VALUE or NAME each.
-        env_file: files of such lines; `env` stands above them.
+        env: environment variables, NAME=VALUE or NAME.
+        env_file: files of such lines; `env` overrides them.
         port: TCP port that a command listens on.
-        ready_path: HTTP path that answers 200 once it serves.
-        volumes: HOST:CTR[:ro] each.
-        publish: HOST:CTR each.
+        ready_path: HTTP path that is answered with 200 once the workload serves.
+        volumes: bind mounts, HOST:CTR[:ro].
+        publish: published ports, HOST:CTR.
         workdir: absolute path inside.
     """
 
@@ -77,7 +77,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A spec, and the application whose files are to be staged for it; None where there is none."""
+    """A spec, and the application whose files must be staged for it, if any."""
 
     spec: SandboxSpec
     application: Application | None = None
@@ -85,7 +85,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class _Subject:
-    """What is to run, before any flag."""
+    """The command and its defaults that a target stands for, before any flag is applied."""
 
     title: str
     argv: tuple[str, ...]
@@ -97,15 +97,15 @@ class _Subject:
 
 
 def make(target: Target, isolation: str, options: Options | None = None) -> Request:
-    """Validate what a user typed.
+    """Validate a target and options, and make a spec of them.
 
     Args:
-        target: what is to run.
-        isolation: a level.
+        target: what to run.
+        isolation: the isolation level.
         options: everything else.
 
     Raises:
-        SpecError, NotFoundError: one line that says what was wrong and what would be right.
+        SpecError, NotFoundError: says in one line what was wrong and what would be right.
     """
     options = options or Options()
     if isolation not in LEVELS:
@@ -113,10 +113,10 @@ def make(target: Target, isolation: str, options: Options | None = None) -> Requ
     subject = _subject(target)
     if subject.is_workload and options.port is not None:
         raise SpecError(
-            f"--port is of a command; the workload {subject.title} serves on {DEFAULT_PORT}", "leave it out"
+            f"--port is for commands: the workload {subject.title} always serves on {DEFAULT_PORT}", "leave it out"
         )
     app = subject.application
-    place = str(app.place) if app else ""
+    place = str(app.path) if app else ""
     env = _environment(options, app)
     parse.command(subject.argv, env)
     memory = _memory(options, app, place)
@@ -146,13 +146,13 @@ def make(target: Target, isolation: str, options: Options | None = None) -> Requ
 def _mounts(volumes: Sequence[str]) -> tuple[Mount, ...]:
     if not volumes:
         return ()
-    from sandbox.request import mounts  # like `application`: most starts need neither
+    from sandbox.request import mounts  # most starts need neither this nor `application`
 
     return mounts.parse_all(volumes)
 
 
 def is_path(text: str) -> bool:
-    """Whether a target's text is meant as a directory: it has a slash in it, or is "." or ".."."""
+    """Return whether a target is a directory: it contains a slash, or is "." or ".."."""
     return "/" in text or text in (".", "..")
 
 
@@ -176,26 +176,27 @@ def _subject(target: Target) -> _Subject:
             if os.path.isdir(target):
                 shown = parse.one_line(target)[1:-1]
                 raise NotFoundError(
-                    f"no workload is called {parse.one_line(target)}, but a directory here is", f"sandbox run ./{shown}"
+                    f"there is no workload {parse.one_line(target)}, but there is a directory of that name",
+                    f"sandbox run ./{shown}",
                 ) from None
             raise NotFoundError(
-                f"no workload is called {parse.one_line(target)}", f"{error.hint}; a command goes behind --"
+                f"there is no workload {parse.one_line(target)}", f"{error.hint}; a command goes after --"
             ) from None
         return _Subject(target, argv, DEFAULT_PORT, "/healthz", is_workload=True)
     argv = tuple(target)
     if not all(isinstance(part, str) for part in argv):
-        raise SpecError("the command has a part that is no text", "a list of texts")
+        raise SpecError("the command has an argument that is not a string", "give a list of strings")
     parse.command(argv)
     return _Subject(_title(os.path.basename(argv[0]) or "command"), argv, None, "/")
 
 
 def _title(text: str) -> str:
-    """A name for listings: nothing in it that a terminal would act on."""
+    """Make a title for listings, without characters that a terminal would interpret."""
     return "".join(c if c.isprintable() else "?" for c in text.encode("utf-8", "replace").decode("utf-8"))[:_TITLE]
 
 
 def _slug(title: str) -> str:
-    """The beginning of a legal sandbox's name."""
+    """Make the beginning of a valid sandbox name."""
     slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
     return slug if NAME_PATTERN.fullmatch(slug) else "sandbox"
 
@@ -214,15 +215,15 @@ def _read_env_file(path: str) -> str:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         words = getattr(error, "strerror", None) or str(error)
-        raise SpecError(f"{what} cannot be read: {words}", "a file of NAME=VALUE lines") from None
+        raise SpecError(f"{what} cannot be read: {words}", "give a file of NAME=VALUE lines") from None
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise SpecError(f"{what} is not a regular file", "a file of NAME=VALUE lines")
+            raise SpecError(f"{what} is not a regular file", "give a file of NAME=VALUE lines")
         data = os.read(descriptor, MAX_ENV_FILE + 1)
     finally:
         os.close(descriptor)
     if len(data) > MAX_ENV_FILE:
-        raise SpecError(f"{what} is larger than {MAX_ENV_FILE} bytes", "a file of NAME=VALUE lines")
+        raise SpecError(f"{what} is larger than {MAX_ENV_FILE} bytes", "give a file of NAME=VALUE lines")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -256,7 +257,7 @@ def _pids(options: Options, app: Application | None, place: str) -> int:
 
 
 def _host_pids() -> int:
-    """How many processes and threads this host can have (proc_sys_kernel(5), pid_max)."""
+    """Return the host's limit on processes and threads (proc_sys_kernel(5), pid_max)."""
     with open("/proc/sys/kernel/pid_max", encoding="ascii") as stream:
         return min(int(stream.read()), MAX_PIDS)
 
@@ -266,24 +267,24 @@ def _disk(options: Options, app: Application | None, place: str, memory: int) ->
         return parse.disk(options.disk, memory)
     if app and app.disk is not None:
         return parse.disk(app.disk, memory, f"{place}: limits.disk")
-    # It is kept in memory, so that a limit above the memory's could never be met.
+    # Files are kept in memory, so a larger limit could never be reached.
     return min(DEFAULT_DISK, memory // 2)
 
 
 def options_of(values: Mapping[str, object]) -> Options:
-    """Options from what Python callers pass: numbers where the flags take text, a mapping for the environment.
+    """Make Options of a Python caller's keyword arguments, which may be numbers, and mappings for lists of pairs.
 
     Raises:
-        SpecError: an argument that is not known, or of a type that makes no sense.
+        SpecError: an argument is unknown, or has a wrong type.
     """
     known = Options.__slots__
     taken: dict[str, object] = {}
     for key, value in values.items():
         if key not in known:
-            raise SpecError(f"{key!r} is no argument", "known are " + ", ".join(known))
+            raise SpecError(f"there is no argument {key!r}", "known are " + ", ".join(known))
         if value is not None:
             taken[key] = _plain(key, value)
-    return Options(**taken)  # type: ignore[arg-type] # each was looked at by _plain
+    return Options(**taken)  # type: ignore[arg-type] # _plain has checked each
 
 
 def _plain(key: str, value: object) -> object:
@@ -293,11 +294,11 @@ def _plain(key: str, value: object) -> object:
             return tuple(f"{left}{joint}{right}" for left, right in value.items())
         if isinstance(value, Iterable) and not isinstance(value, str | bytes):
             return tuple(str(one) for one in value)
-        raise SpecError(f"{key} is {type(value).__name__}", "a list of texts, or a mapping")
+        raise SpecError(f"{key} is of type {type(value).__name__}", "give a list of strings, or a mapping")
     if key in ("pids_limit", "port"):
         if type(value) is int:
             return value
-        raise SpecError(f"{key} is {type(value).__name__}", "a whole number")
+        raise SpecError(f"{key} is of type {type(value).__name__}", "give an integer")
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise SpecError(f"{key} is {type(value).__name__}", "text or a number")
+        raise SpecError(f"{key} is of type {type(value).__name__}", "give a string or a number")
     return str(value)

@@ -1,8 +1,8 @@
-"""Copies an application's files to where its sandbox sees them, and takes nothing along that is not in its directory.
+"""Copy an application's files to where its sandbox sees them, and nothing from outside of its directory.
 
-The directory may belong to somebody else, who may change it meanwhile. So every name is opened relative to its
-directory's descriptor and never through a symbolic link (openat(2), O_NOFOLLOW), what was opened is asked what it is,
-and what is read is counted. The copies belong to root and are written by nobody else; they appear all at once.
+The directory may belong to another user, who may change it meanwhile. So every name is opened relative to its
+directory's descriptor and never through a symbolic link (openat(2), O_NOFOLLOW), the type is taken from the open file,
+and the bytes are counted as they are read. The copies belong to root, and appear all at once.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ MAX_TOTAL = 64 * MIB
 """Bytes of all files together."""
 MAX_ENTRIES = 10_000
 MAX_DEPTH = 32
-LEFT_OUT = ("__pycache__",)
-"""Beside sandbox.toml and hidden entries: what is made again inside, or of no use there."""
+EXCLUDED = ("__pycache__",)
+"""Names that are never copied, like sandbox.toml and hidden entries, unless a pattern names them."""
 _CHUNK = 1024 * 1024
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -36,46 +36,46 @@ _WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 def stage(
     directory: Path, patterns: Sequence[str] | None, destination: Path, limit: int = MAX_TOTAL, reason: str = ""
 ) -> int:
-    """Copy files of a directory; at the end, and not before, they are there under the destination's name.
+    """Copy files of a directory to a new directory, which appears only when it is complete.
 
     Args:
-        directory: of the application.
-        patterns: as of `Application.files`; None for everything but hidden entries, `__pycache__` and sandbox.toml.
-        destination: does not exist yet; its parent is ours alone.
+        directory: directory of the application.
+        patterns: as in `Application.files`; None for everything but hidden entries, `__pycache__` and sandbox.toml.
+        destination: the new directory; only root may write to its parent.
         limit: bytes of all files together.
-        reason: why the limit is what it is, for the message.
+        reason: appended to the limit in the message.
 
     Returns:
         Bytes copied.
 
     Raises:
-        SpecError: a pattern fits nothing, or an entry may not or cannot be taken along; says which.
+        SpecError: a pattern matches nothing, or an entry is not allowed or cannot be read; the message says which.
         StoreError: the copies cannot be written.
     """
     temporary = destination.with_name(destination.name + ".new")
-    job = _Job(str(directory), None if patterns is None else [one.split("/") for one in patterns], limit, reason)
+    copier = _Copier(str(directory), None if patterns is None else [one.split("/") for one in patterns], limit, reason)
     try:
         with _opened(str(directory), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, None) as source:
-            with _written():
+            with _store_errors():
                 temporary.mkdir(mode=0o755)
                 target = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                job.copy_directory(source, target, ())
-                with _written():
+                copier.copy_directory(source, target, ())
+                with _store_errors():
                     os.fchmod(target, 0o755)
             finally:
                 os.close(target)
-        job.complain_of_unused()
-        with _written():
+        copier.refuse_unused_patterns()
+        with _store_errors():
             temporary.rename(destination)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    return job.total
+    return copier.total
 
 
 @dataclass
-class _Job:
+class _Copier:
     directory: str
     patterns: list[list[str]] | None
     limit: int
@@ -86,9 +86,9 @@ class _Job:
     seen: list[str] = field(default_factory=list)
 
     def copy_directory(self, source: int, target: int, place: tuple[str, ...]) -> bool:
-        """Copy what is wanted of one directory. Returns whether anything was."""
+        """Copy the wanted entries of a directory. Return whether there were any."""
         if len(place) > MAX_DEPTH:
-            raise self._refusal(place, f"lies more than {MAX_DEPTH} directories deep")
+            raise self._refusal(place, f"is more than {MAX_DEPTH} directories deep")
         taken = False
         for name in self._names(source, place):
             here = (*place, name)
@@ -105,7 +105,7 @@ class _Job:
                     names.append(entry.name)
                     self.entries += 1
                     if self.entries > MAX_ENTRIES:
-                        raise self._refusal(place, f"and what was seen before it have more than {MAX_ENTRIES} entries")
+                        raise self._refusal(place, f"and directories before it have more than {MAX_ENTRIES} entries")
         except OSError as error:
             raise self._refusal(place, f"cannot be read: {error.strerror}") from None
         return sorted(names)
@@ -115,7 +115,7 @@ class _Job:
         try:
             descriptor = os.open(name, _OPEN, dir_fd=source)
         except FileNotFoundError:
-            return False  # gone since the directory was read
+            return False  # deleted since the directory was read
         except OSError as error:
             if error.errno == errno.ELOOP:
                 return self._copy_link(source, target, place)
@@ -136,23 +136,23 @@ class _Job:
 
     def _copy_subdirectory(self, source: int, target: int, place: tuple[str, ...]) -> bool:
         name = place[-1]
-        with _written():
+        with _store_errors():
             os.mkdir(name, 0o755, dir_fd=target)
             inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=target)
         try:
-            with _written():
+            with _store_errors():
                 os.fchmod(inner, 0o755)  # whatever the umask
             taken = self.copy_directory(source, inner, place)
         finally:
             os.close(inner)
         if not taken and not self._matched(place):
-            with _written():
-                os.rmdir(name, dir_fd=target)  # it was only looked through
+            with _store_errors():
+                os.rmdir(name, dir_fd=target)  # it was only searched
             return False
         return True
 
     def _copy_file(self, source: int, found: os.stat_result, target: int, place: tuple[str, ...]) -> None:
-        with _written():
+        with _store_errors():
             copy = os.open(place[-1], _WRITE, 0o600, dir_fd=target)
         try:
             while True:
@@ -166,45 +166,45 @@ class _Job:
                 if self.total > self.limit:
                     most = f"{self.limit // MIB} MiB together{self.reason}"
                     raise SpecError(
-                        f"the files of {_shown(self.directory)} are more than {most}",
-                        f"name what is needed by files = [...] in {FILE}; large data is better mounted by -v",
+                        f"the files of {_shown(self.directory)} are larger than {most}",
+                        f"list the needed files as files = [...] in {FILE}, or mount large data by -v",
                     )
-                with _written():
+                with _store_errors():
                     while chunk:
                         chunk = chunk[os.write(copy, chunk) :]
-            with _written():
+            with _store_errors():
                 os.fchmod(copy, 0o755 if found.st_mode & 0o111 else 0o644)
                 os.utime(copy, ns=(found.st_mtime_ns, found.st_mtime_ns))
         finally:
             os.close(copy)
 
     def _copy_link(self, source: int, target: int, place: tuple[str, ...]) -> bool:
-        """Take a symbolic link along as one, where it stays in the tree."""
+        """Copy a symbolic link as one, if it stays in the directory."""
         if not self._matched(place):
             return False
         try:
             leads = os.readlink(place[-1], dir_fd=source)
-        except OSError as error:  # it is a link no more
+        except OSError as error:  # it is no longer a link
             raise self._refusal(place, f"cannot be read: {error.strerror}") from None
         parts = [part for part in leads.split("/") if part not in ("", ".")]
         up = next((index for index, part in enumerate(parts) if part != ".."), len(parts))
-        # After the first name there may be no way up again: that name may be a link, and up from it is elsewhere.
+        # ".." is not allowed after a name: the name may be a link, and its parent elsewhere.
         if leads.startswith("/") or up >= len(place) or ".." in parts[up:]:
             raise self._refusal(place, f"is a symbolic link out of the directory, to {parse.one_line(leads)}")
-        with _written():
+        with _store_errors():
             os.symlink(leads, place[-1], dir_fd=target)
         return True
 
     def _wanted(self, place: tuple[str, ...]) -> bool:
-        """Whether an entry is taken along, or might, being a directory, hold something that is."""
+        """Return whether an entry is copied, or may be a directory that contains one that is."""
         if place == (FILE,):
             return False
         if self.patterns is None:
-            return not place[-1].startswith(".") and place[-1] not in LEFT_OUT
-        return self._matched(place) or any(_may_hold(pattern, place) for pattern in self.patterns)
+            return not place[-1].startswith(".") and place[-1] not in EXCLUDED
+        return self._matched(place) or any(_may_contain_match(pattern, place) for pattern in self.patterns)
 
     def _matched(self, place: tuple[str, ...]) -> bool:
-        """Whether an entry itself is asked for, by its own name or with a directory around it."""
+        """Return whether a pattern matches an entry, or a directory that contains it."""
         if self.patterns is None:
             return True
         self.seen.append("/".join(place))
@@ -215,8 +215,8 @@ class _Job:
                 found = True
         return found
 
-    def complain_of_unused(self) -> None:
-        """Refuse a pattern that fits nothing: it is a slip, and the application would miss the file later."""
+    def refuse_unused_patterns(self) -> None:
+        """Refuse a pattern that matches nothing: it is a mistake, and the application would lack the file later."""
         for index, pattern in enumerate(self.patterns or ()):
             if index not in self.used:
                 import difflib
@@ -224,7 +224,7 @@ class _Job:
                 text = "/".join(pattern)
                 near = difflib.get_close_matches(text, set(self.seen), n=1)
                 raise SpecError(
-                    f"{_shown(self.directory)}/{FILE}: files has {parse.one_line(text)}, and nothing fits it",
+                    f"{_shown(self.directory)}/{FILE}: files has {parse.one_line(text)}, which matches nothing",
                     f"did you mean {near[0]!r}?" if near else "paths are relative to the directory",
                 )
 
@@ -234,44 +234,44 @@ class _Job:
         except UnicodeEncodeError:
             raise self._refusal(place, "has a name that is not UTF-8") from None
         if not place[-1].isprintable():
-            raise self._refusal(place, "has a name with a character that cannot be printed")
+            raise self._refusal(place, "has a name with a character that is not printable")
 
     def _refusal(self, place: tuple[str, ...], words: str) -> SpecError:
         path = _shown("/".join((self.directory, *place)))
-        return SpecError(f"{path} {words}", f"leave it out by files = [...] in {FILE}")
+        return SpecError(f"{path} {words}", f"list the needed files as files = [...] in {FILE}, without it")
 
 
 def _covers(pattern: Sequence[str], place: Sequence[str]) -> bool:
-    """Whether a pattern fits an entry, or a directory that it is in; what is hidden only where it is named."""
+    """Return whether a pattern matches an entry or a directory that contains it; hidden entries must be named."""
     if list(pattern) == ["."]:
-        return not any(_is_left_out(name) for name in place)
+        return not any(_is_excluded(name) for name in place)
     for end in range(1, len(place) + 1):
         if _fits(pattern, place[:end]):
-            return not any(_is_left_out(name) for name in place[end:])
+            return not any(_is_excluded(name) for name in place[end:])
     return False
 
 
-def _is_left_out(name: str) -> bool:
-    return name.startswith(".") or name in LEFT_OUT
+def _is_excluded(name: str) -> bool:
+    return name.startswith(".") or name in EXCLUDED
 
 
 def _fits(pattern: Sequence[str], place: Sequence[str]) -> bool:
-    """Whether a pattern fits a whole path: `*` and `?` within a name, `**` for any number of directories."""
+    """Return whether a pattern matches a whole path: `*` and `?` within a name, `**` for any number of directories."""
     if not pattern:
         return not place
     if pattern[0] == "**":
         if _fits(pattern[1:], place):
             return True
-        return bool(place) and not _is_left_out(place[0]) and _fits(pattern, place[1:])
+        return bool(place) and not _is_excluded(place[0]) and _fits(pattern, place[1:])
     if not place or (place[0].startswith(".") and not pattern[0].startswith(".")):
         return False
-    if place[0] in LEFT_OUT:
+    if place[0] in EXCLUDED:
         return pattern[0] == place[0] and _fits(pattern[1:], place[1:])
     return fnmatchcase(place[0], pattern[0]) and _fits(pattern[1:], place[1:])
 
 
-def _may_hold(pattern: Sequence[str], place: Sequence[str]) -> bool:
-    """Whether a pattern could fit something below a directory."""
+def _may_contain_match(pattern: Sequence[str], place: Sequence[str]) -> bool:
+    """Return whether a pattern could match something below a directory."""
     for part, name in zip(pattern, place, strict=False):
         if part == "**":
             return not name.startswith(".")
@@ -289,7 +289,7 @@ def _opened(path: str, flags: int, dir_fd: int | None) -> Iterator[int]:
     try:
         descriptor = os.open(path, flags, dir_fd=dir_fd)
     except OSError as error:
-        raise SpecError(f"{_shown(path)} cannot be read: {error.strerror}", "a directory of files") from None
+        raise SpecError(f"{_shown(path)} cannot be read: {error.strerror}", "give a directory") from None
     try:
         yield descriptor
     finally:
@@ -297,7 +297,7 @@ def _opened(path: str, flags: int, dir_fd: int | None) -> Iterator[int]:
 
 
 @contextmanager
-def _written() -> Iterator[None]:
+def _store_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -31,7 +31,8 @@ def decode(kind: Any, value: Any, where: str) -> Any:
     """Build a value of type `kind` from JSON types.
 
     Args:
-        kind: a dataclass, a StrEnum, str, int, float, bool, list[...], dict[str, ...] or one of these or None.
+        kind: a dataclass, a StrEnum, str, int, float, bool, list[...], dict[..., ...], tuple[..., ...], a tuple of
+            fixed length, or one of these or None. A tuple is a list in JSON.
         value: as `parse` returned it.
         where: the value's place, for messages.
 
@@ -47,10 +48,17 @@ def decode(kind: Any, value: Any, where: str) -> Any:
     if origin is list:
         (item,) = get_args(kind)
         return [decode(item, entry, f"{where}[{index}]") for index, entry in enumerate(_typed(list, value, where))]
+    if origin is tuple:
+        items = get_args(kind)
+        if items[1:] == (Ellipsis,):
+            items = items[:1] * len(_typed(list, value, where))
+        if len(_typed(list, value, where)) != len(items):
+            raise MismatchError(f"{where} has {len(value)} parts, not {len(items)}")
+        return tuple(decode(item, value[index], f"{where}[{index}]") for index, item in enumerate(items))
     if origin is dict:
-        _, item = get_args(kind)
+        name, item = get_args(kind)
         return {
-            _typed(str, key, where): decode(item, entry, f"{where}.{key}")
+            decode(name, key, where): decode(item, entry, f"{where}.{key}")
             for key, entry in _typed(dict, value, where).items()
         }
     if dataclasses.is_dataclass(kind):
@@ -66,37 +74,6 @@ def decode(kind: Any, value: Any, where: str) -> Any:
         except ValueError:
             raise MismatchError(f"{where} is {value!r}, not one of {', '.join(kind)}") from None
     return _typed(kind, value, where)
-
-
-def conform(kind: Any, value: Any, where: str) -> None:
-    """Check a value that was built without `decode`: a dataclass whose fields are tuples, say.
-
-    Args:
-        kind: a dataclass, str, int, float, bool, tuple[..., ...], a tuple of fixed length, or one of these or None.
-        value: what should be of that type; a whole number passes where a fraction is meant.
-        where: the value's place, for messages.
-
-    Raises:
-        MismatchError: it is not.
-    """
-    origin = get_origin(kind)
-    if origin in (Union, types.UnionType):
-        if value is not None:
-            (kind,) = (choice for choice in get_args(kind) if choice is not type(None))
-            conform(kind, value, where)
-    elif origin is tuple:
-        items = get_args(kind)
-        if items[1:] == (Ellipsis,):
-            items = items[:1] * len(_typed(tuple, value, where))
-        if len(_typed(tuple, value, where)) != len(items):
-            raise MismatchError(f"{where} has {len(value)} parts, not {len(items)}")
-        for index, (item, part) in enumerate(zip(items, value, strict=True)):
-            conform(item, part, f"{where}[{index}]")
-    elif isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        for name, hint in _hints(kind).items():
-            conform(hint, getattr(_typed(kind, value, where), name), f"{where}.{name}")
-    else:
-        decode(kind, value, where)
 
 
 @cache

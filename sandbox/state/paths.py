@@ -39,6 +39,11 @@ def images_dir() -> Path:
     return state_dir() / "images"
 
 
+def vagrant_dir() -> Path:
+    """The Vagrant machine of a comparison, for as long as that runs; the domain is called after it."""
+    return state_dir() / "sandbox-compare"
+
+
 def locks_dir() -> Path:
     """Lock files, held with flock(2): the kernel releases them when a holder dies."""
     return state_dir() / "locks"

@@ -1,4 +1,4 @@
-"""What is known of one sandbox, and its form on disk."""
+"""The record of one sandbox, and its form on disk: the dataclass is the schema."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ import math
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from sandbox.errors import NewerRecordError
+from sandbox.errors import NewerRecordError, StoreError
 from sandbox.phases import Status, Timeline
 from sandbox.spec import NAME_PATTERN, SandboxSpec
 from sandbox.state import codec, paths
 from sandbox.state.processid import ProcessId, boot_id
 
-VERSION = 2
-"""1 had no mounts, published ports, disk limit nor application; its records are still read."""
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+VERSION = 3
+"""Records of older versions are refused."""
 LOG_FILE = "log"
 APP_FOLDER = "app"
 ID_PATTERN = re.compile(r"[0-9a-f]{12}")
@@ -27,17 +30,26 @@ _ADDRESS = re.compile(r"198\.18\.(\d|[1-9]\d|1\d\d|2[0-4]\d|25[0-5])\.(\d|[1-9]\
 _FIRST_ADDRESS_BYTE = 2
 """Sandboxes' addresses begin at 198.18.2.0; below are the host's, the generator's and Docker's own."""
 _PORTS = range(1, 65536)
-_DATA = {
-    "accelerator": str,
-    "docker": dict,
-    "domain": str,
-    "exit_code": int,
-    "host_key": str,
-    "nonce": str,
-}
-"""Types of what drivers and manager put into `data` under these keys; other keys are their driver's affair."""
-_DOCKER = {"endpoint": dict, "container": str}
-_ENDPOINT = {"host": str, "context": str}
+_YEAR_10000 = 253_402_300_800.0
+"""Seconds since the epoch; a later time has no date that datetime could print."""
+H = TypeVar("H")
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a workload ended.
+
+    Attributes:
+        code: as a shell would say it (128+n for a signal); None where it cannot be known.
+        time: seconds since the epoch.
+        oom_killed: whether the memory limit ended it; None where it cannot be known.
+        reason: one line for people, where there is more to say than the code.
+    """
+
+    code: int | None
+    time: float
+    oom_killed: bool | None = None
+    reason: str | None = None
 
 
 @dataclass(slots=True)
@@ -55,7 +67,11 @@ class Record:
             sandbox debris.
         process: the init (or QEMU) on this host, once known.
         timeline: phases of its start.
-        data: the driver's own, JSON types only.
+        exit: how its workload ended, once a command has noted it.
+        paused: a pause was asked for; whether it still holds is asked of the level.
+        warm: the key of the warm starts that may take it (see `lifecycle.warm`); None once taken, or never meant for.
+        accelerator: "kvm" or "tcg", of a virtual machine.
+        handle: what its level needs to find it again: see `read_handle` and `keep_handle`.
     """
 
     id: str
@@ -67,12 +83,26 @@ class Record:
     owner: ProcessId | None = None
     process: ProcessId | None = None
     timeline: Timeline = field(default_factory=Timeline)
-    data: dict[str, Any] = field(default_factory=dict)
+    exit: Exit | None = None
+    paused: bool = False
+    warm: str | None = None
+    accelerator: str | None = None
+    handle: dict[str, str | None] | None = None
 
     @property
     def name(self) -> str:
         """The sandbox's name."""
         return self.spec.name
+
+    @property
+    def url(self) -> str | None:
+        """Where it serves, for the host and the generator; None where nothing is known of a port."""
+        return None if self.spec.port is None else f"http://{self.address}:{self.spec.port}/"
+
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code of its workload, once noted and where it can be known."""
+        return None if self.exit is None else self.exit.code
 
     @property
     def directory(self) -> Path:
@@ -94,25 +124,31 @@ class Record:
         """Its hardware address: locally administered, made of the address, so that it can be known in advance."""
         return "02:5b:" + ":".join(f"{int(part):02x}" for part in self.address.split("."))
 
+    def keep_handle(self, handle: DataclassInstance) -> None:
+        """Take over what the level needs to find the sandbox again: a dataclass of its own, whose fields are texts."""
+        self.handle = asdict(handle)
+
+    def read_handle(self, kind: type[H]) -> H | None:
+        """Inverse of `keep_handle`; None where nothing was kept: the sandbox is half made.
+
+        Raises:
+            StoreError: it is not of that kind.
+        """
+        if self.handle is None:
+            return None
+        try:
+            found: H = codec.decode(kind, self.handle, "handle")
+        except ValueError as error:
+            raise StoreError(f"the record of {self.name} is unreadable: {error}", "sandbox prune removes it") from None
+        return found
+
     def to_json(self) -> dict[str, Any]:
         """The record as JSON types."""
-        return {
-            "version": VERSION,
-            "id": self.id,
-            "spec": self.spec.to_json(),
-            "address": self.address,
-            "status": self.status.value,
-            "created": self.created,
-            "boot_id": self.boot_id,
-            "owner": _process_json(self.owner),
-            "process": _process_json(self.process),
-            "timeline": self.timeline.to_json(),
-            "data": self.data,
-        }
+        return {"version": VERSION, **asdict(self)}
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Record:
-        """Inverse of `to_json`. Trusts nothing: what a record says is acted upon by root.
+        """Inverse of `to_json`. Root acts on records, so they are validated as untrusted input.
 
         Raises:
             NewerRecordError: a newer version of sandbox wrote it.
@@ -121,42 +157,26 @@ class Record:
         version = codec.decode(int, raw["version"], "version")
         if version > VERSION:
             raise NewerRecordError(f"its version is {version}, and this sandbox reads up to {VERSION}")
-        if version < 1:
-            raise ValueError(f"version {version}")
-        if not ID_PATTERN.fullmatch(raw["id"]):
-            raise ValueError(f"id {raw['id']!r}")
-        codec.decode(list[str], raw["spec"]["argv"], "spec.argv")
-        record = cls(
-            id=raw["id"],
-            spec=SandboxSpec.from_json(raw["spec"]),
-            address=codec.decode(str, raw["address"], "address"),
-            status=Status(raw["status"]),
-            created=codec.decode(float, raw["created"], "created"),
-            boot_id=codec.decode(str, raw["boot_id"], "boot_id"),
-            owner=_process_from(raw["owner"], "owner"),
-            process=_process_from(raw["process"], "process"),
-            timeline=Timeline.from_json(raw["timeline"]),
-            data=codec.decode(dict, raw["data"], "data"),
-        )
+        if version < VERSION:
+            raise ValueError(f"an older sandbox wrote it (version {version}; this one reads version {VERSION})")
+        values = {key: value for key, value in raw.items() if key != "version"}
+        record: Record = codec.decode(cls, values, "record")
+        if not ID_PATTERN.fullmatch(record.id):
+            raise ValueError(f"id {record.id!r}")
         _check_spec(record.spec)
         address = _ADDRESS.fullmatch(record.address)
         if address is None or int(address[1]) < _FIRST_ADDRESS_BYTE:
             raise ValueError(f"address {record.address!r}")
-        if not 0 <= record.created < _YEAR_10000:
-            raise ValueError(f"created {record.created}")
-        _check_data(record.data, _DATA, "data")
-        docker = record.data.get("docker") or {}
-        _check_data(docker, _DOCKER, "data.docker")
-        _check_data(docker.get("endpoint") or {}, _ENDPOINT, "data.docker.endpoint")
+        for when in (record.created, record.exit.time if record.exit is not None else 0.0):
+            if not 0 <= when < _YEAR_10000:
+                raise ValueError(f"time {when}")
+        for process in (record.owner, record.process):
+            if process is not None and not (1 < process.pid <= MAX_PID and process.start_time >= 0):
+                raise ValueError(f"process {process.pid}")
         return record
 
 
-_YEAR_10000 = 253_402_300_800.0
-"""Seconds since the epoch; what is later has no date that datetime could print."""
-
-
 def _check_spec(spec: SandboxSpec) -> None:
-    codec.conform(SandboxSpec, spec, "spec")
     if not NAME_PATTERN.fullmatch(spec.name):
         raise ValueError(f"name {spec.name!r}")
     if not (spec.cpus > 0 and math.isfinite(spec.cpus) and spec.memory > 0 and spec.pids_limit > 0):
@@ -165,23 +185,3 @@ def _check_spec(spec: SandboxSpec) -> None:
     for port in ports + [number for one in spec.publish for number in (one.host, one.inside)]:
         if port not in _PORTS:
             raise ValueError(f"port {port}")
-
-
-def _check_data(data: Mapping[str, Any], kinds: Mapping[str, type], where: str) -> None:
-    for key, kind in kinds.items():
-        codec.decode(kind | None, data.get(key), f"{where}.{key}")
-
-
-def _process_json(process: ProcessId | None) -> dict[str, Any] | None:
-    if process is None:
-        return None
-    return {"pid": process.pid, "start_time": process.start_time, "boot_id": process.boot_id}
-
-
-def _process_from(raw: Mapping[str, Any] | None, where: str) -> ProcessId | None:
-    if raw is None:
-        return None
-    process: ProcessId = codec.decode(ProcessId, raw, where)
-    if not (1 < process.pid <= MAX_PID and process.start_time >= 0):
-        raise ValueError(f"{where} {process.pid}")
-    return process

@@ -293,48 +293,49 @@ class Store:
             raise NotFoundError(f"the id {reference!r} fits {len(matches)} sandboxes", "give more of its digits")
         raise NotFoundError(f"there is no sandbox {reference!r}", "sandbox ps lists them")
 
-    def forget(self, ident: str) -> None:
-        """Drop the claims and the directory of an id, the record with it.
+    def remove(self, idents: Iterable[str]) -> dict[str, StoreError]:
+        """Remove the claims and the directories of sandboxes, looking at mounts and claims once for all of them.
 
-        Raises:
-            StoreError: something could not be removed, or something is still mounted there.
-        """
-        self.forget_all([ident])
-
-    def forget_all(self, idents: Iterable[str]) -> None:
-        """Drop the claims and the directories of several ids, looking at mounts and claims once for all of them.
-
-        Raises:
-            StoreError: something could not be removed, or something is still mounted there; the ids before it are gone.
+        Returns:
+            By id why something of it is still there: it could not be removed, or something is mounted below.
         """
         wanted = list(idents)
         mounted = files.mounts_below(paths.sandboxes_dir())
         claims = {ident: self._claims_by_record(ident) for ident in wanted}
         everyone = self._claims() if None in claims.values() else {}
+        failed = {}
         for ident in wanted:
-            directory = paths.sandboxes_dir() / ident
-            inside = [path for path in mounted if f"/{ident}/" in path]
-            if inside:
-                # Deleting would reach through the mount, into the root filesystem that all sandboxes share, say.
-                raise StoreError(
-                    f"something is still mounted below {directory}", f"sandbox prune, or: umount -R {inside[0]}"
-                )
-            with explained(f"the state of {ident} could not be removed"):
-                gone = directory.with_name(GONE_PREFIX + ident)
-                with suppress(FileNotFoundError):
-                    directory.rename(gone)
-                    reached(Failpoint.DIRECTORY_MOVED)
-                known = claims[ident]
-                with dropping_claims():
-                    for claim in known if known is not None else everyone.get(ident, []):
-                        # Asked again: `prune` may have dropped it since, and somebody else may have claimed it.
-                        if _owner(claim) == ident:
-                            claim.unlink()
-                            reached(Failpoint.CLAIM_DROPPED)
-                files.remove(gone)
-                reached(Failpoint.FORGOTTEN)
+            known = claims[ident]
+            try:
+                self._remove(ident, known if known is not None else everyone.get(ident, []), mounted)
+            except StoreError as error:
+                failed[ident] = error
+        return failed
 
-    def sweep(self, *, dry_run: bool = False) -> list[str]:
+    @staticmethod
+    def _remove(ident: str, claims: Iterable[Path], mounted: Iterable[str]) -> None:
+        directory = paths.sandboxes_dir() / ident
+        inside = [path for path in mounted if f"/{ident}/" in path]
+        if inside:
+            # Deleting would reach through the mount, into the root filesystem that all sandboxes share, say.
+            raise StoreError(
+                f"something is still mounted below {directory}", f"sandbox prune, or: umount -R {inside[0]}"
+            )
+        with explained(f"the state of {ident} could not be removed"):
+            gone = directory.with_name(GONE_PREFIX + ident)
+            with suppress(FileNotFoundError):
+                directory.rename(gone)
+                reached(Failpoint.DIRECTORY_MOVED)
+            with dropping_claims():
+                for claim in claims:
+                    # Asked again: `prune` may have dropped it since, and somebody else may have claimed it.
+                    if _owner(claim) == ident:
+                        claim.unlink()
+                        reached(Failpoint.CLAIM_DROPPED)
+            files.remove(gone)
+            reached(Failpoint.STATE_REMOVED)
+
+    def prune(self, *, dry_run: bool = False) -> list[str]:
         """Remove what belongs to no sandbox: claims without a directory, directories half removed, stray files.
 
         Returns:
@@ -344,7 +345,7 @@ class Store:
             StoreError: something could not be removed.
         """
         found: list[tuple[str, Path]] = []
-        with explained("the state directory cannot be swept"), dropping_claims():
+        with explained("the state directory cannot be pruned"), dropping_claims():
             # Claims first, directories second: whoever claims has had a directory before, so what has none is dead.
             for ident, claims in self._claims().items():
                 if not ident or not files.is_directory(paths.sandboxes_dir() / ident):

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from sandbox.isolation import LEVELS
-from sandbox.lifecycle.manager import Manager, Running
 from tests import leaks
 from tests.integration.conftest import nothing_left_behind
+from tests.verbs import Manager, Running
 
 __all__ = ["nothing_left_behind"]
 

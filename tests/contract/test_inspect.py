@@ -80,7 +80,7 @@ def test_the_form_is_the_same_at_every_level(seen: Seen, moment: str) -> None:
 
 def test_the_same_fact_has_the_same_words(level: str, seen: Seen) -> None:
     found = seen.running["effective"]
-    features = driver(level)
+    features = driver(level).features
     assert found["kernel"]["shared"] is features.shares_kernel
     assert found["network"]["own"] is features.own_network
     assert found["network"]["address"] == seen.running["resources"]["address"]
@@ -101,7 +101,6 @@ def test_the_same_fact_has_the_same_words(level: str, seen: Seen) -> None:
     assert found["process"]["pid"] == seen.running["state"]["pid"]
     assert (found["process"]["user"]["uid"] == 0) is (level == "gvisor"), "runsc runs as root"
     assert found["limits"]["swap"] == 0
-    assert all(Path(path).is_absolute() for path in found["limits"]["control_groups"])
     assert (found["oom_killed"], found["ended"]) == (False, None)
 
 

@@ -9,9 +9,9 @@ import urllib.request
 import pytest
 
 from sandbox.errors import CommandNotFoundError, EngineError, NameTakenError
-from sandbox.lifecycle.manager import Manager, Running
 from sandbox.phases import ORDER
 from sandbox.spec import MIB, SANDBOX_UID
+from tests.verbs import Manager, Running
 
 PYTHON = ("/usr/bin/python3", "-I", "-S", "-c")
 
@@ -30,12 +30,12 @@ def test_serves_the_host_and_the_same_reply_everywhere(running: Running) -> None
 
 
 def test_every_phase_was_timed(running: Running) -> None:
-    durations = running.timeline.durations()
+    durations = running.record.timeline.durations()
     assert list(durations) == [phase.value for phase in ORDER]
-    assert running.timeline.complete
+    assert running.record.timeline.complete
     if running.record.spec.isolation != "vm":
         assert durations["boot"] < 0.01  # the kernel is shared: nothing boots
-    assert running.timeline.total() >= sum(durations.values()) * 0.99
+    assert running.record.timeline.total() >= sum(durations.values()) * 0.99
 
 
 def test_limits_are_read_back(running: Running) -> None:
@@ -159,7 +159,7 @@ def test_stop_ends_it_and_keeps_the_log(level: str, manager: Manager) -> None:
 def test_destroy_twice_is_fine(level: str, manager: Manager) -> None:
     running = manager.run(manager.make_spec("reactor", level))
     manager.destroy(running)
-    running.sandbox.destroy()
+    running.sandbox.remove()
 
 
 def test_logs_show_what_it_wrote(level: str, manager: Manager) -> None:

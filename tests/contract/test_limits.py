@@ -26,9 +26,9 @@ from sandbox.isolation.local.sandbox import LocalSandbox
 from sandbox.isolation.vm.sandbox import CONSOLE_LOG
 from sandbox.kernel import cgroup, procfs
 from sandbox.kernel.cgroup import Group
-from sandbox.lifecycle.manager import Manager, Running
 from sandbox.measure.isolation import limits as pushing
 from sandbox.spec import MIB, SandboxSpec
+from tests.verbs import Manager, Running
 
 PYTHON = ("/usr/bin/python3", "-I", "-S", "-c")
 CPUS, PIDS, DISK = 0.8, 64, 8 * MIB

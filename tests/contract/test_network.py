@@ -12,9 +12,9 @@ import pytest
 
 from sandbox.isolation.base import Sandbox
 from sandbox.kernel import syscalls
-from sandbox.lifecycle.manager import Manager, Running
 from sandbox.network import lab as network
 from sandbox.spec import DEFAULT_PORT
+from tests.verbs import Manager, Running
 
 CONNECT = (
     "import socket,sys\ns=socket.socket();s.settimeout(1.5)\n"

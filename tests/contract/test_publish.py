@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import signal
 import socket
@@ -18,14 +19,14 @@ import pytest
 
 from sandbox.errors import BusyError, SandboxError
 from sandbox.kernel import nftables
-from sandbox.lifecycle import lab_users
-from sandbox.lifecycle.manager import Manager, Running
+from sandbox.lifecycle import lab as lab_life
 from sandbox.network import lab as network
 from sandbox.network import publish as publishing
 from sandbox.spec import DEFAULT_PORT, Publish
 from sandbox.state.record import Record
 from sandbox.state.store import named_lock
 from tests import leaks
+from tests.verbs import Manager, Running
 
 ROOT = Path(__file__).resolve().parents[2]
 ROUTE_LOCALNET = Path(f"/proc/sys/net/ipv4/conf/{network.BRIDGE}/route_localnet")
@@ -65,7 +66,7 @@ def test_the_port_leads_inside(published: Running) -> None:
     assert ask(host_port(published)) == b"hello"
     for _ in range(20):
         assert ask(host_port(published)) == b"hello"
-    assert publishing.of(published.record.id) == list(published.record.spec.publish)
+    assert publishing.published_ports(published.record.id) == list(published.record.spec.publish)
     assert f"sbx-{published.record.id}" in table()
 
 
@@ -249,13 +250,13 @@ class TestTheWayOut:
         ident, port = "0123456789ab", free_port()
         with manager.lab():
             before = leaks.published()
-            with named_lock(lab_users.LOCK):
+            with named_lock(lab_life.LOCK):
                 publishing.publish(ident, "198.18.2.9", [Publish(port, 80)])
             assert any(ident in line for line in leaks.published() - before)
-            with named_lock(lab_users.LOCK):
-                found = publishing.sweep(manager.store.known(), dry_run=True)
+            with named_lock(lab_life.LOCK):
+                found = publishing.prune(manager.store.known(), dry_run=True)
                 assert f"published port 127.0.0.1:{port}" in found
-                assert f"published port 127.0.0.1:{port}" in publishing.sweep(manager.store.known(), dry_run=False)
+                assert f"published port 127.0.0.1:{port}" in publishing.prune(manager.store.known(), dry_run=False)
             assert leaks.published() <= before
 
     def test_nothing_is_published_by_a_run_that_failed(self, manager: Manager) -> None:
@@ -268,4 +269,5 @@ class TestTheWayOut:
 
 
 def test_a_record_keeps_what_is_published(published: Running) -> None:
-    assert Record.from_json(published.record.to_json()).spec.publish == published.record.spec.publish
+    kept = json.dumps(published.record.to_json())
+    assert Record.from_json(json.loads(kept)).spec.publish == published.record.spec.publish

@@ -17,8 +17,8 @@ import pytest
 
 from sandbox.errors import CannotInvokeError, CommandNotFoundError, EngineError, SpecError
 from sandbox.isolation.base import Attached, WindowSize
-from sandbox.lifecycle.manager import Manager, Running
 from sandbox.spec import MIB, SANDBOX_UID, Mount, SandboxSpec
+from tests.verbs import Manager, Running
 
 PYTHON = ("/usr/bin/python3", "-I", "-S", "-c")
 DISK = 8 * MIB

@@ -14,8 +14,7 @@ from typing import cast
 from sandbox.isolation import driver
 from sandbox.isolation.vm.driver import VmIsolation
 from sandbox.isolation.vm.sandbox import VmSandbox
-from sandbox.lifecycle import lab_users
-from sandbox.lifecycle.manager import Manager
+from sandbox.lifecycle import lab as lab_life
 from sandbox.network import lab as network
 from sandbox.spec import MIB, SandboxSpec
 from sandbox.state.store import Store, named_lock
@@ -34,14 +33,13 @@ def created(spec: SandboxSpec, app: Callable[[Path], None] | None = None) -> Ite
 
     `app` writes the application's files below the directory that it is given.
     """
-    store, manager = Store(), Manager()
+    store = Store()
     store.ensure()
     with ExitStack() as undo:
         ident, lock = store.claim_id()
         undo.callback(os.close, lock)
-        undo.callback(manager.release_lab)
-        undo.callback(store.forget, ident)
-        with named_lock(lab_users.LOCK):
+        undo.callback(lab_life.remove_intent, ident)
+        with named_lock(lab_life.LOCK):
             network.ensure()
             store.mark_used("vm")
             address = network.allocate(store, ident, own_stack=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 
 import sandbox
 from sandbox.isolation import LEVELS
-from sandbox.lifecycle.manager import Manager
+from tests.verbs import Manager
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -88,11 +89,31 @@ def test_a_directory(tmp_path: Path) -> None:
         assert fetch(box.url) == b"mine"
 
 
+def shown(name: str) -> tuple[bool, bool]:
+    """Whether `sandbox ps` has it running, and paused."""
+    done = subprocess.run(
+        [sys.executable, "-m", "sandbox", "ps", "--format", "json"], cwd=ROOT, capture_output=True, check=True
+    )
+    (found,) = [one for one in json.loads(done.stdout) if one["name"] == name]
+    return found["running"], found["paused"]
+
+
+def test_a_pause_from_the_shell_is_seen_and_ended() -> None:
+    with sandbox.run("reactor") as box:
+        subprocess.run([sys.executable, "-m", "sandbox", "pause", box.name], cwd=ROOT, capture_output=True, check=True)
+        assert box.state.paused
+        box.unpause()
+        assert shown(box.name) == (True, False)
+        assert fetch(box.url) == b"hello"
+
+
 def test_pause_and_kill() -> None:
     with sandbox.run("reactor") as box:
         box.pause()
         assert box.state.paused
+        assert shown(box.name) == (True, True), "what one interface does, the other sees"
         box.unpause()
+        assert shown(box.name) == (True, False)
         assert fetch(box.url) == b"hello"
         box.kill(9)
         assert box.wait(10) == 137
@@ -214,12 +235,12 @@ class TestThePlugin:
         pytester.makeconftest(
             """
             from sandbox.errors import UnavailableError
-            from sandbox.manager import Manager
+            from sandbox.lifecycle import start
 
-            def refuse(self, level):
+            def refuse(level):
                 raise UnavailableError(f"{level.name} is not available on this host: no such thing", "buy one")
 
-            Manager._refuse_missing = refuse
+            start._refuse_missing = refuse
             """
         )
         pytester.makepyfile("def test_it(sandbox):\n    sandbox('reactor')\n")

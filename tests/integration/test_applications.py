@@ -13,13 +13,13 @@ import pytest
 
 from sandbox.errors import SpecError
 from sandbox.isolation import LEVELS
-from sandbox.lifecycle.manager import Manager, Running
 from sandbox.phases import Status
-from sandbox.request import resolve as request
+from sandbox.request import resolve
 from sandbox.request.resolve import Options
 from sandbox.spec import MIB
 from sandbox.state import paths
 from tests import leaks
+from tests.verbs import Manager, Running
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVER = """
@@ -78,7 +78,7 @@ def cli(*argv: str, cwd: Path = ROOT, timeout: float = 120) -> subprocess.Comple
 def application(level: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """The application at the level, serving; shared by the tests that only look at it."""
     before = leaks.snapshot()
-    wanted = request.make(make(tmp_path_factory.mktemp("apps") / "app"), level)
+    wanted = resolve.make(make(tmp_path_factory.mktemp("apps") / "app"), level)
     manager = Manager()
     running = manager.run(wanted.spec, application=wanted.application, owner=True)
     try:
@@ -182,17 +182,17 @@ class TestTheCommandLine:
             (["--port", "80", "reactor"], "--port"),
             (["--port", "0", "--", "true"], "65535"),
             (["--port", "x", "--", "true"], "integer"),
-            (["--ready-path", "x", "--", "true"], "path of a request"),
+            (["--ready-path", "x", "--", "true"], "path of an HTTP request"),
             (["my-app"], "./my-app"),
             (["./empty"], "no sandbox.toml"),
             (["./nothing"], "no directory"),
             (["./broken"], "did you mean port?"),
             (["./greedy"], "limits.memory"),
             (["-v", "/:/host", "reactor"], "root"),
-            (["-v", "/proc:/p", "reactor"], "cannot be shown"),
+            (["-v", "/proc:/p", "reactor"], "cannot be mounted"),
             (["-v", "/run/docker.sock:/d", "reactor"], "-v"),
             (["-v", "../x:/d", "reactor"], "'..'"),
-            (["-v", ".:/proc", "reactor"], "own"),
+            (["-v", ".:/proc", "reactor"], "reserved"),
             (["-v", "nothing:/d", "reactor"], "No such file"),
             (["-p", "80", "reactor"], "HOST:CTR"),
             (["-p", "0.0.0.0:80:80", "reactor"], "127.0.0.1"),
@@ -201,17 +201,17 @@ class TestTheCommandLine:
             (["--disk", "-1", "reactor"], "--disk"),
             (["-w", "relative", "reactor"], "absolute"),
             (["--env-file", "nothing", "reactor"], "No such file"),
-            (["--privileged", "reactor"], "not offered"),
-            (["--network", "host", "reactor"], "not offered"),
-            (["--net=host", "reactor"], "not offered"),
-            (["--cap-add", "SYS_ADMIN", "reactor"], "not offered"),
-            (["--user", "root", "reactor"], "not offered"),
-            (["-u", "0", "reactor"], "not offered"),
-            (["--device", "/dev/sda", "reactor"], "not offered"),
-            (["--gpus", "all", "reactor"], "not offered"),
-            (["--restart", "always", "reactor"], "not offered"),
+            (["--privileged", "reactor"], "not supported"),
+            (["--network", "host", "reactor"], "not supported"),
+            (["--net=host", "reactor"], "not supported"),
+            (["--cap-add", "SYS_ADMIN", "reactor"], "not supported"),
+            (["--user", "root", "reactor"], "not supported"),
+            (["-u", "0", "reactor"], "not supported"),
+            (["--device", "/dev/sda", "reactor"], "not supported"),
+            (["--gpus", "all", "reactor"], "not supported"),
+            (["--restart", "always", "reactor"], "not supported"),
             (["-it", "--", "sh"], "exec -it"),
-            (["--security-opt", "seccomp=unconfined", "reactor"], "not offered"),
+            (["--security-opt", "seccomp=unconfined", "reactor"], "not supported"),
         ],
     )  # fmt: skip
     def test_refused_by_one_line(self, tmp_path: Path, argv: list[str], word: str) -> None:
@@ -231,7 +231,7 @@ class TestTheCommandLine:
             assert (done.returncode, done.stdout) == (9, "said\n")
             found = Manager().get("app-ended")
             assert found.record.status is Status.EXITED
-            assert found.record.data["exit_code"] == 9
+            assert found.record.exit_code == 9
             assert cli("logs", "app-ended").stdout == "said\n"
         finally:
             assert cli("rm", "app-ended").returncode == 0
@@ -268,6 +268,6 @@ class TestTheCommandLine:
 def test_files_must_fit_a_machines_memory(tmp_path: Path) -> None:
     app = make(tmp_path / "app")
     (app / "big").write_bytes(b"\0" * (40 * MIB))
-    wanted = request.make(app, "vm", Options(memory="128m"))
+    wanted = resolve.make(app, "vm", Options(memory="128m"))
     with pytest.raises(SpecError, match="memory"):
         Manager().run(wanted.spec, application=wanted.application)

@@ -43,7 +43,7 @@ TIMEOUT = 240.0
 def archive() -> bytes:
     """The test's init in the place of the guest's own, and the code that it runs."""
     package = Path(sandbox.__file__).parent
-    files = [(path, f"sandbox/kernel/{path.name}") for path in sorted((package / "kernel").glob("*.py"))]
+    files = [(path, f"sandbox/kernel/{path.name}") for path in (package / "kernel").iterdir() if path.is_file()]
     files += [(package / "__init__.py", "sandbox/__init__.py"), (Path(pure_v2.__file__), "pure_v2.py")]
     entries = [vmimage.file_entry(f"{vmimage.GUEST_DIR}/init", INIT.encode(), 0o755)]
     entries += [vmimage.directory_entry(f"{CODE}{name}") for name in ("", "/sandbox", "/sandbox/kernel")]

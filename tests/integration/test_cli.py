@@ -69,9 +69,9 @@ def test_no_root_is_said() -> None:
     # Imported, and the workload looked up, as root; run as nobody: a checkout below /root cannot be read by others.
     script = (
         "import os, sys, sandbox.cli, sandbox.cli.run, sandbox.isolation.local.namespace\n"
-        "from sandbox.request import resolve as request\n"
-        "made = request.make('reactor', 'namespace')\n"
-        "request.make = lambda *_args, **_kwargs: made\n"
+        "from sandbox.request import resolve\n"
+        "made = resolve.make('reactor', 'namespace')\n"
+        "resolve.make = lambda *_args, **_kwargs: made\n"
         "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
         "sys.argv = ['sandbox', 'run', 'reactor']; sandbox.cli.main()"
     )
@@ -187,6 +187,18 @@ def test_many_at_once_all_serve() -> None:
                 assert reply.status == 200
     finally:
         sandbox("rm", "-f", *names)
+
+
+@pytest.mark.level("namespace")
+def test_a_start_that_fails_shows_the_whole_last_output() -> None:
+    program = "def deep(n):\n  if n: deep(n - 1)\n  raise ValueError('no \\x1b[2J such')\ndeep(3)"
+    done = sandbox("run", "--name", "cli-fails", "--port", "8000", "--", "python3", "-c", program)
+    lines = done.stderr.splitlines()
+    assert done.returncode == 125
+    assert "Traceback (most recent call last):" in lines
+    assert sum("in deep" in line for line in lines) == 4
+    assert lines[-2] == "ValueError: no ?[2J such"
+    assert lines[-1].startswith("sandbox: the workload of cli-fails ended before it served a reply (its log ends: Val")
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:

@@ -129,7 +129,7 @@ def test_an_earlier_run_in_the_same_folder_is_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["compare", "nonsense"], "no workload is called 'nonsense'"),
+        (["compare", "nonsense"], "there is no workload 'nonsense'"),
         (["compare", "reactor", "--isolation", "bunker"], "there is no isolation level 'bunker'"),
         (["compare", "reactor", "--samples", "0"], "0 is not in the range"),
         (["compare", "reactor", "--duration", "x"], "'x' is not a valid integer"),

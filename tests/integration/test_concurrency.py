@@ -16,11 +16,11 @@ import pytest
 
 from sandbox.errors import BusyError
 from sandbox.kernel.cgroup import all_groups
-from sandbox.lifecycle.manager import Manager
 from sandbox.lifecycle.remove import remove_all
 from sandbox.network import lab
 from sandbox.state.store import Store
 from tests import leaks
+from tests.verbs import Manager
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.level("namespace")
@@ -64,7 +64,7 @@ def names() -> set[str]:
 @pytest.fixture(autouse=True)
 def removed_in_the_end() -> Iterator[None]:
     yield
-    remove_all(Manager(), sorted(names()), force=True)
+    remove_all(sorted(names()), force=True)
 
 
 @pytest.mark.timeout(300)
@@ -208,9 +208,9 @@ def test_a_hundred_at_once(capsys: pytest.CaptureFixture[str]) -> None:
         assert sum(one.sandbox.state().running for one in made) == HUNDRED
     finally:
         begun = time.perf_counter()
-        results = remove_all(manager, [one.record.name for one in made], force=True)
+        results = remove_all([one.record.name for one in made], force=True)
         taken = time.perf_counter() - begun
-    assert not [result for result in results if result.error]
+    assert not [error for error in results if error is not None]
     cost = batches(times)
     with capsys.disabled():
         print(

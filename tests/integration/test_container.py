@@ -25,10 +25,8 @@ from sandbox.errors import (
     SandboxError,
     UnavailableError,
 )
-from sandbox.host.docker import Endpoint
 from sandbox.isolation.base import State, Stats, WindowSize, environment
 from sandbox.isolation.docker import sandbox as docker_sandbox
-from sandbox.isolation.docker import usage
 from sandbox.isolation.docker.driver import ContainerIsolation, GVisorIsolation
 from sandbox.isolation.docker.network import Lab
 from sandbox.isolation.docker.sandbox import ContainerSandbox
@@ -69,8 +67,8 @@ def level(request: pytest.FixtureRequest) -> Iterator[ContainerIsolation]:
     driver: ContainerIsolation = request.param(LAB)
     driver.prepare(spec_of(driver.name), quiet)
     yield driver
-    assert driver.release() == [f"docker network {LAB.name}"]
-    assert driver.release() == []
+    assert driver.remove_shared() == [f"docker network {LAB.name}"]
+    assert driver.remove_shared() == []
     assert LAB.bridge not in subprocess.run(["ip", "link"], check=True, capture_output=True, text=True).stdout
 
 
@@ -121,8 +119,8 @@ def test_a_whole_life(make: Make, level: ContainerIsolation) -> None:
     assert sandbox.state() == State(running=False, exit_code=143)
     assert sandbox.stop(1.0) == 143
 
-    found.destroy()
-    sandbox.destroy()
+    found.remove()
+    sandbox.remove()
     assert sandbox.state() == State(running=False)
     assert sandbox.stop(1.0) is None
     assert output(sandbox) == ""
@@ -204,7 +202,7 @@ def test_exec_in_one_that_is_not_running(make: Make) -> None:
     sandbox = make(start=False)
     with pytest.raises(EngineError, match="not running"):
         sandbox.exec(["/bin/true"])
-    sandbox.destroy()
+    sandbox.remove()
     with pytest.raises(EngineError, match="o such container"):
         sandbox.exec(["/bin/true"])
 
@@ -319,7 +317,7 @@ def test_a_command_is_ended_where_nothing_can_be_started(pipes: Pipes) -> None:
         time.sleep(0.5)
         handle.close()
         assert sandbox.exec(shell("cat /proc/[0-9]*/comm"), timeout=20.0).stdout.split().count(b"python3") == 0
-    level.release()
+    level.remove_shared()
 
 
 def test_an_attached_command_whose_sandbox_dies(make: Make, pipes: Pipes) -> None:
@@ -356,7 +354,7 @@ def test_a_paused_one_takes_what_comes(make: Make, level: ContainerIsolation) ->
             sandbox.kill(10)
     sandbox.pause()
     begin = time.monotonic()
-    sandbox.destroy()
+    sandbox.remove()
     assert time.monotonic() - begin < 5
     with pytest.raises(EngineError, match="not running"):
         sandbox.pause()
@@ -434,18 +432,6 @@ def test_what_is_in_force(make: Make, level: ContainerIsolation) -> None:
         assert found.namespaces.net.owner == "guest"
 
 
-def test_usage_as_the_engine_says_it(make: Make) -> None:
-    """What an engine on another host would be asked for, compared with the kernel's own."""
-    sandbox = make()
-    said = usage.engines_usage(sandbox.engine, sandbox.name)
-    read = sandbox.stats()
-    assert read.received is not None
-    assert said.received is not None
-    assert abs(read.received - said.received) < 4096
-    assert said.memory is not None
-    assert None not in (said.cpu_seconds, said.sent, said.read, said.written, read.read, read.written)
-
-
 def test_the_engine_is_found_again_by_its_address(
     make: Make, level: ContainerIsolation, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -454,13 +440,13 @@ def test_the_engine_is_found_again_by_its_address(
     other.symlink_to("/var/run/docker.sock")
     monkeypatch.setenv("DOCKER_HOST", f"unix://{other}")
     sandbox = make()
-    assert sandbox.engine.endpoint == Endpoint(host=f"unix://{other}")
+    assert sandbox.engine.socket == str(other)
     monkeypatch.setenv("DOCKER_HOST", "unix:///nonexistent/docker.sock")
     found = type(level)(LAB).adopt(replace(sandbox.record))
     assert found.state().running
     assert found.exec(["/bin/echo", "x"]).stdout == b"x\n"
     assert found.limits().memory == sandbox.record.spec.memory
-    found.destroy()
+    found.remove()
     assert found.inspect() is None
 
 
@@ -472,13 +458,13 @@ def test_what_another_engine_has_is_removed_there(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("DOCKER_HOST", f"unix://{other}")
     ContainerIsolation(OTHER).prepare(spec_of("container"), quiet)
     monkeypatch.setenv("DOCKER_HOST", "unix:///nonexistent/docker.sock")
-    assert ContainerIsolation(OTHER).release() == [f"docker network {OTHER.name}"]
-    assert ContainerIsolation(OTHER).release() == []
+    assert ContainerIsolation(OTHER).remove_shared() == [f"docker network {OTHER.name}"]
+    assert ContainerIsolation(OTHER).remove_shared() == []
 
 
 @pytest.mark.level("container")
-def test_ended_from_inside_where_the_engine_is_elsewhere(pipes: Pipes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An engine far away has no processes here: its commands are killed by a command of our own inside."""
+def test_ended_from_inside(pipes: Pipes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What gVisor's processes are to this host: its commands are killed by a command of our own inside."""
     monkeypatch.setattr(docker_sandbox.ContainerSandbox, "kernel_shared", False)
     level = ContainerIsolation(OTHER)
     level.prepare(spec_of("container"), quiet)
@@ -490,7 +476,7 @@ def test_ended_from_inside_where_the_engine_is_elsewhere(pipes: Pipes, monkeypat
         assert os.read(pipes.reading, 100) == b"begun\n"
         handle.close()
         assert sandbox.exec(shell("cat /proc/[0-9]*/comm")).stdout.split().count(b"sleep") == 1
-    level.release()
+    level.remove_shared()
 
 
 def test_logs_are_followed_to_the_end(make: Make) -> None:
@@ -588,9 +574,9 @@ def test_sweep_removes_what_nobody_knows(make: Make, level: ContainerIsolation) 
     theirs = {one[4:] for one in docker("ps", "-a", "--filter", "name=sbx-", "--format", "{{.Names}}").split()}
     known = theirs - {lost.record.id}  # others may be at work on this engine
     line = [f"container {lost.name}"]
-    assert level.sweep(known, dry_run=True) == line
-    assert level.sweep(known, dry_run=False) == line
-    assert level.sweep(known, dry_run=False) == []
+    assert level.prune(known, dry_run=True) == line
+    assert level.prune(known, dry_run=False) == line
+    assert level.prune(known, dry_run=False) == []
     assert lost.state() == State(running=False)
     assert kept.state().running
 
@@ -598,19 +584,19 @@ def test_sweep_removes_what_nobody_knows(make: Make, level: ContainerIsolation) 
 def test_destroy_waits_for_a_removal_under_way(make: Make) -> None:
     sandbox = make()
     with ThreadPoolExecutor(4) as pool:
-        for done in [pool.submit(sandbox.destroy) for _ in range(4)]:
+        for done in [pool.submit(sandbox.remove) for _ in range(4)]:
             done.result()
     assert sandbox.inspect() is None
 
 
 def test_destroy_finds_a_container_that_appears_late(make: Make) -> None:
     sandbox = make(start=False)
-    sandbox.destroy()
+    sandbox.remove()
     sandbox.uncertain = True
     image = docker("image", "ls", "-q", "sandbox").split()[0]
     timer = threading.Timer(0.3, docker, ["create", "--name", sandbox.name, "--network", "none", image])
     timer.start()
-    sandbox.destroy()
+    sandbox.remove()
     timer.join()
     assert sandbox.inspect() is None
 
@@ -640,7 +626,7 @@ def test_a_runtime_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = spec_of("gvisor")
     with ExitStack() as undo, pytest.raises(UnavailableError, match="no-such-runtime"):
         level.create(spec, Record(secrets.token_hex(6), spec, "10.198.2.252"), undo)
-    level.release()
+    level.remove_shared()
 
 
 @pytest.mark.level("container")
@@ -649,11 +635,11 @@ def test_two_prepares_at_once() -> None:
         ContainerIsolation(OTHER).prepare(spec_of("container"), quiet)
 
     level = ContainerIsolation(OTHER)
-    level.release()
+    level.remove_shared()
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(prepare, range(4)))
     assert docker("network", "ls", "-q", "--filter", f"name=^{OTHER.name}$").count("\n") == 0
-    assert level.release() == [f"docker network {OTHER.name}"]
+    assert level.remove_shared() == [f"docker network {OTHER.name}"]
 
 
 @pytest.mark.level("container")
@@ -662,7 +648,7 @@ def test_a_network_with_other_settings_is_refused() -> None:
     ContainerIsolation(OTHER).prepare(spec_of("container"), quiet)
     with pytest.raises(EngineError, match=r"ip-range is 10\.198\.1\.0/24, not 10\.198\.3\.0/24.*docker network rm"):
         level.prepare(spec_of("container"), quiet)
-    assert ContainerIsolation(OTHER).release() == [f"docker network {OTHER.name}"]
+    assert ContainerIsolation(OTHER).remove_shared() == [f"docker network {OTHER.name}"]
 
 
 @pytest.mark.parametrize("host", ["unix:///nonexistent/docker.sock", "tcp://127.0.0.1:9"])
@@ -674,8 +660,8 @@ def test_no_daemon(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught.value.hint
     assert "\n" not in str(caught.value)
     if host.startswith("unix"):
-        assert level.sweep((), dry_run=False) == []
-        assert level.release() == []
+        assert level.prune((), dry_run=False) == []
+        assert level.remove_shared() == []
     else:
         with pytest.raises(UnavailableError):
-            level.sweep((), dry_run=False)
+            level.prune((), dry_run=False)

@@ -27,11 +27,11 @@ import pytest
 from sandbox.errors import NotFoundError, StoreError
 from sandbox.failpoints import Failpoint
 from sandbox.isolation import LEVELS
-from sandbox.lifecycle.manager import Manager, Running
 from sandbox.request import resolve as request
 from sandbox.state.store import Store
 from tests import leaks
 from tests.conftest import missing_for
+from tests.verbs import Manager, Running
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "dying"
@@ -221,8 +221,8 @@ def test_the_lab_goes_with_the_last_one_whoever_dies(level: str) -> None:
     before = leaks.snapshot()
     assert not Store().used_addresses(), "this test needs the lab network for itself"
     start(level)
-    passes = [one for one in recording(*REMOVE) if one.failpoint >= Failpoint.FORGOTTEN]
-    assert {Failpoint.LEVEL_RELEASED, Failpoint.LAB_RELEASED} <= {one.failpoint for one in passes}
+    passes = [one for one in recording(*REMOVE) if one.failpoint >= Failpoint.STATE_REMOVED]
+    assert {Failpoint.SHARED_REMOVED, Failpoint.LAB_REMOVED} <= {one.failpoint for one in passes}
 
     def act(at: Pass) -> None:
         start(level)
@@ -276,7 +276,7 @@ def test_prune_killed_at_every_failpoint(bystander: Running) -> None:
 
     debris()
     passes = recording("prune")
-    assert Failpoint.FORGOTTEN in {one.failpoint for one in passes}
+    assert Failpoint.STATE_REMOVED in {one.failpoint for one in passes}
 
     def act(at: Pass) -> None:
         before, names = leaks.snapshot(), others()
@@ -407,10 +407,10 @@ def test_prune_finds_what_a_lost_store_knew_and_keeps_what_runs(level: str) -> N
         if level == "process":
             # Its directory holds mounts, so it cannot get lost; what is in it can.
             with pytest.raises(StoreError, match="mounted"):
-                manager.store.forget(running.record.id)
+                assert not manager.store.remove([running.record.id])
             (running.record.directory / "record.json").unlink()
         else:
-            manager.store.forget(running.record.id)
+            assert not manager.store.remove([running.record.id])
     finally:
         manager.prune()
     assert not running.sandbox.state().running
@@ -434,5 +434,5 @@ def test_dry_run_removes_nothing() -> None:
 def test_every_failpoint_is_passed_somewhere(bystander: Running) -> None:
     """One that no command passes would never be tested."""
     passed = {one.failpoint for level in LEVELS for what in ("run", "stop", "rm") for one in recorded(level, what)}
-    with_the_last = {Failpoint.LEVEL_RELEASED, Failpoint.LAB_RELEASED}  # test_the_lab_goes_with_the_last_one
+    with_the_last = {Failpoint.SHARED_REMOVED, Failpoint.LAB_REMOVED}  # test_the_lab_goes_with_the_last_one
     assert set(Failpoint) - passed == with_the_last

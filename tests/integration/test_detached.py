@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from sandbox.isolation.local import exit
-from sandbox.lifecycle.manager import Manager
 from tests.integration.test_cli import sandbox
+from tests.verbs import Manager
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCAL = [pytest.param(level, marks=pytest.mark.level(level)) for level in ("process", "namespace")]
@@ -73,7 +73,7 @@ def test_the_exit_code_is_known_to_others(level: str, name: str) -> None:
     assert sandbox("wait", name).stdout.strip() == "7"
     assert comes_true(lambda: not monitors(ident))
     record = Manager().store.find(name)
-    assert record.data["exit_code"] == 7
+    assert record.exit_code == 7
     assert record.status.value == "exited"
     assert Manager().get(name).sandbox.state().exit_code == 7
 

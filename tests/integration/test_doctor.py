@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 
 from sandbox.cli.doctor import EXIT_INCOMPLETE
-from sandbox.host import daemons, docker_check, dockerd
-from sandbox.host.checks import CHECKS, REQUIRED
+from sandbox.host import daemons, docker, docker_check, dockerd
+from sandbox.host.checks import CHECKS, EXTRAS
+from sandbox.host.docker import Engine
 from sandbox.host.programs import which
+from sandbox.isolation import LEVELS
 from sandbox.state import paths
 
 
@@ -45,6 +47,7 @@ SHAPE = {
     "version": int,
     "host": {"distribution": str, "kernel": str, "machine": str, "boot_id": str, "cgroups": str, "init": str},
     "levels": [{"level": str, "available": bool, "missing": [{"what": str, "reason": str, "remedy": str}]}],
+    "extras": [{"extra": str, "available": bool, "missing": [{"what": str, "reason": str, "remedy": str}]}],
     "notes": [{"what": str, "reason": str, "remedy": str, "without": str}],
     "checks": [{"what": str, "ok": bool, "detail": str, "remedy": str}],
 }
@@ -55,7 +58,8 @@ def test_json_has_fixed_types() -> None:
     found = json.loads(done.stdout)
     assert _types(found, SHAPE), found
     assert found["version"] == 1
-    assert [level["level"] for level in found["levels"]] == list(REQUIRED)
+    assert [level["level"] for level in found["levels"]] == list(LEVELS)
+    assert [extra["extra"] for extra in found["extras"]] == list(EXTRAS)
     assert all(level["available"] is (not level["missing"]) for level in found["levels"])
     complete = all(level["available"] for level in found["levels"])
     assert done.returncode == (0 if complete else EXIT_INCOMPLETE)
@@ -67,7 +71,7 @@ def test_the_table_has_a_row_for_each_level() -> None:
     done = _doctor()
     rows = [line.split() for line in done.stdout.splitlines()]
     assert rows[0][:2] == ["LEVEL", "AVAILABLE"]
-    assert {row[0] for row in rows if len(row) > 1 and row[1] in {"yes", "no"}} == set(REQUIRED)
+    assert {row[0] for row in rows if len(row) > 1 and row[1] in {"yes", "no"}} == {*LEVELS, *EXTRAS}
     assert "Traceback" not in done.stderr
 
 
@@ -78,7 +82,7 @@ def test_what_is_missing_is_explained(tmp_path: Path) -> None:
     assert not levels["container"]["available"]
     if os.geteuid() == 0:
         missing = next(item for item in levels["container"]["missing"] if item["what"] == "docker.daemon")
-        assert "nothing listens" in missing["reason"]
+        assert "nothing.sock does not answer" in missing["reason"]
         assert missing["remedy"]
 
 
@@ -86,8 +90,9 @@ def test_what_is_missing_is_explained(tmp_path: Path) -> None:
 def test_without_root_it_says_so_and_loses_no_row() -> None:
     # Only the interpreter's own path is needed; the checkout may be below a directory that others cannot enter.
     script = "import os; os.setgid(65534); os.setuid(65534); from sandbox.host import report as r; "
-    script += "import json; print(json.dumps(r.look().to_json()))"
+    script += "import json; print(json.dumps(r.look(needed).to_json()))"
     prelude = "import sandbox.host.report, sandbox.host.docker_check; "
+    prelude += "from sandbox.isolation import requirements; needed = requirements(); "
     done = subprocess.run([sys.executable, "-c", prelude + script], capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
     assert _types(found, SHAPE)
@@ -97,7 +102,7 @@ def test_without_root_it_says_so_and_loses_no_row() -> None:
 def test_bad_input_is_one_clear_line() -> None:
     done = _doctor("--fix", "--stop")
     assert done.returncode != 0
-    assert "exclude each other" in done.stderr
+    assert "cannot be used together" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -127,18 +132,19 @@ def test_stop_stops_only_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.fixture
-def own_dockerd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[docker_check.Engine]:
+def own_dockerd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     """A second Docker daemon that shares nothing with the host's."""
     monkeypatch.setenv("SANDBOX_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.setattr(dockerd, "SYSTEM_CONFIG", tmp_path / "daemon.json")
-    engine = docker_check.Engine(f"unix://{tmp_path}/docker.sock")
+    engine = Engine(f"{tmp_path}/docker.sock")
+    monkeypatch.setenv("DOCKER_HOST", str(engine))
     config = tmp_path / "state" / "host" / "dockerd.json"
     config.parent.mkdir(parents=True)
     config.write_text("{}", encoding="utf-8")
     directories = [f"--data-root={tmp_path}/data", f"--exec-root={tmp_path}/exec", f"--pidfile={tmp_path}/pid"]
-    argv = ["dockerd", "--config-file", str(config), "--host", engine.host, "--bridge=none", "--iptables=false"]
+    argv = ["dockerd", "--config-file", str(config), "--host", str(engine), "--bridge=none", "--iptables=false"]
     assert dockerd.own_config() == config
-    daemons.start(dockerd.NAME, [*argv, *directories], ready=lambda: docker_check.daemon(engine).ok)
+    daemons.start(dockerd.NAME, [*argv, *directories], ready=lambda: docker_check.daemon().ok)
     try:
         yield engine
     finally:
@@ -159,28 +165,25 @@ def _processes(word: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.level("gvisor")
-def test_runsc_is_registered_tried_and_judged(
-    own_dockerd: docker_check.Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = own_dockerd
-    before = docker_check.runsc(docker_check.Engine(engine.host))
-    assert "does not know the runtime" in before.detail
+def test_runsc_is_registered_tried_and_judged(own_dockerd: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(docker, "DEFAULT_SOCKET", own_dockerd.socket)
+    monkeypatch.setattr(dockerd, "DEFAULT_SOCKET", own_dockerd.socket)
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    assert "does not know the runtime" in docker_check.runsc().detail
 
-    monkeypatch.setattr(dockerd, "Engine", lambda: docker_check.Engine(engine.host))
     done, advice = dockerd.register()
     assert advice is None
     assert done is not None
-    assert docker_check.runsc(docker_check.Engine(engine.host)).ok
+    assert docker_check.runsc().ok
 
     # A second look recalls the verdict: it asks, and makes no container.
-    fresh = docker_check.Engine(engine.host)
-    monkeypatch.setattr(fresh, "demand", lambda _, path: engine.info() if path == "/info" else pytest.fail(path))
-    assert docker_check.runsc(fresh).ok
+    monkeypatch.setattr(docker_check, "try_runtime", lambda *_: pytest.fail("tried again"))
+    assert docker_check.runsc().ok
 
 
 @pytest.mark.slow
 @pytest.mark.level("gvisor")
-def test_a_runtime_that_does_not_work_is_not_called_working(own_dockerd: docker_check.Engine) -> None:
+def test_a_runtime_that_does_not_work_is_not_called_working(own_dockerd: Engine) -> None:
     engine = own_dockerd
     runtimes = {
         "broken": {"path": "/bin/false"},
@@ -189,15 +192,15 @@ def test_a_runtime_that_does_not_work_is_not_called_working(own_dockerd: docker_
     dockerd._write(dockerd.own_config(), {"runtimes": runtimes})
     daemons.send(dockerd.NAME, signal.SIGHUP)
     deadline = time.monotonic() + 10
-    while "bare" not in docker_check.Engine(engine.host).info()["Runtimes"] and time.monotonic() < deadline:
+    while "bare" not in engine.ask("GET", "/info", "x")["Runtimes"] and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not docker_check.try_runtime(engine, "broken").works
     owner = os.stat(os.devnull).st_uid
     docker_check.try_runtime(engine, "bare")
     assert os.stat(os.devnull).st_uid == owner, "runsc's sandbox took the host's /dev/null over"
     assert docker_check.try_runtime(engine, "runc").works
-    assert engine.demand("GET", "/containers/json?all=1") == []
-    assert engine.demand("GET", "/images/json") == []
+    assert engine.ask("GET", "/containers/json?all=1", "x") == []
+    assert engine.ask("GET", "/images/json", "x") == []
     deadline = time.monotonic() + 10
     while _processes(f"{paths.state_dir().parent}/exec/containerd/daemon") and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -24,13 +24,13 @@ import pytest
 from sandbox import images
 from sandbox.errors import SandboxError, UnavailableError
 from sandbox.host import daemons
-from sandbox.host.docker import Endpoint
+from sandbox.host.docker import socket_path
 from sandbox.kernel import syscalls
-from sandbox.lifecycle.manager import Manager, Running
 from sandbox.state import files
 from sandbox.state.processid import ProcessId
 from sandbox.state.store import Store
 from tests import leaks
+from tests.verbs import Manager, Running
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "restarted"
@@ -169,7 +169,7 @@ def test_dockerd_restarts(
 
 def _through_a_restart(dockerd: OwnDockerd, manager: Manager, *, live: bool, end: signal.Signals) -> None:
     dockerd.start(live=live)
-    assert str(dockerd.socket) in str(Endpoint.current())
+    assert str(dockerd.socket) == socket_path()
     running = manager.run(manager.make_spec("reactor", "container", name=NAME))
     assert served(running)
     dockerd.end(end)

@@ -28,17 +28,18 @@ from sandbox.isolation.docker import network as docker_network
 from sandbox.isolation.docker.driver import LOG_BYTES, ContainerIsolation
 from sandbox.isolation.docker.network import Lab
 from sandbox.isolation.docker.sandbox import ContainerSandbox
-from sandbox.kernel import syscall_table, syscalls
+from sandbox.kernel import syscalls
 from sandbox.spec import MIB, SandboxSpec
 from sandbox.state.record import Record
 from tests import leaks
+from tools.seccomp import compiler
 
 pytestmark = pytest.mark.level("container")
 
 LAB = Lab("sandbox-hard", "sbxhard0", "10.197.0.0/16", "10.197.1.0/24", "10.197.0.1")
 MEMORY = 96 * MIB
 SPEC = SandboxSpec("hard-1", "test", "container", ("/usr/bin/sleep", "600"), memory=MEMORY, pids_limit=48)
-NUMBERS = {"x86_64": syscall_table.X86_64, "aarch64": syscall_table.AARCH64}[os.uname().machine]
+NUMBERS = compiler.MACHINES[os.uname().machine][1]
 ALL_ONES = 2**64 - 1
 SEGMENT = 0x5B5B0001
 """The key of a System V segment of the host's."""
@@ -355,7 +356,7 @@ def network() -> Iterator[None]:
     assert segment >= 0
     yield
     assert libc.shmctl(segment, ipc_rmid, None) == 0
-    level.release()
+    level.remove_shared()
     left = leaks.leaked(before)
     assert not left, f"left behind: {left}"
 
@@ -460,7 +461,7 @@ def test_swap_is_not_added_to_the_memory(network: None, hardened: ContainerSandb
 
     def swap(sandbox: ContainerSandbox) -> int | None:
         pid = sandbox.state().pid
-        group = cgroup.find(sandbox.record.data["docker"]["container"], pid or 0)
+        group = cgroup.find(sandbox._container, pid or 0)
         assert group is not None
         return group.swap_limit()
 
@@ -526,6 +527,6 @@ def test_an_internal_network_leads_nowhere(network: None, monkeypatch: pytest.Mo
             with ExitStack() as undo:
                 assert answer(start(level, undo, address="10.195.2.2"), case) == "done"
         finally:
-            level.release()
+            level.remove_shared()
     finally:
         beyond.close()

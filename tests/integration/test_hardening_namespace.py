@@ -22,10 +22,10 @@ from typing import Any
 import pytest
 
 from sandbox.kernel import enter
-from sandbox.lifecycle.manager import Manager
 from tests import leaks
 from tests.integration.hardening import count
 from tests.integration.hardening.cases import CASES, Case
+from tests.verbs import Manager
 
 pytestmark = pytest.mark.level("namespace")
 

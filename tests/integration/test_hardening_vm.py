@@ -25,7 +25,7 @@ from sandbox.isolation.in_force import Capabilities, Domain, Process
 from sandbox.isolation.vm import config
 from sandbox.isolation.vm import xml as vm_xml
 from sandbox.isolation.vm.guest import Guest
-from sandbox.isolation.vm.sandbox import CLIENT_KEY, CONSOLE_LOG, VmSandbox
+from sandbox.isolation.vm.sandbox import CLIENT_KEY, CONSOLE_LOG, Handle, VmSandbox
 from sandbox.spec import MIB
 from tests import leaks
 from tests.integration.machines import SPEC, created, pid_of, started
@@ -272,11 +272,16 @@ def test_the_disk_is_the_shared_base_and_cannot_be_written_to(machine: VmSandbox
 # --- who may come in ---------------------------------------------------------------------------------------------
 
 
+def handle_of(sandbox: VmSandbox) -> Handle:
+    assert sandbox.handle is not None
+    return sandbox.handle
+
+
 def guest_of(sandbox: VmSandbox, *, host_public: str | None = None, key: Path | None = None) -> Guest:
     record = sandbox.record
     return Guest(
         record.address,
-        host_public or record.data["host_key"],
+        host_public or handle_of(sandbox).host_key,
         key or record.directory / CLIENT_KEY,
         lambda: sandbox.state().running,
     )
@@ -304,8 +309,8 @@ def test_the_key_of_one_machine_opens_no_other(machine: VmSandbox, open_machine:
     with pytest.raises(EngineError, match="does not answer over SSH"):
         other.run("true", 30)
     assert guest_of(open_machine).run("true", 30)[0] == 0, "the control: it is a good key"
-    assert machine.record.data["host_key"] != open_machine.record.data["host_key"]
-    assert machine.record.data["nonce"] != open_machine.record.data["nonce"]
+    assert handle_of(machine).host_key != handle_of(open_machine).host_key
+    assert handle_of(machine).nonce != handle_of(open_machine).nonce
     _, line = as_root(open_machine, f"cat {HOME}/etc/authorized_keys")
     file = f"{HOME}/etc/authorized_keys"
     with without(
@@ -530,5 +535,5 @@ def test_what_is_in_force_is_said_as_the_kernels_have_it(machine: VmSandbox, ope
     writable = {target for target, words in options.items() if "rw" in words}
     assert writable == {"/dev", "/proc", "/sys", "/sys/fs/cgroup", "/tmp", "/run", "/dev/shm", "/dev/pts"}
     assert all("nosuid" in words for words in options.values())
-    assert domain_of(machine).accelerator == machine.record.data["accelerator"]
+    assert domain_of(machine).accelerator == machine.record.accelerator
     assert not domain_of(open_machine).disks[0].read_only

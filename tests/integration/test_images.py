@@ -167,7 +167,7 @@ def test_the_same_input_gives_the_same_bytes(seeded: Path, rootfs: Path) -> None
 
 def test_a_workload_that_does_not_compile(seeded: Path, workloads: Path) -> None:
     (workloads / "wrong.py").write_text("def (:\n")
-    with pytest.raises(ImageError, match="do not compile"):
+    with pytest.raises(ImageError, match="could not be compiled"):
         images.ensure(Form.ROOTFS, quiet)
     assert not list(seeded.glob("rootfs-*"))
     assert temporaries(seeded) == []
@@ -262,10 +262,10 @@ def test_an_interrupted_build_leaves_no_half_image(own_state: Path, number: sign
     if number is signal.SIGKILL:
         assert len(temporaries(own_state)) == 1
         # What it had started keeps its lock until it is gone too, and need not have the directory on its command line.
-        while not (found := images.sweep(dry_run=True)) and time.monotonic() < deadline:
+        while not (found := images.prune(dry_run=True)) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert len(found) == 1
-    images.sweep()
+    images.prune()
     assert [name for name in os.listdir(own_state) if name != "build.log"] == []
 
 
@@ -285,7 +285,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     state = tmp_path / "small"
     state.mkdir()
     needs_nothing = (
-        "from sandbox.images import build; build.NEEDED = dict.fromkeys(build.NEEDED, 0); "
+        "from sandbox.images import build; build.DISK_NEEDED = dict.fromkeys(build.DISK_NEEDED, 0); "
         "from sandbox.cli import main; import sys; sys.argv[1:] = ['images', 'build', 'rootfs']; main()"
     )
     for command, words in (
@@ -315,7 +315,7 @@ def test_no_mirror_is_one_line(own_state: Path, monkeypatch: pytest.MonkeyPatch)
     done = subprocess.run([*CLI, "images", "build", "rootfs"], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 125
     (error,) = [line for line in done.stderr.splitlines() if line.startswith("sandbox: ")]
-    assert "the mirror cannot be used" in error
+    assert "the mirror could not be used" in error
     assert "SANDBOX_APT_MIRROR" in error
     assert (own_state / "build.log").exists()
     assert temporaries(own_state) == []

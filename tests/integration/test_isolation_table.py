@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from sandbox.isolation import LEVELS
-from sandbox.lifecycle.manager import Manager
 from sandbox.measure.isolation import examine, limits, observed, verdicts
 from sandbox.measure.isolation.limits import Group
 from sandbox.results import IsolationCheck, Verdict
+from tests.verbs import Manager
 
 ISOLATED, SHARED, PARTIAL = Verdict.ISOLATED, Verdict.SHARED, Verdict.PARTIAL
 HELD, NOT_HELD, UNKNOWN = Verdict.HELD, Verdict.NOT_HELD, Verdict.UNKNOWN
@@ -73,7 +73,7 @@ EXPECTED: dict[str, dict[str, Verdict]] = {
 @pytest.mark.parametrize("level", [pytest.param(level, marks=pytest.mark.level(level)) for level in LEVELS])
 def test_the_table(level: str) -> None:
     said: list[str] = []
-    rows = examine(Manager(), [level], "reactor", said.append)
+    rows = examine([level], "reactor", said.append)
     found = {row.check: row for row in rows}
     assert tuple(found) == verdicts.NAMES
     assert all(row.level == level and row.witness for row in rows)
@@ -117,7 +117,7 @@ def test_a_limit_that_is_lifted_behind_the_back_is_not_held() -> None:
 @pytest.mark.level("process")
 def test_a_level_that_cannot_start_says_why_in_every_row() -> None:
     said: list[str] = []
-    rows = examine(Manager(), ["process"], "no-such-workload", said.append)
+    rows = examine(["process"], "no-such-workload", said.append)
     assert {row.verdict for row in rows} == {UNKNOWN}
     assert len(rows) == len(verdicts.NAMES)
     assert all("no-such-workload" in row.evidence["host"] for row in rows)

@@ -16,17 +16,20 @@ from pathlib import Path
 import pytest
 
 from sandbox import images
+from sandbox.host.checks import EXTRAS
 from sandbox.kernel import cgroup, syscalls
 from sandbox.lifecycle import keeper
-from sandbox.lifecycle.manager import Manager
 from sandbox.network import lab as network
 from sandbox.network import publish as publishing
+from sandbox.network import vagrant
 from sandbox.spec import Publish
 from sandbox.state import paths
 from sandbox.state.record import APP_FOLDER
 from sandbox.state.store import Store, named_lock
 from tests import leaks
+from tests.verbs import Manager
 
+level, needs = pytest.mark.level, pytest.mark.needs
 IDENT = "00000000feed"
 
 
@@ -133,6 +136,38 @@ def a_domain() -> Iterator[None]:
 
 
 @contextmanager
+def a_libvirt_network() -> Iterator[None]:
+    """Of Vagrant's machines; its rules and its bridge are seen too."""
+    vagrant.ensure()
+    yield
+    vagrant.release()
+
+
+@contextmanager
+def a_libvirt_volume() -> Iterator[None]:
+    directory = paths.state_dir() / "leaked-pool"
+    directory.mkdir()
+    pools = subprocess.run(
+        ["virsh", "-c", "qemu:///system", "pool-list", "--name"], check=True, capture_output=True, text=True, timeout=60
+    ).stdout.split()
+    if vagrant.POOL not in pools:
+        _run("virsh", "-c", "qemu:///system", "pool-create-as", vagrant.POOL, "dir", "--target", str(directory))
+    _run("virsh", "-c", "qemu:///system", "vol-create-as", vagrant.POOL, "leaked-volume", "4096")
+    yield
+    _run("virsh", "-c", "qemu:///system", "vol-delete", "--pool", vagrant.POOL, "leaked-volume")
+    if vagrant.POOL not in pools:
+        _run("virsh", "-c", "qemu:///system", "pool-destroy", vagrant.POOL)
+    directory.rmdir()
+
+
+@contextmanager
+def a_comparisons_folder() -> Iterator[None]:
+    paths.vagrant_dir().mkdir()
+    yield
+    paths.vagrant_dir().rmdir()
+
+
+@contextmanager
 def a_state_file() -> Iterator[None]:
     directory = paths.sandboxes_dir() / IDENT
     directory.mkdir(parents=True)
@@ -155,7 +190,7 @@ def a_claimed_port() -> Iterator[None]:
     store.ensure()
     assert store.claim_port(18098, IDENT)
     yield
-    store.sweep()
+    store.prune()
 
 
 @contextmanager
@@ -235,6 +270,11 @@ CASES: list[tuple[str, Callable[[], AbstractContextManager[None]], tuple[str, ..
     ("docker networks", a_docker_network, ("container",)),
     ("docker volumes", a_docker_volume, ("container",)),
     ("domains", a_domain, ("vm",)),
+    ("libvirt networks", a_libvirt_network, ("vagrant",)),
+    ("rules", a_libvirt_network, ("vagrant",)),
+    ("links", a_libvirt_network, ("vagrant",)),
+    ("libvirt volumes", a_libvirt_volume, ("vm",)),
+    ("state files", a_comparisons_folder, ()),
     ("cgroups", a_frozen_cgroup, ()),
     ("processes", a_frozen_cgroup, ()),
     ("state files", a_state_file, ()),
@@ -260,9 +300,9 @@ def test_every_kind_has_a_case() -> None:
             kind,
             leak,
             id=f"{kind}-{leak.__name__}",
-            marks=[pytest.mark.level(level) for level in levels or ("process",)],
+            marks=[(needs if name in EXTRAS else level)(name) for name in names or ("process",)],
         )
-        for kind, leak, levels in CASES
+        for kind, leak, names in CASES
     ],
 )
 def test_the_counter_sees(kind: str, leak: Callable[[], AbstractContextManager[None]]) -> None:

@@ -18,8 +18,8 @@ from sandbox.errors import EngineError, SpecError
 from sandbox.isolation.base import WindowSize
 from sandbox.isolation.in_force import UNLIMITED, Capabilities, Seccomp, SeccompMode
 from sandbox.kernel.cgroup import Group
-from sandbox.lifecycle.manager import Manager, Running
 from sandbox.spec import MIB, Mount, SandboxSpec
+from tests.verbs import Manager, Running
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = ("/usr/bin/python3", "-I", "-S", "-c")
@@ -98,7 +98,7 @@ def test_the_workload_has_three_descriptors(level: str, manager: Manager) -> Non
 def test_a_command_dies_with_its_caller(idle: Running, terminal: WindowSize | None) -> None:
     """SIGKILL to the caller: nothing of its runs that could tidy up."""
     script = (
-        "import os,sys,time\nfrom sandbox.lifecycle.manager import Manager\n"
+        "import os,sys,time\nfrom tests.verbs import Manager\n"
         "from sandbox.isolation.base import WindowSize\n"
         f"found=Manager().get({idle.record.name!r}).sandbox.attach(['sleep','7321'],stdin=None,stdout=1,stderr=2,"
         f"terminal={'None' if terminal is None else 'WindowSize(24,80)'})\nprint('up',flush=True)\ntime.sleep(600)"

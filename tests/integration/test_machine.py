@@ -17,11 +17,11 @@ from hypothesis import HealthCheck, settings
 
 from sandbox.failpoints import Failpoint
 from sandbox.kernel.cgroup import Group, all_groups
-from sandbox.lifecycle.manager import Manager, Running
 from sandbox.network import lab
 from sandbox.spec import SandboxSpec
 from sandbox.state.store import Store
 from tests import machine
+from tests.verbs import Manager, Running
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.level("namespace"), pytest.mark.slow, pytest.mark.timeout(300)]

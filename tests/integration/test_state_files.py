@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 
 from sandbox.errors import EngineError, NewerRecordError, SandboxError, StoreError, UnavailableError
+from sandbox.isolation.docker.sandbox import Handle
 from sandbox.isolation.local import exit
 from sandbox.kernel import syscalls
 from sandbox.kernel.cgroup import Group
-from sandbox.lifecycle.manager import Manager, Running
 from sandbox.phases import Status
 from sandbox.spec import SandboxSpec
 from sandbox.state import files, paths
@@ -30,6 +30,7 @@ from sandbox.state.processid import ProcessId
 from sandbox.state.record import VERSION
 from sandbox.state.store import RECORD_FILE, Store
 from tests import leaks
+from tests.verbs import Manager, Running
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "state-files"
@@ -107,7 +108,7 @@ def gone(running: Running) -> None:
 
 
 def wrong_types(running: Running) -> None:
-    change(running, spec=[], process="1", data=None)
+    change(running, spec=[], process="1", handle=[])
 
 
 def path_like_id(running: Running) -> None:
@@ -306,7 +307,7 @@ def test_an_engine_elsewhere_that_a_record_names(tmp_path: Path) -> None:
         store.claim_address("198.18.2.250", ident)
         record = store.new(SandboxSpec(NAME, "reactor", "container", ("x",)), "198.18.2.250", ident)
         record.status = Status.RUNNING
-        record.data["docker"] = {"endpoint": {"host": f"unix://{tmp_path}/nobody.sock", "context": None}}
+        record.keep_handle(Handle(f"{tmp_path}/nobody.sock"))
         store.save(record)
         with manager.running(manager.make_spec("reactor", "container")) as bystander:
             with pytest.raises(UnavailableError, match=r"nobody\.sock"):
@@ -318,7 +319,7 @@ def test_an_engine_elsewhere_that_a_record_names(tmp_path: Path) -> None:
             assert served(bystander)
         assert store.load(ident).id == ident, "what could not be asked about is kept"
     finally:
-        store.forget(ident)
+        assert not store.remove([ident])
         manager.prune()
 
 

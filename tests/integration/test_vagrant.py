@@ -4,65 +4,82 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from sandbox import images
+from sandbox import images, results
 from sandbox.host import kvm_works
 from sandbox.images import Form
 from sandbox.images import vagrant as vmbox
+from sandbox.kernel import nftables
+from sandbox.lifecycle import lab
+from sandbox.network import lab as network
+from sandbox.network import vagrant
+from sandbox.state import paths
+from tests import leaks
 
-pytestmark = [pytest.mark.level("vm"), pytest.mark.needs("program.vagrant"), pytest.mark.slow]
+pytestmark = [pytest.mark.level("vm"), pytest.mark.needs("vagrant"), pytest.mark.slow]
 
 ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+SANDBOX = str(BIN / "sandbox")
 UP_TIMEOUT = 240.0
-"""Seconds; up takes about 20, most of it Vagrant's and an emulated machine's start."""
+"""Seconds; up takes about 15, most of it Vagrant's and an emulated machine's start."""
+COMPARED = vagrant.domain_name(paths.vagrant_dir())
+TALK = """
+import socket, sys
+for word in sys.argv[2:]:
+    kind, host, port = word.split(",")
+    link = socket.socket(socket.AF_INET, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM)
+    link.settimeout(float(sys.argv[1]))
+    try:
+        link.connect((host, int(port)))
+        link.send(b"ping")
+        print(word, link.recv(4).decode())
+    except OSError as error:
+        print(word, type(error).__name__)
+"""
+"""What becomes of a word to each of some services; in a machine, or on the host."""
 
 
-def virsh(*words: str) -> str:
-    done = subprocess.run(
-        ["virsh", "-q", "-c", "qemu:///system", *words],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    return done.stdout if done.returncode == 0 else ""
-
-
-def volumes() -> set[str]:
-    return {line.split()[0] for line in virsh("vol-list", "default").splitlines() if line.strip()}
-
-
-def networks() -> set[str]:
-    return set(virsh("net-list", "--all", "--name").split())
+def domains() -> list[str]:
+    return vagrant.virsh("list", "--all", "--name").split()
 
 
 @pytest.fixture
 def storage() -> Iterator[None]:
     """Remove the volumes that come, and the pool if it came too: of the box, Vagrant leaves both."""
-    pools, before = set(virsh("pool-list", "--all", "--name").split()), volumes()
+    pools, before = vagrant.virsh("pool-list", "--all", "--name").split(), leaks.libvirt_volumes()
     yield
-    for name in volumes() - before:
-        virsh("vol-delete", "--pool", "default", name)
-    if "default" not in pools:
-        virsh("pool-destroy", "default")
-        virsh("pool-undefine", "default")
+    for name in leaks.libvirt_volumes() - before:
+        vagrant.virsh("vol-delete", "--pool", vagrant.POOL, name)
+    if vagrant.POOL not in pools and vagrant.POOL in vagrant.virsh("pool-list", "--all", "--name").split():
+        vagrant.virsh("pool-destroy", vagrant.POOL)
+        vagrant.virsh("pool-undefine", vagrant.POOL)
+
+
+@pytest.fixture(scope="module")
+def found_box() -> vmbox.Box | None:
+    """What was there before this module."""
+    return vmbox.find()
 
 
 @pytest.fixture
-def box() -> Iterator[str]:
-    """The box's name; one that was not there before goes again."""
+def box(found_box: vmbox.Box | None) -> str:
+    """The box's name; one that was not there before the module goes again, with its last test."""
     images.ensure(Form.VM, lambda _: None)
-    known = vmbox.find()
     done = subprocess.run(
         [sys.executable, "-m", "sandbox.images.vagrant"],
         cwd=ROOT,
@@ -76,9 +93,14 @@ def box() -> Iterator[str]:
     found = vmbox.find()
     assert found is not None
     assert done.stdout == f"{found.file}\n"
-    yield found.name
-    if known is None:
-        shutil.rmtree(vmbox.box_dir())
+    return found.name
+
+
+@pytest.fixture(scope="module", autouse=True)
+def box_goes_again(found_box: vmbox.Box | None) -> Iterator[None]:
+    yield
+    if found_box is None:
+        shutil.rmtree(vmbox.box_dir(), ignore_errors=True)
 
 
 class Project:
@@ -98,10 +120,10 @@ class Project:
             "SANDBOX_VAGRANT_PORT": str(self.port),
         }
 
-    def vagrant(self, *words: str, ok: bool = True) -> str:
-        done = subprocess.run(
-            ["vagrant", *words],
-            cwd=self.folder,
+    def run(self, *argv: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            argv,
+            cwd=folder or self.folder,
             env=self.environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -109,8 +131,18 @@ class Project:
             check=False,
             timeout=UP_TIMEOUT,
         )
+
+    def vagrant(self, *words: str, ok: bool = True) -> str:
+        done = self.run("vagrant", *words)
         assert (done.returncode == 0) == ok, done.stdout + done.stderr
         return done.stdout + done.stderr
+
+    def ssh(self, *argv: str) -> str:
+        return self.vagrant("ssh", "-c", shlex.join(argv))
+
+    def assert_served(self) -> None:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/", timeout=20) as reply:
+            assert (reply.status, reply.read()) == (200, b"hello")
 
 
 @pytest.fixture
@@ -121,34 +153,109 @@ def project(tmp_path: Path, storage: None) -> Iterator[Project]:
 
 
 @pytest.mark.timeout(600)
-def test_up_ssh_curl_halt_destroy(project: Project, box: str) -> None:
-    before = networks()
+def test_up_ssh_curl_halt_destroy(project: Project, box: str, found_box: vmbox.Box | None) -> None:
+    networks, volumes = leaks.libvirt_networks(), leaks.libvirt_volumes()
     said = project.vagrant("up", "--provider", "libvirt")
     assert f"Domain type:       {'kvm' if kvm_works() else 'qemu'}" in said
     assert box in said
+    project.assert_served()
     answers = project.vagrant("ssh", "-c", "uname -r; id -un; su -c 'id -un'").split()
     kernel, user, become = answers[-3:]
     assert kernel != os.uname().release
     assert "cloud" in kernel
     assert (user, become) == ("vagrant", "root")
-    with urllib.request.urlopen(f"http://127.0.0.1:{project.port}/", timeout=20) as reply:
-        assert (reply.status, reply.read()) == (200, b"hello")
     # The server is as little to the machine as it is at every level.
     uid = project.vagrant("ssh", "-c", "grep -hE '^(Uid|CapBnd|NoNewPrivs):' /proc/$(pidof tini)/status")
     fields = dict(line.split(":\t") for line in uid.splitlines() if ":\t" in line)
     assert fields["Uid"].split() == ["10001"] * 4
     assert int(fields["CapBnd"], 16) == 0
     assert fields["NoNewPrivs"].strip() == "1"
+    assert_the_host_is_out_of_reach(project)
+    assert vagrant.prune(dry_run=False) == [], "a machine that somebody has stays"
     project.vagrant("up")  # of a machine that runs: nothing to do, and the port in use is its own
     project.vagrant("ssh", "-c", "echo kept > kept; sync")
     assert "graceful" in project.vagrant("halt")
+    assert vagrant.prune(dry_run=False) == [], "so does one that is halted"
     project.vagrant("up")
+    project.assert_served()
     assert project.vagrant("ssh", "-c", "cat kept").strip() == "kept"
     project.vagrant("destroy", "-f")
-    assert networks() == before
+    assert leaks.libvirt_networks() == networks
+    assert not nftables.table_exists("inet", vagrant.TABLE)
+    if found_box is None:
+        assert leaks.libvirt_volumes() > volumes, "the box's disk, which Vagrant keeps"
+        done = project.run("make", "unbox", f"BIN={BIN}", folder=ROOT)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert leaks.libvirt_volumes() == volumes
+        assert not vmbox.box_dir().exists()
 
 
-def test_without_a_box_it_says_what_to_do(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def assert_the_host_is_out_of_reach(project: Project) -> None:
+    """Nothing answers that listens on every address of the host, whichever of them a machine's root turns to.
+
+    The same words reach the same services from the host itself; from the machine too, once the rules are away.
+    """
+    project.ssh("su", "-c", f"/usr/lib/sandbox-vm/busybox route add default gw {vagrant.HOST_ADDRESS}")
+    with lab.use(), echoing() as port:
+        found = subprocess.run(["ip", "-4", "-o", "addr", "show"], check=True, capture_output=True, text=True).stdout
+        addresses = {line.split()[3].split("/")[0] for line in found.splitlines() if line.split()[1] != "lo"}
+        assert {vagrant.HOST_ADDRESS, network.HOST_ADDRESS} < addresses, "and the host's own"
+        services = [f"tcp,{address},{port}" for address in sorted(addresses)]
+        services.append(f"udp,{vagrant.HOST_ADDRESS},{port}")
+
+        def talk(timeout: float) -> list[str]:
+            return ["python3", "-c", TALK, str(timeout), *services]
+
+        here = subprocess.run(talk(5), check=True, capture_output=True, text=True)
+        assert here.stdout.splitlines() == _each(services, "pong")
+        assert project.ssh(*talk(0.5)).splitlines() == _each(services, "TimeoutError")
+        nftables.load(f"delete table inet {vagrant.TABLE}\n")
+        assert project.ssh(*talk(5)).splitlines() == _each(services, "pong"), "the rules alone are in the way"
+        vagrant.ensure()
+        assert project.ssh(*talk(0.5)).splitlines() == _each(services, "TimeoutError")
+
+
+def _each(services: Sequence[str], answer: str) -> list[str]:
+    return [f"{service} {answer}" for service in services]
+
+
+@contextmanager
+def echoing() -> Iterator[int]:
+    """The port of a service of the host on every address, by TCP and by UDP."""
+    with socket.create_server(("0.0.0.0", 0)) as tcp, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        port: int = tcp.getsockname()[1]
+        udp.bind(("0.0.0.0", port))
+
+        def serve_tcp() -> None:
+            while True:
+                try:
+                    link = tcp.accept()[0]
+                except OSError:
+                    return
+                with link:
+                    link.sendall(b"pong")
+
+        def serve_udp() -> None:
+            while True:
+                word, sender = udp.recvfrom(16)
+                if word == b"stop":
+                    return
+                udp.sendto(b"pong", sender)
+
+        threads = [threading.Thread(target=serve) for serve in (serve_tcp, serve_udp)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield port
+        finally:
+            tcp.shutdown(socket.SHUT_RDWR)
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as last:
+                last.sendto(b"stop", ("127.0.0.1", port))
+            for thread in threads:
+                thread.join()
+
+
+def test_without_a_box_it_says_what_to_do(project: Project, tmp_path: Path) -> None:
     project.environment["SANDBOX_STATE_DIR"] = str(tmp_path / "empty")
     assert "run `make box` first" in project.vagrant("up", ok=False)
 
@@ -156,9 +263,66 @@ def test_without_a_box_it_says_what_to_do(project: Project, tmp_path: Path, monk
 def test_a_port_in_use_is_refused(project: Project, box: str) -> None:
     with socket.create_server(("127.0.0.1", project.port)):
         assert f"Port {project.port} is in use" in project.vagrant("up", ok=False)
+    assert not nftables.table_exists("inet", vagrant.TABLE)
 
 
 def test_metadata_names_what_is_there(box: str) -> None:
     raw = json.loads((vmbox.box_dir() / vmbox.DESCRIPTION_FILE).read_text())
     assert raw["name"] == box
     assert all(Path(raw[name]).stat().st_size for name in ("file", "kernel", "initrd"))
+
+
+def comparison(folder: Path) -> subprocess.Popen[str]:
+    """A comparison of processes and Vagrant machines that begins with a machine."""
+    argv = [SANDBOX, "compare", "--with-vagrant", "reactor", "--isolation", "process", "--samples", "1", "--seed", "1"]
+    argv += ["--duration", "1", "--no-isolation-table", "-o", str(folder)]
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_machine_has_its_row_in_a_comparison(tmp_path: Path, storage: None, box: str) -> None:
+    volumes = leaks.libvirt_volumes()
+    with comparison(tmp_path) as process:
+        out, err = process.communicate(timeout=280)
+    assert process.returncode == 0, err
+    assert COMPARED not in domains()
+    assert leaks.libvirt_volumes() == volumes
+    document = results.load(tmp_path / "results.json")
+    info = document.info("vagrant")
+    assert info.label == ("vagrant (KVM)" if kvm_works() else "vagrant (TCG, emulated)")
+    assert out.count(info.label) == 2, "once for its startup, once under load"
+    assert info.label in (tmp_path / "report.html").read_text()
+    samples = [sample for sample in document.samples if sample.level == "vagrant"]
+    assert [sample.error for sample in samples] == [None, None]
+    for sample in samples:
+        assert sample.startup_s is not None
+        assert sample.startup_s > 1, "a machine boots"
+        assert sample.load is not None
+        assert sample.load.requests > 0
+        assert sum(sample.load.errors.values()) == 0
+    assert "vagrant" in {caveat.code for caveat in document.warnings}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_comparison_that_is_cut_short_leaves_no_machine(
+    tmp_path: Path, storage: None, box: str, number: signal.Signals
+) -> None:
+    """After Ctrl-C at once, after SIGKILL with the next `prune`."""
+    volumes = leaks.libvirt_volumes()
+    with comparison(tmp_path) as process:
+        deadline = time.monotonic() + 120
+        while COMPARED not in vagrant.virsh("list", "--name").split():
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    if number == signal.SIGKILL:
+        assert COMPARED in domains()
+        done = subprocess.run([SANDBOX, "prune"], capture_output=True, text=True, check=True, timeout=120)
+        assert f"removed Vagrant machine of a comparison, {paths.vagrant_dir()}" in done.stdout
+    else:
+        assert process.returncode == 128 + number, err
+        assert "INCOMPLETE: the run was cut short" in out
+    assert COMPARED not in domains()
+    assert leaks.libvirt_volumes() == volumes
+    assert not paths.vagrant_dir().exists()

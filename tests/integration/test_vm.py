@@ -112,7 +112,7 @@ def test_a_machine_that_dies_ends_what_is_attached() -> None:
             assert (state.running, state.paused) == (False, False)
             with pytest.raises(EngineError, match="not running"):
                 sandbox.kill(signal.SIGTERM)
-            sandbox.destroy()
+            sandbox.remove()
             assert not Path(f"/sys/class/net/{lab.interface_name(sandbox.record.id)}").exists()
             assert domain.log_files(sandbox.record.id) == []
     finally:
@@ -166,12 +166,12 @@ def test_the_sweep_finds_what_the_store_forgot() -> None:
         others = [found for found in level().hypervisor.idents() if found != ident]
         others += [path.name[4:16] for path in domain.log_files() if ident not in path.name]
         name = f"virtual machine sbx-{ident}"
-        assert name in level().sweep(others, dry_run=True)
+        assert name in level().prune(others, dry_run=True)
         assert level().hypervisor.exists(ident)
-        assert name in level().sweep(others, dry_run=False)
+        assert name in level().prune(others, dry_run=False)
         assert not level().hypervisor.exists(ident)
         assert domain.log_files(ident) == []
-        assert not [line for line in level().sweep(others, dry_run=True) if ident in line]
+        assert not [line for line in level().prune(others, dry_run=True) if ident in line]
 
 
 def test_a_fraction_of_a_processor_is_read_back() -> None:

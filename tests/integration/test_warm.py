@@ -19,10 +19,10 @@ import sandbox
 from sandbox.errors import SpecError, UnavailableError
 from sandbox.isolation.local import warm as local_warm
 from sandbox.lifecycle import warm as pool
-from sandbox.lifecycle.manager import Manager, Running
 from sandbox.request import resolve as request
 from sandbox.spec import SandboxSpec
 from tests.integration.conftest import nothing_left_behind
+from tests.verbs import Manager, Running
 
 __all__ = ["nothing_left_behind"]
 
@@ -34,7 +34,7 @@ def manager() -> Iterator[Manager]:
     """A manager over the real store; what was prepared is removed at the end."""
     found = Manager()
     yield found
-    pool.drain(found, (pool.ZYGOTE, *pool.PAUSED))
+    pool.stop()
 
 
 def spec(level: str = "namespace", target: Any = "reactor", **options: Any) -> SandboxSpec:
@@ -47,7 +47,7 @@ def quiet(_line: str) -> None:
 
 @contextmanager
 def warm(manager: Manager, wanted: SandboxSpec) -> Iterator[Running]:
-    running = pool.run(manager, wanted, progress=quiet, owner=True)
+    running = manager.run(wanted, progress=quiet, owner=True, warm=True)
     try:
         yield running
     finally:
@@ -76,13 +76,13 @@ def leaves_no_trace(manager: Manager, wanted: SandboxSpec, second: SandboxSpec) 
 
 @pytest.mark.level("namespace")
 def test_namespace_no_state_passes_from_one_to_the_next(manager: Manager) -> None:
-    pool.fill(manager, spec(), 1, quiet)
+    pool.fill(spec(), 1, quiet)
     leaves_no_trace(manager, spec(), spec())
 
 
 @pytest.mark.level("namespace")
 def test_namespace_has_the_walls_of_a_cold_start(manager: Manager) -> None:
-    pool.fill(manager, spec(), 1, quiet)
+    pool.fill(spec(), 1, quiet)
     wanted = spec(memory="96m", cpus="0.5", pids_limit=40, disk="8m", env=["COLOUR=blue"], name="warm-walls")
     with manager.running(wanted) as cold:
         expected = comparable(cold)
@@ -107,7 +107,7 @@ def comparable(running: Running) -> dict[str, Any]:
 @pytest.mark.level("namespace")
 def test_namespace_shares_the_address_space_layout_and_says_so(manager: Manager) -> None:
     """What the documentation says is shared, is: siblings have one layout, a cold start has another."""
-    pool.fill(manager, spec(), 1, quiet)
+    pool.fill(spec(), 1, quiet)
 
     def layout(running: Running) -> str:
         maps = Path(f"/proc/{running.record.process.pid}/maps").read_text(encoding="ascii")  # type: ignore[union-attr]
@@ -122,7 +122,7 @@ def test_namespace_shares_the_address_space_layout_and_says_so(manager: Manager)
 
 @pytest.mark.level("namespace")
 def test_namespace_its_end_is_known_and_signals_reach_it(manager: Manager) -> None:
-    pool.fill(manager, spec(), 1, quiet)
+    pool.fill(spec(), 1, quiet)
     with warm(manager, spec()) as running:
         running.sandbox.kill(signal.SIGTERM)
         assert running.sandbox.wait(20) == 0  # it drained
@@ -143,7 +143,7 @@ def get_crash(running: Running) -> None:
 
 @pytest.mark.level("namespace")
 def test_namespace_the_zygote_may_die(manager: Manager) -> None:
-    pool.fill(manager, spec(), 1, quiet)
+    pool.fill(spec(), 1, quiet)
     zygote = local_warm.running()
     assert zygote is not None
     with warm(manager, spec()) as running:
@@ -152,8 +152,8 @@ def test_namespace_the_zygote_may_die(manager: Manager) -> None:
             time.sleep(0.01)
         assert get(running, "stats")["model"] == "reactor"
         with pytest.raises(UnavailableError, match="nothing is prepared"):
-            pool.run(manager, spec(), progress=quiet)
-        pool.fill(manager, spec(), 1, quiet)  # a new one
+            manager.run(spec(), progress=quiet, warm=True)
+        pool.fill(spec(), 1, quiet)  # a new one
         with warm(manager, spec()) as other:
             assert get(other, "stats")["model"] == "reactor"
 
@@ -175,7 +175,7 @@ def made_ahead() -> int:
 
 @pytest.mark.level("namespace")
 def test_namespace_a_child_is_made_ahead_and_serves_once(manager: Manager) -> None:
-    pool.fill(manager, spec(), 1, quiet)
+    pool.fill(spec(), 1, quiet)
     ahead = made_ahead()
     with warm(manager, spec()) as one:
         assert one.record.process is not None
@@ -188,7 +188,7 @@ def test_namespace_a_child_is_made_ahead_and_serves_once(manager: Manager) -> No
 
 @pytest.mark.level("namespace")
 def test_namespace_the_child_made_ahead_holds_nothing_and_may_die(manager: Manager) -> None:
-    pool.fill(manager, spec(), 1, quiet)
+    pool.fill(spec(), 1, quiet)
     ahead = made_ahead()
     deadline = time.monotonic() + 10
     while (held := sorted(os.listdir(f"/proc/{ahead}/fd"))) != ["0", "1", "2", "3"]:  # it closes the rest at once
@@ -201,7 +201,7 @@ def test_namespace_the_child_made_ahead_holds_nothing_and_may_die(manager: Manag
     with warm(manager, spec()) as running:
         assert get(running, "stats")["model"] == "reactor"
     last = made_ahead()
-    pool.drain(manager, (pool.ZYGOTE,))
+    pool.stop(("namespace",))
     deadline = time.monotonic() + 10
     while Path(f"/proc/{last}").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -211,15 +211,15 @@ def test_namespace_the_child_made_ahead_holds_nothing_and_may_die(manager: Manag
 @pytest.mark.level("namespace")
 @pytest.mark.parametrize("server", ["callback", "coroutine", "eventloop", "fork", "thread", "blocking", "sequential"])
 def test_namespace_every_server(manager: Manager, server: str) -> None:
-    pool.fill(manager, spec(), 1, quiet)
+    pool.fill(spec(), 1, quiet)
     with warm(manager, spec(target=server)) as running:
         assert get(running, "stats")["model"] == server
 
 
 @pytest.mark.level("namespace")
 def test_namespace_one_zygote_and_many_children(manager: Manager) -> None:
-    first = pool.fill(manager, spec(), 1, quiet)
-    assert pool.fill(manager, spec(), 5, quiet) == first
+    first = pool.fill(spec(), 1, quiet)
+    assert pool.fill(spec(), 5, quiet) == first
     with warm(manager, spec()) as a, warm(manager, spec()) as b, warm(manager, spec()) as c:
         assert len({get(one, "stats")["model"] + one.record.address for one in (a, b, c)}) == 3
 
@@ -228,7 +228,7 @@ def test_namespace_one_zygote_and_many_children(manager: Manager) -> None:
 def test_by_the_python_interface(manager: Manager) -> None:
     with pytest.raises(UnavailableError, match="nothing is prepared"):
         sandbox.run("reactor", warm=True)
-    pool.fill(manager, spec(), 1, quiet)
+    pool.fill(spec(), 1, quiet)
     zygote = local_warm.running()
     assert zygote is not None
     with sandbox.run("reactor", warm=True) as box:
@@ -240,15 +240,15 @@ def test_by_the_python_interface(manager: Manager) -> None:
 @pytest.mark.level("namespace")
 def test_what_cannot_start_warm_is_refused(manager: Manager, tmp_path: Path) -> None:
     with pytest.raises(UnavailableError, match="nothing is prepared for a warm start of reactor at level namespace"):
-        pool.run(manager, spec(), progress=quiet)
+        manager.run(spec(), progress=quiet, warm=True)
     for level in ("process", "gvisor"):
         with pytest.raises(SpecError, match=f"no warm start at level {level}"):
-            pool.fill(manager, spec(level), 1, quiet)
+            pool.fill(spec(level), 1, quiet)
     with pytest.raises(SpecError, match="no published port, mount or application"):
-        pool.run(manager, spec(publish=["18099:8080"]), progress=quiet)
-    pool.fill(manager, spec(), 1, quiet)
-    with pytest.raises(SpecError, match="reference servers only"):
-        pool.run(manager, spec(target=["sleep", "10"]), progress=quiet)
+        manager.run(spec(publish=["18099:8080"]), progress=quiet, warm=True)
+    pool.fill(spec(), 1, quiet)
+    with pytest.raises(SpecError, match="only the reference servers"):
+        manager.run(spec(target=["sleep", "10"]), progress=quiet, warm=True)
 
 
 @pytest.mark.level("container")
@@ -258,7 +258,7 @@ def test_container(manager: Manager) -> None:
 
 @pytest.mark.level("vm")
 def test_vm(manager: Manager) -> None:
-    pool.fill(manager, spec("vm", memory="128m"), 1, quiet)
+    pool.fill(spec("vm", memory="128m"), 1, quiet)
     with warm(manager, spec("vm", memory="128m", name="taken")) as running:
         assert running.record.name == "taken"
         assert get(running, "stats")["model"] == "reactor"
@@ -266,12 +266,12 @@ def test_vm(manager: Manager) -> None:
 
 
 def taken_once(manager: Manager, level: str) -> None:
-    pool.fill(manager, spec(level, memory="128m"), 2, quiet)
-    assert len(pool.waiting(manager)) == 2
-    assert all(manager.get(one.id).sandbox.state().paused for one in pool.waiting(manager))
+    pool.fill(spec(level, memory="128m"), 2, quiet)
+    assert len(pool.waiting()) == 2
+    assert all(manager.get(one.id).sandbox.state().paused for one in pool.waiting())
     with pytest.raises(UnavailableError, match="with the same limits"):
-        pool.run(manager, spec(level, memory="64m"), progress=quiet)
+        manager.run(spec(level, memory="64m"), progress=quiet, warm=True)
     leaves_no_trace(manager, spec(level, memory="128m", name="one"), spec(level, memory="128m", name="other"))
-    assert not pool.waiting(manager)
+    assert not pool.waiting()
     with pytest.raises(UnavailableError):
-        pool.run(manager, spec(level, memory="128m"), progress=quiet)
+        manager.run(spec(level, memory="128m"), progress=quiet, warm=True)

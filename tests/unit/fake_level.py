@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,17 @@ from typing import Any
 from sandbox.errors import EngineError
 from sandbox.failpoints import Failpoint, reached
 from sandbox.host import Missing
-from sandbox.isolation.base import Attached, ExecResult, Isolation, Progress, Sandbox, State, Stats, WindowSize
+from sandbox.isolation.base import (
+    Attached,
+    ExecResult,
+    Features,
+    Isolation,
+    Progress,
+    Sandbox,
+    State,
+    Stats,
+    WindowSize,
+)
 from sandbox.isolation.in_force import Inspection
 from sandbox.spec import Limits, SandboxSpec
 from sandbox.state.record import Record
@@ -28,7 +38,7 @@ class FakeIsolation(Isolation):
     """The level. `root` is where the engine keeps its files."""
 
     name = LEVEL
-    shares_kernel = True
+    features = Features(shares_kernel=True)
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -44,7 +54,7 @@ class FakeIsolation(Isolation):
 
     def create(self, spec: SandboxSpec, record: Record, undo: ExitStack) -> FakeSandbox:
         sandbox = FakeSandbox(record, self.root)
-        undo.callback(sandbox.destroy)
+        undo.callback(sandbox.remove)
         sandbox.write(running=False, paused=False, code=None)
         reached(Failpoint.CONTAINER_CREATED)
         return sandbox
@@ -56,13 +66,13 @@ class FakeIsolation(Isolation):
         """Of everything that the engine has."""
         return sorted(path.stem for path in self.root.glob("*.json"))
 
-    def sweep(self, known: Collection[str], *, dry_run: bool) -> list[str]:
+    def prune(self, known: Collection[str], *, dry_run: bool) -> list[str]:
         strays = [ident for ident in self.idents() if ident not in known]
         for ident in strays if not dry_run else ():
             (self.root / f"{ident}.json").unlink(missing_ok=True)
         return [f"fake {ident}" for ident in strays]
 
-    def release(self) -> list[str]:
+    def remove_shared(self) -> list[str]:
         (self.root / "shared").unlink(missing_ok=True)
         return []
 
@@ -126,11 +136,11 @@ class FakeSandbox(Sandbox):
     ) -> Attached:
         raise EngineError("nothing can be attached to here")
 
-    def logs(self, *, follow: bool = False, tail: int | None = None, since: float | None = None) -> Iterator[bytes]:
-        return iter(())
-
     def stats(self) -> Stats:
         return Stats(None, None, None)
+
+    def resources(self) -> dict[str, Any]:
+        return {}
 
     def inspection(self) -> Inspection:
         raise EngineError("there is nothing to be looked at here")
@@ -157,6 +167,6 @@ class FakeSandbox(Sandbox):
     def wait(self, timeout: float | None = None) -> int | None:
         return self.state().exit_code
 
-    def destroy(self) -> None:
+    def remove(self) -> None:
         self.path.unlink(missing_ok=True)
         reached(Failpoint.CONTAINER_REMOVED)

@@ -18,20 +18,33 @@ import termios
 import threading
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import sandbox.isolation
 from sandbox.cli import main
-from sandbox.errors import CommandNotFoundError, EngineError, SpecError
+from sandbox.errors import CommandNotFoundError, EngineError
 from sandbox.host import Missing
 from sandbox.interrupts import LOOK_EVERY
 from sandbox.isolation import inspection
-from sandbox.isolation.base import Attached, ExecResult, Isolation, Progress, Sandbox, State, Stats, WindowSize
+from sandbox.isolation.base import (
+    Attached,
+    ExecResult,
+    Features,
+    Isolation,
+    Progress,
+    Sandbox,
+    State,
+    Stats,
+    WindowSize,
+)
 from sandbox.isolation.in_force import Inspection
+from sandbox.isolation.keeper import STDOUT
+from sandbox.isolation.log import Piece
 from sandbox.phases import Phase, Status
 from sandbox.spec import SANDBOX_UID, Limits, SandboxSpec
 from sandbox.state.processid import ProcessId
-from sandbox.state.record import Record
+from sandbox.state.record import Exit, Record
 from sandbox.state.store import Store
 
 LEVEL = "namespace"
@@ -105,20 +118,36 @@ class FakeAttached(Attached):
         self._process.wait()
 
 
+@dataclass(frozen=True, slots=True)
+class Handle:
+    """What a fake sandbox is, and what it was told, as JSON."""
+
+    fake: str
+
+
+def fake(record: Record) -> dict[str, Any]:
+    """What the handle says."""
+    handle = record.read_handle(Handle)
+    found: dict[str, Any] = json.loads(handle.fake) if handle is not None else {}
+    return found
+
+
 class FakeSandbox(Sandbox):
-    """A sandbox that is what its record's data says under "fake"."""
+    """A sandbox that is what its record's handle says."""
 
     def __init__(self, record: Record) -> None:
         self.record = record
-        self.fake: dict[str, Any] = record.data.setdefault("fake", {})
+        self.fake = fake(record)
 
     def _note(self, **values: Any) -> None:
         store = Store()
         record = store.load(self.record.id)
-        record.data.setdefault("fake", {}).update(values)
-        record.data["fake"].setdefault("calls", []).append(values)
-        store.save(record)
+        self.fake = fake(record)
         self.fake.update(values)
+        self.fake.setdefault("calls", []).append(values)
+        record.keep_handle(Handle(json.dumps(self.fake)))
+        store.save(record)
+        self.record.handle = record.handle
 
     def boot(self, deadline: float) -> None:
         raise EngineError("a fake one does not boot")
@@ -153,15 +182,16 @@ class FakeSandbox(Sandbox):
         self._note(attach={"argv": list(argv), "root": root, "env": [list(pair) for pair in env], "workdir": workdir})
         return FakeAttached(argv, (stdin, stdout, stderr), terminal)
 
-    def logs(self, *, follow: bool = False, tail: int | None = None, since: float | None = None) -> Iterator[bytes]:
-        if since is not None:
-            raise SpecError("a fake log has no times")
-        yield f"follow={follow} tail={tail}\n".encode()
+    def pieces(self, **options: Any) -> Iterator[Piece]:
+        yield Piece(STDOUT, 0.0, " ".join(f"{name}={options[name]}" for name in ("follow", "tail")).encode() + b"\n")
 
     def stats(self) -> Stats:
         if "stats" not in self.fake:
             return Stats(None, None, None)
         return Stats(*self.fake["stats"])
+
+    def resources(self) -> dict[str, Any]:
+        return {}
 
     def inspection(self) -> Inspection:
         return inspected(self.record, self.limits(), **self.fake.get("files", {}))
@@ -183,7 +213,7 @@ class FakeSandbox(Sandbox):
         code: int | None = self.fake.get("exit_code")
         return code
 
-    def destroy(self) -> None:
+    def remove(self) -> None:
         """There is nothing to remove."""
 
 
@@ -199,7 +229,7 @@ def inspected(record: Record, limits: Limits, **files: str) -> Inspection:
     return inspection.inspection(
         view,
         None,
-        inspection.limits_in_force(limits, view, None),
+        inspection.limits_in_force(limits, view),
         inspection.network_of(view, record.address, own=True),
         (False, None),
     )
@@ -209,7 +239,7 @@ class FakeIsolation(Isolation):
     """A level that makes nothing."""
 
     name = LEVEL
-    shares_kernel = True
+    features = Features(shares_kernel=True)
 
     def missing(self) -> Sequence[Missing]:
         return ()
@@ -226,10 +256,10 @@ class FakeIsolation(Isolation):
     def adopt(self, record: Record) -> Sandbox:
         return FakeSandbox(record)
 
-    def sweep(self, known: Collection[str], *, dry_run: bool) -> list[str]:
+    def prune(self, known: Collection[str], *, dry_run: bool) -> list[str]:
         return []
 
-    def release(self) -> list[str]:
+    def remove_shared(self) -> list[str]:
         return []
 
 
@@ -238,8 +268,25 @@ def install() -> None:
     sandbox.isolation._loaded[LEVEL] = FakeIsolation()
 
 
-def add(name: str, *, running: bool = True, data: dict[str, Any] | None = None, **fields: Any) -> Record:
-    """Write the record of a sandbox. One that runs has this very process as its init."""
+def add(
+    name: str,
+    *,
+    running: bool = True,
+    fake: dict[str, Any] | None = None,
+    noted: dict[str, Any] | None = None,
+    code: int | None = None,
+    **fields: Any,
+) -> Record:
+    """Write the record of a sandbox. One that runs has this very process as its init.
+
+    Args:
+        name: its name.
+        running: whether it runs.
+        fake: what the fake level is to say of it.
+        noted: fields of its record.
+        code: the exit code that was noted.
+        fields: of its spec.
+    """
     store = Store()
     store.ensure()
     ident, lock = store.claim_id()
@@ -254,7 +301,11 @@ def add(name: str, *, running: bool = True, data: dict[str, Any] | None = None, 
         me = ProcessId.of(os.getpid())
         assert me is not None
         record.process = me if running else ProcessId(me.pid, me.start_time + 1, me.boot_id)
-        record.data.update(data or {})
+        for key, value in (noted or {}).items():
+            setattr(record, key, value)
+        if code is not None:
+            record.exit = Exit(code, 0.0)
+        record.keep_handle(Handle(json.dumps(fake or {})))
         store.save(record)
         return record
     finally:
@@ -263,8 +314,7 @@ def add(name: str, *, running: bool = True, data: dict[str, Any] | None = None, 
 
 def note(record: Record) -> dict[str, Any]:
     """What the driver was told, by the record on disk."""
-    found: dict[str, Any] = Store().load(record.id).data.get("fake", {})
-    return found
+    return fake(Store().load(record.id))
 
 
 if __name__ == "__main__":

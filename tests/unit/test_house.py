@@ -1,18 +1,53 @@
-"""The house rules, as `make check` holds them: a person, CI and the tests run the same commands."""
+"""The rules of the repository: those of `make check`, which people and CI run as well, and one for docstrings."""
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKS = ("format", "lint", "types", "imports", "spelling", "shell")
+RIDDLE = re.compile(r"(What|Who|Whether|Where|Which|How|Whose|When) ")
+"""The beginning of a docstring that is a fragment: `Whether X.` for `Return whether X.`."""
+UNCONVERTED = (
+    "sandbox/api.py",
+    "sandbox/cli/events.py",
+    "sandbox/cli/facts.py",
+    "sandbox/cli/inspect.py",
+    "sandbox/cli/ps.py",
+    "sandbox/cli/run.py",
+    "sandbox/cli/state.py",
+    "sandbox/cli/watch.py",
+    "sandbox/host/checks.py",
+    "sandbox/host/docker.py",
+    "sandbox/host/docker_check.py",
+    "sandbox/host/dockerd.py",
+    "sandbox/host/fix.py",
+    "sandbox/host/report.py",
+    "sandbox/images/dockerd.py",
+    "sandbox/images/endpoint.py",
+    "sandbox/images/vagrant.py",
+    "sandbox/images/vm.py",
+    "sandbox/isolation/",
+    "sandbox/kernel/command.py",
+    "sandbox/kernel/enter.py",
+    "sandbox/lifecycle/",
+    "sandbox/measure/",
+    "sandbox/pytest_plugin.py",
+    "sandbox/report/",
+    "sandbox/state/",
+    "workloads/",
+)
+"""Files, and directories, that still have such docstrings. It only shrinks: an entry without any fails the test."""
 
 
 @pytest.mark.parametrize("check", CHECKS)
@@ -43,7 +78,49 @@ def test_make_check_leaves_none_out() -> None:
 def test_the_command_line_loads_no_engine() -> None:
     code = (
         "import sys, sandbox.cli\n"
-        "print(sorted({'docker', 'libvirt', 'paramiko', 'pyroute2', 'requests', 'asyncio'} & set(sys.modules)))"
+        "print(sorted({'docker', 'libvirt', 'paramiko', 'pyroute2', 'requests', 'asyncio', 'jinja2'} & {*sys.modules}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def docstrings(source: str) -> Iterator[tuple[int, str]]:
+    """Yield the docstrings of a module and all that it defines, those below assignments included, with their lines."""
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Expr(value=ast.Constant(value=str(text))):
+                yield node.lineno, text
+
+
+def riddles(path: Path) -> list[str]:
+    """Return `path:line: first line` for each docstring that begins as a fragment and is not a question."""
+    return [
+        f"{path.relative_to(ROOT)}:{line}: {first}"
+        for line, text in docstrings(path.read_text(encoding="utf-8"))
+        for first in [text.strip().partition("\n")[0]]
+        if RIDDLE.match(first) and not first.endswith("?")
+    ]
+
+
+def test_docstrings_begin_with_a_sentence() -> None:
+    found = {
+        path.relative_to(ROOT).as_posix(): riddles(path)
+        for folder in ("sandbox", "workloads", "benchmarks")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+    }
+    assert len(found) > 100
+    converted = [line for path, lines in found.items() if not path.startswith(UNCONVERTED) for line in lines]
+    assert converted == []
+    stale = [entry for entry in UNCONVERTED if not any(found[path] for path in found if path.startswith(entry))]
+    assert stale == [], "these are converted: take them out of UNCONVERTED"
+
+
+@pytest.mark.parametrize("text", ["Whether it runs.", "What is there\n\nMore.", " How much of it."])
+def test_a_fragment_is_found_in_every_place(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    path = tmp_path / "module.py"
+    for source in (f"{text!r}", f"def f():\n    {text!r}", f"class C:\n    x = 1\n    {text!r}"):
+        path.write_text(source, encoding="utf-8")
+        assert len(riddles(path)) == 1
+    path.write_text("'Whether it runs?'\n'Return whether it runs.'", encoding="utf-8")
+    assert riddles(path) == []

@@ -1,4 +1,4 @@
-"""Interrupts that wait until what undoes is done, and failpoints that cost nothing and are all explained."""
+"""Deferred interrupts, interruptible waits, and failpoints, all of which are documented."""
 
 # ruff: noqa: PT012 - the block that is held back is the statement under test
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Told(BaseException):
-    """What the handler of these tests raises."""
+    """Raised by the signal handler of these tests."""
 
 
 @pytest.fixture(autouse=True)
@@ -130,7 +130,7 @@ def wait_for_pipe() -> None:
 
 @pytest.mark.parametrize("wait", [wait_for_pipe, lambda: wait_event(threading.Event(), 60)])
 def test_a_signal_that_breaks_off_no_system_call_is_noticed(wait: Callable[[], object]) -> None:
-    """As one that comes just before the call: here the main thread blocks it, and another one takes it."""
+    """Simulate a signal that arrives just before the call: the main thread blocks it, another thread receives it."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
 

@@ -1,10 +1,14 @@
-"""The timeline refuses what cannot have happened."""
+"""The timeline refuses phases that overlap or are out of order."""
 
 from __future__ import annotations
+
+import dataclasses
+import json
 
 import pytest
 
 from sandbox.phases import ORDER, Phase, Timeline
+from sandbox.state import codec
 
 
 def whole() -> Timeline:
@@ -24,7 +28,7 @@ def test_durations_and_total() -> None:
 
 
 def test_round_trip() -> None:
-    assert Timeline.from_json(whole().to_json()) == whole()
+    assert codec.decode(Timeline, json.loads(json.dumps(dataclasses.asdict(whole()))), "timeline") == whole()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The result document: what is written is read back alike, and nothing else is read."""
+"""The result document: reading returns what was written, and anything else is refused."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_what_is_no_document_is_refused(text: str) -> None:
 
 
 def test_another_version_is_refused_by_its_number() -> None:
-    with pytest.raises(ResultsError, match=f"version 99, this sandbox knows {VERSION}"):
+    with pytest.raises(ResultsError, match=f"version 99, and this sandbox reads version {VERSION}"):
         results.loads(json.dumps({"format": FORMAT, "version": 99}))
 
 
@@ -91,7 +91,7 @@ def test_only_finite_numbers_are_read(number: str) -> None:
 def test_a_level_that_is_spoken_of_must_be_listed() -> None:
     document = raw()
     document["samples"][0]["level"] = "bunker"
-    with pytest.raises(ResultsError, match="its levels do not agree"):
+    with pytest.raises(ResultsError, match="it refers to a level that it does not list"):
         results.loads(json.dumps(document))
 
 

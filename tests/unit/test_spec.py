@@ -1,12 +1,14 @@
-"""The spec and its form in a record."""
+"""The spec, and its JSON form in a record."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 
 from sandbox.spec import Mount, Publish, SandboxSpec
+from sandbox.state import codec
 
 
 def test_json_round_trip() -> None:
@@ -25,7 +27,7 @@ def test_json_round_trip() -> None:
         app=True,
         workdir="/app",
     )
-    assert SandboxSpec.from_json(one.to_json()) == one
+    assert codec.decode(SandboxSpec, json.loads(json.dumps(dataclasses.asdict(one))), "spec") == one
 
 
 def test_a_spec_is_frozen() -> None:

@@ -18,6 +18,7 @@ from itertools import pairwise
 
 from tests.workloads.shapes import BAD_HEADS, GOOD_HEADS, PIPELINE
 from workloads.application import Application
+from workloads.handlers import routes
 from workloads.http import protocol as protocol_module
 from workloads.http import response as response_module
 from workloads.http.protocol import HIGH_WATER, MAX_HEAD, Protocol
@@ -28,7 +29,7 @@ from workloads.settings import Settings
 MAX_INPUT = 40_000
 """Bytes; twice what a head may have, so that the limits are met."""
 
-_APP = Application("fuzz", Settings(), Services())
+_APP = Application("fuzz", Settings(), Services(), routes)
 _ANSWER = Response(b"answer\n")
 _CORPUS = [head for _, head, _ in BAD_HEADS] + [head for _, head in GOOD_HEADS] + [PIPELINE]
 _TOKENS = [

@@ -9,13 +9,14 @@ from __future__ import annotations
 from time import monotonic
 
 from workloads.http.chunked import ChunkedDecoder
-from workloads.http.request import BAD_LINE, HeadParser, HttpError, Request
+from workloads.http.head import BAD_LINE, HeadParser
+from workloads.http.request import STREAM, HttpError, Request, find_route
 from workloads.http.response import CONTINUE, LAST_CHUNK, Response, encode, encode_stream_head
-from workloads.http.routing import STREAM
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from workloads.application import Application
+    from workloads.http.request import Routes
+    from workloads.settings import Settings
 
 MAX_LINE = 8192
 """Bytes of a request line; longer is 414 (RFC 9112, section 3, asks for 8000 at least)."""
@@ -24,6 +25,15 @@ MAX_HEAD = 16384
 HIGH_WATER = 262144
 """Bytes of output that wait for the client; with more, no further request is taken and nothing is read."""
 NEVER = float("inf")
+
+
+class Shared:
+    """What the connections of a server have in common; the server sets it."""
+
+    limits: Settings
+    routes: Routes
+    keeps_alive: bool  # False once every response has to end its connection
+    place: memoryview | None  # in a child of a server that forks: where it counts its requests
 
 
 class Protocol:
@@ -43,7 +53,7 @@ class Protocol:
         "_skipped", "_streaming", "busy", "closing", "deadline", "lingering", "output", "requests",
     )  # fmt: skip
 
-    def __init__(self, app: Application) -> None:
+    def __init__(self, app: Shared) -> None:
         self._app = app
         self._parser = HeadParser()
         self._buffer = b""
@@ -158,7 +168,7 @@ class Protocol:
             expect = request.headers.get(b"expect")
             if expect is not None and expect.lower() != b"100-continue":
                 raise HttpError(417, "the only expectation known here is 100-continue")
-            request.route = self._app.routes.find(request)
+            request.route = find_route(self._app.routes, request)
             if request.route.kind != STREAM and (request.length or 0) > self._app.limits.max_body:
                 raise HttpError(413, f"a body here has at most {self._app.limits.max_body} bytes")
         except HttpError as error:

@@ -1,34 +1,30 @@
-"""The head of a request: what it says, and a strict parser for it.
-
-The parsing is done by httptools (Node's parser, in C). That parser lets through shapes which two servers in a row may
-read differently, the raw material of request smuggling (RFC 9112, section 11.2): bare LF, folded lines, white space
-before a colon; and which of them depends on its version. So the bytes are checked here first, the same for all
-versions. The checks are a handful of C calls on the whole head. (`find` in place of `in`: for bytes, `in` first takes
-its left side for a number, and raises and clears a TypeError inside. A regular expression would be as quick, but
-importing `re` costs a third of the server's start.)
-"""
+"""What a request says, and which handler answers it."""
 
 from __future__ import annotations
 
-from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
-
 TYPE_CHECKING = False  # mypy takes any name so spelt as true; importing typing would cost 5 ms at every start
 if TYPE_CHECKING:
-    from workloads.http.routing import Route
+    from collections.abc import Callable
 
-METHODS = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"TRACE", b"PATCH"))
-"""Methods that are recognised (RFC 9110, section 9; RFC 5789); any other is 501, CONNECT included: no tunnels here."""
+    from workloads.http.response import Response
 
-MAX_FIELDS = 100
-"""Header fields in one head; more is 431."""
+    Handler = Callable[["Request"], Response]
+    Routes = dict[bytes, "Route"]  # by path
 
-BAD_LINE = "a line must end with CR and LF, and have no other control character but tab"
-
-_TOKEN = b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-_TEXT = b"\t" + bytes(range(0x20, 0x7F)) + bytes(range(0x80, 0x100))
-_HOST_BYTES = b"%-._~!$&'()*+,;=:[]0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _HEX = b"0123456789abcdefABCDEF"
-_SINGLE = frozenset((b"host", b"content-length", b"transfer-encoding", b"expect", b"content-type"))
+
+SHORT = "short"
+"""Answered from memory in microseconds."""
+CPU = "cpu"
+"""Computes for as long as it is asked to."""
+IO = "io"
+"""Sits in a blocking system call."""
+NONBLOCKING_IO = "non-blocking io"
+"""Waits for a socket that a loop can watch; each model with a loop does it in its own way, and the handler refuses."""
+CHAIN = "chain"
+"""Calls three services one after the other."""
+STREAM = "stream"
+"""The body is sent back while it comes in; the protocol itself does it, and no handler is called."""
 
 
 class HttpError(Exception):
@@ -121,178 +117,43 @@ def unquote(text: bytes) -> bytes:
     return b"".join(parts)
 
 
-class HeadParser:
-    """Parses heads, one after the other, for one connection. httptools calls `on_url` and `on_header`."""
+class Route:
+    """One resource.
 
-    __slots__ = ("_fields", "_headers", "_host", "_parser", "_repeated", "_target")
+    Attributes:
+        path: of the target.
+        methods: that it allows.
+        kind: what the handler does to the thread that calls it; each model decides by it where the handler runs.
+        handler: called with the request.
+        nonblocking: the route of requests that say `nonblocking=1`, where there is one.
+    """
 
-    def __init__(self) -> None:
-        self._parser: HttpRequestParser | None = None
-        self._host = b""
-        self._target = b""
-        self._headers: dict[bytes, bytes] = {}
-        self._fields = 0
-        self._repeated = False
+    __slots__ = ("handler", "kind", "methods", "nonblocking", "path")
 
-    def on_url(self, url: bytes) -> None:
-        """httptools: the target."""
-        self._target += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """httptools: one header field."""
-        self._fields += 1
-        name = name.lower()
-        headers = self._headers
-        if name in headers:
-            if name in _SINGLE:
-                self._repeated = True
-            value = headers[name] + b", " + value
-        headers[name] = value.rstrip(b" \t")  # in front it is gone already
-
-    def parse(self, head: bytes) -> Request:
-        """Read one head, from the request line to the empty line, both included.
-
-        Raises:
-            HttpError: 400, 431, 501 or 505.
-        """
-        lines = head.count(b"\r\n")
-        if head.translate(None, _TEXT) != b"\r\n" * lines:
-            raise HttpError(400, BAD_LINE)
-        if head.find(b"\r\n ") >= 0 or head.find(b"\r\n\t") >= 0:
-            raise HttpError(400, "folded header lines are not allowed")
-        method, target, minor = _request_line(head)
-        if lines - 2 > MAX_FIELDS:
-            raise HttpError(431, f"more than {MAX_FIELDS} header fields")
-        self._target = b""
-        headers: dict[bytes, bytes] = {}
-        self._headers = headers
-        self._fields = 0
-        self._feed(head if minor < 2 else head.replace(b" HTTP/1.%d\r\n" % minor, b" HTTP/1.1\r\n", 1))
-        # Each line must have come out as one field: two parsers that disagree about the bytes are what smuggling needs.
-        if self._target != target or self._fields != lines - 2 or not _names_are_tokens(headers):
-            raise HttpError(400, "malformed header field")
-        if self._repeated:
-            raise HttpError(400, "a header field that may appear once is repeated")
-        self._check_host(headers, minor)
-        path, _, query = target.partition(b"?")
-        if path[:1] != b"/":
-            path = _other_form(method, path)
-        request = Request(method, unquote(path) if path.find(b"%") >= 0 else path, query, headers, 1 if minor else 0)
-        if len(headers) > 1 or not minor:  # else it is Host, which has been looked at
-            _framing(request)
-        return request
-
-    def _check_host(self, headers: dict[bytes, bytes], minor: int) -> None:
-        """One Host, and one that can be a host (RFC 9112, section 3.2). A client sends the same one each time."""
-        host = headers.get(b"host")
-        if host is None:
-            if minor:
-                raise HttpError(400, "Host is missing")
-        elif host != self._host:
-            if host.translate(None, _HOST_BYTES):
-                raise HttpError(400, "malformed Host")
-            self._host = host
-
-    def release(self) -> None:
-        """Let go of httptools' parser, which refers back to this one: no cycle is left for the collector."""
-        self._parser = None
-
-    def _feed(self, head: bytes) -> None:
-        parser = self._parser
-        if parser is None:
-            parser = HttpRequestParser(self)
-        # A parser that was told of a body or an upgrade now waits for it; only one that is back at the start is kept.
-        self._parser = None
-        try:
-            parser.feed_data(head)
-        except HttpParserUpgrade:  # an offer that a server may ignore (RFC 9110, section 7.8)
-            return
-        except HttpParserError as error:
-            raise HttpError(400, "malformed request") from error
-        headers = self._headers
-        if b"content-length" not in headers and b"transfer-encoding" not in headers and b"connection" not in headers:
-            self._parser = parser
+    def __init__(
+        self, path: bytes, methods: tuple[bytes, ...], kind: str, handler: Handler, nonblocking: Route | None = None
+    ) -> None:
+        self.path = path
+        self.methods = methods
+        self.kind = kind
+        self.handler = handler
+        self.nonblocking = nonblocking
 
 
-_tokens: set[bytes] = set()
-"""Field names that were seen to be tokens. Clients send the same few again and again, and looking here is quicker."""
+def find_route(routes: Routes, request: Request) -> Route:
+    """The route for a request.
 
-
-def _names_are_tokens(headers: dict[bytes, bytes]) -> bool:
-    if _tokens.issuperset(headers):
-        return True
-    if b"" in headers or b"".join(headers).translate(None, _TOKEN):
-        return False
-    if len(_tokens) < 1000:  # a client that invents names does not fill the memory
-        _tokens.update(headers)
-    return True
-
-
-def _request_line(head: bytes) -> tuple[bytes, bytes, int]:
-    """Method, target and minor version; single spaces between them (RFC 9112, section 3)."""
-    line = head[: head.index(b"\r\n")]
-    parts = line.split(b" ")
-    if len(parts) != 3:
-        raise HttpError(400, "malformed request line")
-    method, target, version = parts
-    if not target or not target.isascii() or target.find(b"\t") >= 0:
-        raise HttpError(400, "malformed target")
-    if version == b"HTTP/1.1":
-        minor = 1
-    elif version == b"HTTP/1.0":
-        minor = 0
-    else:
-        minor = _minor_version(version)
-    if method not in METHODS:
-        if not method or method.translate(None, _TOKEN):
-            raise HttpError(400, "malformed method")
-        raise HttpError(501, "this method is not implemented")
-    return method, target, minor
-
-
-def _minor_version(version: bytes) -> int:
-    if len(version) != 8 or not version.startswith(b"HTTP/") or version[6:7] != b"." or not version[5:8:2].isdigit():
-        raise HttpError(400, "malformed HTTP version")
-    if version[5:6] != b"1":
-        raise HttpError(505, "only HTTP/1.0 and HTTP/1.1 are spoken here")
-    return int(version[7:8])  # a higher minor version is answered as the highest known (RFC 9110, section 2.5)
-
-
-def _other_form(method: bytes, path: bytes) -> bytes:
-    """The path of an absolute-form target, or `*` for OPTIONS (RFC 9112, section 3.2)."""
-    if path[:7].lower() == b"http://" and len(path) > 7 and path[7:8] != b"/":
-        return b"/" + path[7:].partition(b"/")[2]
-    if path == b"*" and method == b"OPTIONS":
-        return path
-    raise HttpError(400, "malformed target")
-
-
-def _framing(request: Request) -> None:
-    """How long the body is, and whether the connection stays open (RFC 9112, sections 6 and 9.3)."""
-    headers = request.headers
-    connection = headers.get(b"connection")
-    if connection is not None:
-        for option in connection.lower().split(b","):
-            name = option.strip()
-            if name == b"close":
-                request.keep_alive = False
-                break  # it outweighs the other
-            if name == b"keep-alive":
-                request.keep_alive = True
-    length = headers.get(b"content-length")
-    if length is not None:
-        if not length.isdigit() or len(length) > 18:
-            raise HttpError(400, "malformed Content-Length")
-        request.length = int(length)
-    coding = headers.get(b"transfer-encoding")
-    if coding is not None:
-        if length is not None:
-            raise HttpError(400, "both Content-Length and Transfer-Encoding")
-        if not request.minor:
-            raise HttpError(400, "Transfer-Encoding in HTTP/1.0")
-        *others, last = [item.strip() for item in coding.lower().split(b",")]
-        if last != b"chunked" or b"chunked" in others:
-            raise HttpError(400, "the body's end cannot be told: chunked has to be the last transfer coding, once")
-        if others:
-            raise HttpError(501, "the only transfer coding known here is chunked")
-        request.chunked = True
+    Raises:
+        HttpError: 404, no such path; 405, not that method there; 411, a POST that does not say its length; 400,
+            `nonblocking` is neither 0 nor 1.
+    """
+    route = routes.get(request.path)
+    if route is None:
+        raise HttpError(404, "no such resource")
+    if request.method not in route.methods:
+        raise HttpError(405, "the resource does not allow this method", ((b"Allow", b", ".join(route.methods)),))
+    if request.method == b"POST" and request.length is None and not request.chunked:
+        raise HttpError(411, "a POST needs Content-Length or chunked coding")
+    if route.nonblocking is not None and request.integer(b"nonblocking", 0, 0, 1):
+        return route.nonblocking
+    return route

@@ -14,7 +14,7 @@ from __future__ import annotations
 from workloads.application import failure
 from workloads.chain import Chain, rpc_failure
 from workloads.front import serve_requests
-from workloads.http.routing import CHAIN, NONBLOCKING_IO, SHORT
+from workloads.http.request import CHAIN, NONBLOCKING_IO, SHORT
 from workloads.loop import EventLoop
 from workloads.nonblocking import begin_read
 from workloads.pool import Pool

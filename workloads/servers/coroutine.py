@@ -15,7 +15,7 @@ from workloads.application import failure
 from workloads.chain import Chain, rpc_failure
 from workloads.coroutine_connection import CoroutineConnection
 from workloads.handlers import io_response, io_time
-from workloads.http.routing import CHAIN, NONBLOCKING_IO, SHORT
+from workloads.http.request import CHAIN, NONBLOCKING_IO, SHORT
 from workloads.pool import Pool
 from workloads.reception import Reception
 from workloads.rpc.coroutine_client import CoroutineClient

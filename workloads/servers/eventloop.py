@@ -9,7 +9,7 @@ everything: that is what the reactor mends.
 from __future__ import annotations
 
 from workloads.front import serve_requests
-from workloads.http.routing import NONBLOCKING_IO
+from workloads.http.request import NONBLOCKING_IO
 from workloads.loop import EventLoop
 from workloads.nonblocking import begin_read
 

@@ -8,7 +8,7 @@ bell, the owner serves the dish. The owner never cooks, so no guest waits at the
 from __future__ import annotations
 
 from workloads.front import serve_requests
-from workloads.http.routing import NONBLOCKING_IO, SHORT
+from workloads.http.request import NONBLOCKING_IO, SHORT
 from workloads.loop import EventLoop
 from workloads.nonblocking import begin_read
 from workloads.pool import Pool

@@ -1,4 +1,4 @@
-"""The control group that an engine on this host made for a container: limits and usage straight from the kernel."""
+"""The control group that the engine made for a container: limits and usage straight from the kernel."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def find(container: str, pid: int) -> ContainerGroup | None:
         pid: of its init, as the engine says it.
 
     Returns:
-        None when that process is not here, or not the container's: the engine runs on another host, say.
+        None when that process is not there, or not the container's.
     """
     try:
         places = procfs.groups(Path(f"/proc/{pid}/cgroup").read_text(encoding="ascii"))

@@ -6,20 +6,21 @@ engine alone. Bodies of calls are in the terms of the Docker Engine API (https:/
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from contextlib import ExitStack
+from collections.abc import Collection
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from typing import Any, ClassVar
 
-from sandbox import host, images
+from sandbox import images
 from sandbox.errors import ImageError, SandboxError, SpecError, UnavailableError
 from sandbox.failpoints import Failpoint, reached
-from sandbox.host.docker import Endpoint, Engine, RefusalError
-from sandbox.isolation.base import INIT, SHM_BYTES, Isolation, Progress, environment, writable
+from sandbox.host.docker import Engine, RefusalError, socket_path
+from sandbox.isolation.base import INIT, SHM_BYTES, Features, Isolation, Progress, environment, writable
 from sandbox.isolation.docker import engines, gvisor, network, seccomp
 from sandbox.isolation.docker import mounts as docker_mounts
 from sandbox.isolation.docker import sandbox as docker_sandbox
 from sandbox.isolation.docker.network import Lab
-from sandbox.isolation.docker.sandbox import ContainerSandbox
+from sandbox.isolation.docker.sandbox import ContainerSandbox, Handle
 from sandbox.isolation.docker.usage import NANO
 from sandbox.spec import MIB, SANDBOX_UID, SandboxSpec
 from sandbox.state.record import Record
@@ -32,72 +33,62 @@ LOG_BYTES = 10 * MIB
 _ENGINE_ENV: dict[str, str | None] = {"HOSTNAME": None}
 """What dockerd adds to every environment."""
 _GONE = 404
+_ENGINE = ("docker.daemon", "python.docker")
 
 
 class ContainerIsolation(Isolation):
     """Docker with its default runtime (runc)."""
 
     name = "container"
-    shares_kernel = True
+    features = Features(shares_kernel=True, warm_by_pause=True, requires=_ENGINE)
     runtime: ClassVar[str | None] = None
 
     def __init__(self, lab: Lab | None = None) -> None:
         self.lab = lab or Lab()
-        self._engines: dict[Endpoint, Engine] = {}
+        self._engines: dict[str, Engine] = {}
         self._image: str | None = None
 
-    def engine(self, endpoint: Endpoint | None = None) -> Engine:
+    def engine(self, socket: str | None = None) -> Engine:
         """The connection to an engine, by default the one that the docker command would use.
 
         Raises:
-            EngineError: the Docker configuration file is damaged.
+            UnavailableError: that one is not on this host, or Docker's configuration cannot be read.
         """
-        endpoint = endpoint or Endpoint.current()
-        if endpoint not in self._engines:
-            self._engines[endpoint] = Engine(endpoint, self.name)
-        return self._engines[endpoint]
-
-    def missing(self) -> Sequence[host.Missing]:
-        return host.missing_for(self.name)
+        socket = socket or socket_path()
+        if socket not in self._engines:
+            self._engines[socket] = Engine(socket)
+        return self._engines[socket]
 
     def check(self, spec: SandboxSpec) -> None:
-        """Every field of the spec can be honoured, but for mounts where the engine is on another host."""
-        if not (spec.mounts or spec.app):
-            return
-        endpoint = Endpoint.current()
-        if not endpoint.local:
-            raise SpecError(
-                f"files of this host cannot be mounted by an engine on another ({endpoint})",
-                "a local dockerd, or sandbox cp",
-            )
+        """Every field of the spec can be honoured, where the sources of its mounts are there."""
         for mount in spec.mounts:
             docker_mounts.identity(mount.source)
 
     def prepare(self, spec: SandboxSpec, progress: Progress) -> None:
         engine = self.engine()
-        with engine.talking("dockerd cannot be used"):
-            pass  # the first call connects: an engine that is not there is known before an image is built for it
+        engine.version()  # an engine that is not there is known before an image is built for it
         self._image = images.ensure(images.Form.DOCKER, progress).reference
-        engines.note(self.lab.name, engine.endpoint)
+        engines.note(self.lab.name, engine.socket)
         network.ensure(engine, self.lab)
 
     def create(self, spec: SandboxSpec, record: Record, undo: ExitStack) -> ContainerSandbox:
         engine = self.engine()
         sandbox = self.sandbox_class(record, engine)
         # By name and before the call: the engine may have made it although no answer came.
-        undo.callback(sandbox.destroy)
-        record.data["docker"] = {"endpoint": engine.endpoint.to_json()}
+        undo.callback(sandbox.remove)
+        handle = Handle(engine.socket)
+        record.keep_handle(handle)
         sandbox.sources = docker_mounts.identities(spec, record)
         try:
             with engine.talking("the container could not be created") as api:
                 sandbox.uncertain = True
-                body = self.body(spec, record, _version(api.api_version))
+                body = self.body(spec, record, _numbers(engine.version().api))
                 made = api.create_container_from_config(body, name=sandbox.name)
                 sandbox.uncertain = False
         except RefusalError as error:
             sandbox.uncertain = False
             raise self._create_refused(error) from error
-        record.data["docker"]["container"] = made["Id"]
+        record.keep_handle(replace(handle, container=made["Id"]))
         reached(Failpoint.CONTAINER_CREATED)
         return sandbox
 
@@ -180,13 +171,18 @@ class ContainerIsolation(Isolation):
         return ContainerSandbox
 
     def adopt(self, record: Record) -> ContainerSandbox:
-        raw = record.data.get("docker", {}).get("endpoint")
-        return self.sandbox_class(record, self.engine(Endpoint.from_json(raw) if raw else None))
+        handle = record.read_handle(Handle)
+        return self.sandbox_class(record, self.engine(handle.socket if handle else None))
 
-    def sweep(self, known: Collection[str], *, dry_run: bool) -> list[str]:
-        return engines.each(self.lab.name, lambda endpoint: self._sweep(self.engine(endpoint), known, dry_run=dry_run))
+    def prune(self, known: Collection[str], *, dry_run: bool) -> list[str]:
+        found = []
+        for socket in dict.fromkeys((socket_path(), *engines.noted(self.lab.name))):
+            # One that does not run has nothing that does; what was noted stays noted while it is away.
+            with suppress(UnavailableError):
+                found += self._prune(self.engine(socket), known, dry_run=dry_run)
+        return found
 
-    def _sweep(self, engine: Engine, known: Collection[str], *, dry_run: bool) -> list[str]:
+    def _prune(self, engine: Engine, known: Collection[str], *, dry_run: bool) -> list[str]:
         found = []
         with engine.talking("the containers cannot be listed") as api:
             listed = api.containers(all=True, filters={"label": [LABEL_ID, f"{LABEL_LEVEL}={self.name}"]})
@@ -207,18 +203,18 @@ class ContainerIsolation(Isolation):
         """
         docker_sandbox.remove(engine, container, name)
 
-    def release(self) -> list[str]:
-        return engines.each(self.lab.name, self._release)
-
-    def _release(self, endpoint: Endpoint) -> list[str]:
-        engine = self.engine(endpoint)
-        removed = network.remove(engine, self.lab)
-        if removed or not network.exists(engine, self.lab):  # it stays while another's container is on it
-            engines.forget(self.lab.name, endpoint)
+    def remove_shared(self) -> list[str]:
+        removed = []
+        for socket in engines.noted(self.lab.name):
+            engine = self.engine(socket)
+            with suppress(UnavailableError):
+                removed += network.remove(engine, self.lab)
+                if not network.exists(engine, self.lab):  # it stays while another's container is on it
+                    engines.forget(self.lab.name, socket)
         return removed
 
 
-def _version(text: str) -> tuple[int, ...]:
+def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split("."))
 
 
@@ -232,7 +228,7 @@ class GVisorIsolation(ContainerIsolation):
     """
 
     name = "gvisor"
-    shares_kernel = False
+    features = Features(shares_kernel=False, requires=(*_ENGINE, "docker.runsc"))
     runtime = "runsc"
 
     MIN_MEMORY: ClassVar[int] = 48 * MIB

@@ -13,17 +13,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sandbox.errors import CannotInvokeError, CommandNotFoundError, EngineError, SandboxError
 from sandbox.host.docker import Engine, RefusalError
 from sandbox.isolation.base import Attached, WindowSize
 from sandbox.isolation.docker import cgroup, logs
-
-if TYPE_CHECKING:
-    from requests import Response
-
-    from sandbox.host.docker import APIClient
 
 _CHUNK = 65536
 _LOOK_EVERY = 0.5
@@ -109,7 +104,7 @@ def attach(
         env: entries added to the container's environment.
         workdir: absolute path; None for the container's.
         alive: whether the container still runs.
-        kernel_shared: whether its processes are the host's too, where the engine is on this host.
+        kernel_shared: whether its processes are the host's too.
 
     Raises:
         EngineError, CommandNotFoundError, CannotInvokeError
@@ -119,21 +114,22 @@ def attach(
     size = ("", "") if terminal is None else (str(terminal.rows), str(terminal.columns))
     command = ["/bin/sh", "-c", _BEGIN, "sh", *size, *argv]
     try:
-        with engine.talking("the command cannot be run") as api:
-            ident = api.exec_create(
-                container,
-                command,
-                stdin=stdin is not None,
-                tty=terminal is not None,
-                user=user,
-                environment=[f"{name}={value}" for name, value in env] or None,
-                workdir=workdir,
-                detach_keys=_DETACH_KEYS,
-            )["Id"]
-            connection = _Connection(api, ident, terminal=terminal is not None)
+        asked = {
+            "Cmd": command,
+            "User": user,
+            "Tty": terminal is not None,
+            "AttachStdin": stdin is not None,
+            "AttachStdout": True,
+            "AttachStderr": True,
+            "DetachKeys": _DETACH_KEYS,
+            "Env": [f"{name}={value}" for name, value in env],
+            "WorkingDir": workdir or "",
+        }
+        ident = engine.ask("POST", f"/containers/{container}/exec", "the command cannot be run", asked)["Id"]
+        connection = _Connection(engine, ident, terminal=terminal is not None)
     except RefusalError as error:
         raise logs.refused(argv[0], error.reason) or error from error
-    found = _Command(engine, container, ident, connection, user, alive, kernel_shared and engine.endpoint.local)
+    found = _Command(engine, container, ident, connection, user, alive, kernel_shared)
     try:
         found.begin(argv[0], stdin, (stdout, stderr))
     except BaseException:
@@ -145,20 +141,12 @@ def attach(
 class _Connection:
     """The upgraded connection of one command."""
 
-    def __init__(self, api: APIClient, ident: str, *, terminal: bool) -> None:
+    def __init__(self, engine: Engine, ident: str, *, terminal: bool) -> None:
         self.terminal = terminal
-        self._response: Response = api.post(
-            f"{api.base_url}/v{api.api_version}/exec/{ident}/start",
-            headers={"Connection": "Upgrade", "Upgrade": "tcp"},
-            json={"Detach": False, "Tty": terminal},
-            stream=True,
-            timeout=None,
+        self._socket = engine.upgrade(
+            f"/exec/{ident}/start", "the command cannot be run", {"Detach": False, "Tty": terminal}
         )
-        api._raise_for_status(self._response)
-        # The buffer that took in the headers may hold the first bytes that came after them: so all is read from it,
-        # and never from the socket beneath.
-        self._buffer: Any = self._response.raw._fp.fp
-        self._socket: Any = self._response.raw.connection.sock
+        self._buffer = self._socket.makefile("rb")
 
     def read(self) -> tuple[int, bytes]:
         """(Output number, bytes) of what comes next; empty at the end."""
@@ -178,22 +166,15 @@ class _Connection:
         """Close the command's input; its output goes on. A terminal is told as a user would tell it."""
         if self.terminal:
             self.write(_END_OF_INPUT)  # dockerd takes a half-closed connection of a terminal for its end
-            return
-        process = getattr(self._socket, "proc", None)
-        if process is not None:  # the SDK's ssh transport: a pipe to ssh(1)
-            process.stdin.close()
         else:
-            # Not SSLSocket.shutdown, which ends TLS in both directions.
-            socket.socket.shutdown(self._socket, socket.SHUT_WR)
+            self._socket.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
         """End the connection; a read in progress returns."""
-        with suppress(OSError, TypeError, AttributeError):  # it may be gone, or a pipe to ssh(1)
-            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
-        with suppress(OSError):
-            self._response.close()
-        with suppress(OSError):  # the SDK's pool has let go of a connection that was upgraded
-            self._socket.close()
+        with suppress(OSError):  # it may have ended
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._buffer.close()
+        self._socket.close()
 
 
 class _Command(Attached):
@@ -334,20 +315,14 @@ class _Command(Attached):
             raise EngineError("the sandbox ended while a command ran in it")
 
     def _inspect(self) -> dict[str, Any] | None:
-        try:
-            with self._engine.talking("the command's state cannot be read") as api:
-                found: dict[str, Any] = api.exec_inspect(self._exec)
-        except RefusalError as error:
-            if error.status == 404:
-                return None
-            raise
-        return found
+        return self._engine.look(f"/exec/{self._exec}/json", "the command's state cannot be read")
 
     def resize(self, size: WindowSize) -> None:
         if not self._connection.terminal or self._ended.is_set():
             return
-        with suppress(RefusalError), self._engine.talking("the terminal cannot be resized") as api:
-            api.exec_resize(self._exec, height=size.rows, width=size.columns)
+        with suppress(RefusalError):
+            path = f"/exec/{self._exec}/resize?h={size.rows}&w={size.columns}"
+            self._engine.ask("POST", path, "the terminal cannot be resized")
 
     def wait(self) -> int:
         while not self._ended.wait(_LOOK_EVERY):

@@ -91,9 +91,9 @@ class GVisorSandbox(ContainerSandbox):
         asked = pid is not None and not self.state().paused
         return inspection.inside(self._ask(inspection.question("1")).decode("utf-8", "replace") if asked else None)
 
-    def destroy(self) -> None:
+    def remove(self) -> None:
         release(self.engine, self.name)
-        super().destroy()
+        super().remove()
 
 
 def release(engine: Engine, container: str) -> None:

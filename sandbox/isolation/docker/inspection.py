@@ -40,7 +40,7 @@ def inspect(
     return inspection.inspection(
         workload,
         pid,
-        inspection.limits_in_force(limits, workload, pid, group=group),
+        inspection.limits_in_force(limits, workload, group=group),
         inspection.network_of(inspection.on_host(pid), record.address, own=inspection.own_network(pid)),
         inspection.outcome(
             record,
@@ -72,8 +72,6 @@ def _engine(found: Mapping[str, Any]) -> Engine:
     ]
     log = config.get("LogConfig") or {}
     return Engine(
-        container=found["Id"],
-        name=found["Name"].removeprefix("/"),
         runtime=config.get("Runtime"),
         user=found["Config"].get("User"),
         privileged=config.get("Privileged"),

@@ -7,20 +7,17 @@ the bytes; see the Docker Engine API, "Attach to a container".
 from __future__ import annotations
 
 import math
+import socket
 import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import IO
 
 from sandbox.errors import CannotInvokeError, CommandNotFoundError, EngineError, SandboxError
 from sandbox.host.docker import TIMEOUT, Engine, NoAnswerError, RefusalError
 from sandbox.isolation.base import ExecResult
-
-if TYPE_CHECKING:
-    from requests import Response
-
-    from sandbox.host.docker import APIClient
 
 STDERR = 2
 HEADER = struct.Struct(">BxxxL")
@@ -33,15 +30,16 @@ _LOOK_EVERY = 0.5
 _LAST_WORDS = 0.5
 """Seconds that a command's output may take to end after its container did."""
 
+_NOT_RUN = "the command cannot be run"
 _RUNTIME_WORDS = b"OCI runtime exec failed"
 _TIMEOUT = "/usr/bin/timeout"
 
 
-def frames(response: Response) -> Iterator[tuple[int, bytes]]:
+def frames(stream: IO[bytes]) -> Iterator[tuple[int, bytes]]:
     """(Output number, bytes) until the stream ends; a frame that was cut off is dropped."""
-    while len(header := response.raw.read(HEADER.size)) == HEADER.size:
+    while len(header := stream.read(HEADER.size)) == HEADER.size:
         output, length = HEADER.unpack(header)
-        data = response.raw.read(length)
+        data = stream.read(length)
         if len(data) < length:
             return
         if data:
@@ -78,7 +76,7 @@ def read_log(
         try:
             if response.status_code != 404:
                 api._raise_for_status(response)
-                for _, data in frames(response):
+                for _, data in frames(response.raw):
                     yield data
         finally:
             response.close()
@@ -96,8 +94,8 @@ def run(
     """Run a command in a running container and wait for it.
 
     The API cannot kill a command. So a time limit goes along with it: timeout(1) from the root filesystem runs it in
-    a process group of its own and kills that group. This holds at an engine far away, under gVisor (whose processes
-    the host cannot tell apart), and when this process dies first.
+    a process group of its own and kills that group. This holds under gVisor (whose processes the host cannot tell
+    apart), and when this process dies first.
 
     Args:
         engine: where the container is.
@@ -149,71 +147,54 @@ def _run(
             if not reader.done.is_set():
                 raise EngineError("the sandbox ended while a command ran in it")
 
-    with engine.talking("the command cannot be run") as api:
-        ident = api.exec_create(container, command, stdout=True, stderr=True, user=user)["Id"]
-        reader = _Reader(api, ident)
-        reader.start()
-        try:
-            while not reader.done.wait(_LOOK_EVERY):
-                watch()
-        finally:
-            reader.abandon()
-        if reader.error is not None:
-            raise reader.error
-        took = time.monotonic() - begin
-        # The output may end before the command does: it closed both, or the engine has yet to note the end.
-        while (found := api.exec_inspect(ident))["Running"] or found["ExitCode"] is None:
+    asked = {"Cmd": command, "User": user, "AttachStdout": True, "AttachStderr": True}
+    ident = engine.ask("POST", f"/containers/{container}/exec", _NOT_RUN, asked)["Id"]
+    reader = _Reader(engine.upgrade(f"/exec/{ident}/start", _NOT_RUN, {"Detach": False, "Tty": False}))
+    reader.start()
+    try:
+        while not reader.done.wait(_LOOK_EVERY):
             watch()
-            time.sleep(0.005)
+    finally:
+        reader.abandon()
+    took = time.monotonic() - begin
+    # The output may end before the command does: it closed both, or the engine has yet to note the end.
+    while (found := engine.ask("GET", f"/exec/{ident}/json", _NOT_RUN))["Running"] or found["ExitCode"] is None:
+        watch()
+        time.sleep(0.005)
     return int(found["ExitCode"]), b"".join(reader.outputs[0]), b"".join(reader.outputs[1]), took
 
 
 class _Reader(threading.Thread):
-    """Starts a command and takes in its output; a thread, so that a stream that never ends can be given up.
+    """Takes in a command's output; a thread, so that a stream that never ends can be given up.
 
     Attributes:
         outputs: what came so far, from stdout and from stderr.
-        error: what went wrong, once it is done.
         done: set at the end.
     """
 
-    def __init__(self, api: APIClient, ident: str) -> None:
-        super().__init__(name=f"exec {ident[:12]}", daemon=True)
+    def __init__(self, connection: socket.socket) -> None:
+        super().__init__(name="exec", daemon=True)
         self.outputs: tuple[list[bytes], list[bytes]] = ([], [])
-        self.error: Exception | None = None
         self.done = threading.Event()
-        self._api = api
-        self._exec = ident
-        self._response: Response | None = None
+        self._socket = connection
 
     def run(self) -> None:
         """The body of the thread."""
         try:
-            # Without an Upgrade header the output is the body of a plain answer. The SDK's own exec_start upgrades,
-            # then reads past the buffer that took in the headers, and loses what came along with them.
-            self._response = self._api.post(
-                f"{self._api.base_url}/v{self._api.api_version}/exec/{self._exec}/start",
-                json={"Detach": False, "Tty": False},
-                stream=True,
-                timeout=None,
-            )
-            self._api._raise_for_status(self._response)
-            for output, data in frames(self._response):
-                self.outputs[output == STDERR].append(data)
-        except Exception as error:
-            self.error = error
+            with self._socket.makefile("rb") as stream:
+                for output, data in frames(stream):
+                    self.outputs[output == STDERR].append(data)
+        except OSError:
+            pass  # the connection was closed, here or there: what the command did is asked of the engine
         finally:
             self.done.set()
 
     def abandon(self) -> None:
-        """Free the connection, wherever it is."""
-        if self._response is None:
-            return
-        if not self.done.is_set() and hasattr(self._response.raw, "shutdown"):  # urllib3 2.3
-            self._response.raw.shutdown()  # wakes the thread: closing alone does not end a read in progress
-            self.done.wait(1.0)
-        if self.done.is_set():
-            self._response.close()
+        """Free the connection; a read in progress returns."""
+        with suppress(OSError):  # it may have ended
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self.join()
+        self._socket.close()
 
 
 def refused(command: str, reason: str) -> SandboxError | None:

@@ -80,22 +80,15 @@ def exists(engine: Engine, lab: Lab) -> bool:
     Raises:
         EngineError
     """
-    return _inspect(engine, lab) is not None
+    return _look(engine, lab) is not None
 
 
-def _inspect(engine: Engine, lab: Lab) -> dict[str, Any] | None:
-    try:
-        with engine.talking(f"the Docker network {lab.name} cannot be inspected") as api:
-            found: dict[str, Any] = api.inspect_network(lab.name)
-    except RefusalError as error:
-        if error.status == 404:
-            return None
-        raise
-    return found
+def _look(engine: Engine, lab: Lab) -> dict[str, Any] | None:
+    return engine.look(f"/networks/{lab.name}", f"the Docker network {lab.name} cannot be inspected")
 
 
 def _there(engine: Engine, lab: Lab) -> bool:
-    found = _inspect(engine, lab)
+    found = _look(engine, lab)
     if found is None:
         return False
     different = lab.difference(found)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sandbox.errors import EngineError, UnavailableError
@@ -17,6 +18,8 @@ from sandbox.isolation.docker import cgroup, mounts, network
 from sandbox.isolation.docker import exec as docker_attach
 from sandbox.isolation.docker import logs as docker_stream
 from sandbox.isolation.docker import usage as docker_usage
+from sandbox.isolation.keeper import STDOUT
+from sandbox.isolation.log import Piece
 from sandbox.spec import SANDBOX_UID, Limits
 from sandbox.state.processid import ProcessId
 from sandbox.state.record import Record
@@ -40,6 +43,19 @@ _KEPT_BY_INIT = frozenset(
     | {signal.SIGSTOP, signal.SIGSYS, signal.SIGTRAP, signal.SIGTTIN, signal.SIGTTOU}
 )
 """What the init does not pass on: signals that tell of its own faults, and those that job control uses (tini(1))."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handle:
+    """What finds a container again.
+
+    Attributes:
+        socket: path of its engine's socket.
+        container: the engine's id of it; None while it is being made.
+    """
+
+    socket: str
+    container: str | None = None
 
 
 class ContainerSandbox(Sandbox):
@@ -105,8 +121,8 @@ class ContainerSandbox(Sandbox):
         return pid
 
     def _pid(self, found: dict[str, Any] | None) -> int | None:
-        """Its init's pid on this host, where it runs and the engine is here."""
-        if found is None or not self.engine.endpoint.local or not found["State"]["Running"]:
+        """Its init's pid on this host, where it runs."""
+        if found is None or not found["State"]["Running"]:
             return None
         return found["State"]["Pid"] or None
 
@@ -116,14 +132,7 @@ class ContainerSandbox(Sandbox):
         Raises:
             EngineError
         """
-        try:
-            with self.engine.talking("the container cannot be inspected") as api:
-                found: dict[str, Any] = api.inspect_container(self.name)
-        except RefusalError as error:
-            if error.status == _GONE:
-                return None
-            raise
-        return found
+        return self.engine.look(f"/containers/{self.name}/json", "the container cannot be inspected")
 
     def alive(self) -> bool:
         """Whether it runs, paused or not."""
@@ -156,10 +165,11 @@ class ContainerSandbox(Sandbox):
     @property
     def _container(self) -> str:
         """The engine's id of it, as far as the record knows; else what no container has."""
-        return str(self.record.data.get("docker", {}).get("container") or "no container")
+        handle = self.record.read_handle(Handle)
+        return (handle and handle.container) or "no container"
 
     def _group(self, found: dict[str, Any] | None) -> cgroup.ContainerGroup | None:
-        """Its control group, where the engine is on this host and the container runs."""
+        """Its control group, where it runs."""
         pid = self._pid(found)
         return None if found is None or pid is None else cgroup.find(found["Id"], pid)
 
@@ -187,7 +197,21 @@ class ContainerSandbox(Sandbox):
             alive=self.alive,
         )
 
-    def logs(self, *, follow: bool = False, tail: int | None = None, since: float | None = None) -> Iterator[bytes]:
+    def pieces(
+        self,
+        *,
+        follow: bool = False,
+        tail: int | None = None,
+        since: float | None = None,
+        until: float | None = None,
+        dropped: Callable[[int], object] = lambda _count: None,
+    ) -> Iterator[Piece]:
+        # Until the keeper writes the log at this level too.
+        return (Piece(STDOUT, 0.0, data) for data in self.logs(follow=follow, tail=tail, since=since))
+
+    def logs(
+        self, *, follow: bool = False, tail: int | None = None, since: float | None = None, until: float | None = None
+    ) -> Iterator[bytes]:
         return docker_stream.read_log(self.engine, self.name, follow=follow, tail=tail, since=since)
 
     def attach(
@@ -217,6 +241,10 @@ class ContainerSandbox(Sandbox):
             alive=self.alive,
             kernel_shared=self.kernel_shared,
         )
+
+    def resources(self) -> dict[str, Any]:
+        handle = self.record.read_handle(Handle)
+        return {"engine": str(self.engine), "container": (handle and handle.container) or self.name}
 
     def inspection(self) -> Inspection:
         from sandbox.isolation.docker import inspection  # no start pays for the form
@@ -290,12 +318,10 @@ class ContainerSandbox(Sandbox):
             if group is not None:
                 return docker_usage.usage(group, process.pid)
         found = self.inspect()
-        if found is None or not found["State"]["Running"]:
-            return Stats(None, None, None)
         pid, group = self._pid(found), self._group(found)
         if pid is not None and group is not None:
             return docker_usage.usage(group, pid)
-        return docker_usage.engines_usage(self.engine, self.name)
+        return Stats(None, None, None)
 
     def events(self) -> dict[str, int]:
         """The control group's counters of limits met; empty when it cannot be seen."""
@@ -342,7 +368,7 @@ class ContainerSandbox(Sandbox):
                 return None
             raise
 
-    def destroy(self) -> None:
+    def remove(self) -> None:
         deadline = time.monotonic() + _LATE_CREATION
         while not remove(self.engine, self.name, self.name) and self.uncertain and time.monotonic() < deadline:
             time.sleep(0.05)

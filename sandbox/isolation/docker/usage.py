@@ -1,4 +1,4 @@
-"""Limits and usage of a container: from the kernel where the engine is on this host, else as the engine says."""
+"""Limits and usage of a container, from the kernel and compared with what the engine says."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 from typing import Any
 
 from sandbox.errors import EngineError, LimitError
-from sandbox.host.docker import Engine
 from sandbox.isolation.base import Stats
 from sandbox.isolation.docker.cgroup import ContainerGroup
 from sandbox.kernel import procfs
@@ -75,30 +74,3 @@ def disk_size(path: str) -> int:
 def usage(group: ContainerGroup, pid: int) -> Stats:
     """Usage as the kernel accounts it."""
     return Stats(*group.usage(), *procfs.traffic(pid, LINK), *group.transferred())
-
-
-def engines_usage(engine: Engine, name: str) -> Stats:
-    """Usage as an engine far away says it.
-
-    Raises:
-        EngineError
-    """
-    with engine.talking("the usage cannot be read") as api:
-        found = api.stats(name, stream=False, one_shot=True)
-    cpu = found.get("cpu_stats", {}).get("cpu_usage", {}).get("total_usage")
-    link = (found.get("networks") or {}).get(LINK) or {}
-    moved: dict[str, int] = {}
-    entries = (found.get("blkio_stats") or {}).get("io_service_bytes_recursive")
-    for entry in entries or ():
-        kind = str(entry["op"]).lower()
-        moved[kind] = moved.get(kind, 0) + int(entry["value"])
-    nothing = None if entries is None else 0
-    return Stats(
-        None if cpu is None else cpu / NANO,
-        found.get("memory_stats", {}).get("usage"),
-        found.get("pids_stats", {}).get("current"),
-        link.get("rx_bytes"),
-        link.get("tx_bytes"),
-        moved.get("read", nothing),
-        moved.get("write", nothing),
-    )

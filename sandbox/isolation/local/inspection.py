@@ -25,7 +25,7 @@ def inspect(record: Record, group: Group, state: State, limits: Limits | None) -
     return inspection.inspection(
         init,
         state.pid,
-        inspection.limits_in_force(limits, init, state.pid, group=group),
+        inspection.limits_in_force(limits, init, group=group),
         inspection.network_of(init, record.address, own=inspection.own_network(state.pid)),
         inspection.outcome(
             record,

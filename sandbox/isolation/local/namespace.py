@@ -5,16 +5,15 @@ The embedded default: the kernel alone, nothing to install beside the root files
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
-from sandbox import workloads
+from sandbox import images, workloads
 from sandbox.errors import EngineError
 from sandbox.failpoints import Failpoint, reached
-from sandbox.host import Missing
-from sandbox.isolation.base import INIT, Isolation, Progress, environment
+from sandbox.isolation.base import INIT, Features, Forking, Isolation, Progress, environment
 from sandbox.isolation.local import exit, logs, mounts
 from sandbox.isolation.local import sandbox as local
 from sandbox.isolation.local import warm as local_warm
@@ -33,15 +32,16 @@ LINK = "eth0"
 """Its end of the link to the lab network, inside."""
 
 
-class NamespaceIsolation(Isolation):
+class NamespaceIsolation(Isolation, Forking):
     """The kernel's own walls."""
 
     name = "namespace"
-    shares_kernel = True
+    features = Features(
+        shares_kernel=True,
+        init_is_child=True,
+        requires=("ns.user", "ns.mount", "ns.pid", "ns.net", "ns.ipc", "ns.uts", "ns.cgroup", "seccomp"),
+    )
     _root: str | None = None
-
-    def missing(self) -> Sequence[Missing]:
-        return local.missing(self.name)
 
     def check(self, spec: SandboxSpec) -> None:
         mounts.check(spec)
@@ -52,7 +52,7 @@ class NamespaceIsolation(Isolation):
     def create(self, spec: SandboxSpec, record: Record, undo: ExitStack) -> NamespaceSandbox:
         group = Group(record.id)
         sandbox = NamespaceSandbox(record)
-        undo.callback(sandbox.destroy)
+        undo.callback(sandbox.remove)
         try:
             image = self._root or local.root_path()
             with mounts.layout(spec, record, image) as layout:
@@ -84,18 +84,29 @@ class NamespaceIsolation(Isolation):
     def adopt(self, record: Record) -> NamespaceSandbox:
         return NamespaceSandbox(record)
 
-    def sweep(self, known: Collection[str], *, dry_run: bool) -> list[str]:
-        """Links of namespaces; control groups, which `process` has too, are cleared by whichever comes first."""
+    def prune(self, known: Collection[str], *, dry_run: bool) -> list[str]:
+        """Links of namespaces; control groups, which `process` has too, are removed by whichever comes first."""
         found = []
         for name in lab.stray_links(known):
             if not dry_run:
                 lab.delete_link(name)
             found.append(f"link {name}")
-        return found + local.sweep_groups(known, dry_run=dry_run)
+        return found + local.prune_groups(known, dry_run=dry_run)
 
-    def release(self) -> list[str]:
+    def remove_shared(self) -> list[str]:
         cgroup.remove_parent()
         return []
+
+    def start_zygote(self, progress: Progress) -> None:
+        image = images.ensure(images.Form.ROOTFS, progress)
+        local_warm.start(str(image.path), image.digest)
+
+    def zygote(self, *, current: bool = False) -> int | None:
+        found = local_warm.running(images.digest(images.Form.ROOTFS) if current else None)
+        return None if found is None else found.pid
+
+    def stop_zygote(self) -> bool:
+        return local_warm.stop()
 
 
 def _request(plan: enter.Plan, spec: SandboxSpec, record: Record) -> bytes:
@@ -126,7 +137,7 @@ class NamespaceSandbox(local.LocalSandbox):
         process = self._init()
         return (None, None) if process is None else procfs.traffic(process.pid, LINK)
 
-    def destroy(self) -> None:
+    def remove(self) -> None:
         self._end()
         # The link dies with its namespace, a moment later; one that outlives its sandbox is deleted by `prune`. Not
         # sooner: whoever is connected is told of the end by the kernel.

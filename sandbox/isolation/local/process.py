@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from contextlib import ExitStack
 from pathlib import Path
 
 from sandbox.errors import EngineError
 from sandbox.failpoints import Failpoint, reached
-from sandbox.host import Missing
-from sandbox.isolation.base import Isolation, Progress, environment
+from sandbox.isolation.base import Features, Isolation, Progress, environment
 from sandbox.isolation.local import logs, mounts
 from sandbox.isolation.local import sandbox as local
 from sandbox.kernel import cgroup, enter, rootfs, syscalls
@@ -33,12 +32,8 @@ class ProcessIsolation(Isolation):
     """No isolation to speak of."""
 
     name = "process"
-    shares_kernel = True
-    own_network = False
+    features = Features(shares_kernel=True, own_network=False, init_is_child=True)
     _image: str | None = None
-
-    def missing(self) -> Sequence[Missing]:
-        return local.missing(self.name)
 
     def check(self, spec: SandboxSpec) -> None:
         mounts.check(spec)
@@ -50,7 +45,7 @@ class ProcessIsolation(Isolation):
         group = Group(record.id)
         sandbox = ProcessSandbox(record)
         root = record.directory / ROOT_DIR
-        undo.callback(sandbox.destroy)
+        undo.callback(sandbox.remove)
         try:
             group.create()
             group.limit(cpus=spec.cpus, memory=spec.memory, pids=spec.pids_limit, cpuset=spec.cpuset)
@@ -84,8 +79,8 @@ class ProcessIsolation(Isolation):
     def adopt(self, record: Record) -> ProcessSandbox:
         return ProcessSandbox(record)
 
-    def sweep(self, known: Collection[str], *, dry_run: bool) -> list[str]:
-        found = local.sweep_groups(known, dry_run=dry_run)
+    def prune(self, known: Collection[str], *, dry_run: bool) -> list[str]:
+        found = local.prune_groups(known, dry_run=dry_run)
         for target in _mounted_roots():
             ident = target.parent.name
             if ident not in known:
@@ -98,7 +93,7 @@ class ProcessIsolation(Isolation):
             found.append(f"address {address} on {lab.BRIDGE}")
         return found
 
-    def release(self) -> list[str]:
+    def remove_shared(self) -> list[str]:
         cgroup.remove_parent()
         return []
 
@@ -117,7 +112,7 @@ class ProcessSandbox(local.LocalSandbox):
     def _network_bytes(self) -> tuple[int | None, int | None]:
         return None, None  # the host's links are everybody's
 
-    def destroy(self) -> None:
+    def remove(self) -> None:
         self._end()
         try:
             _unmount(self._root)

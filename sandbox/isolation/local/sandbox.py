@@ -6,19 +6,31 @@ import errno
 import os
 import signal
 from abc import abstractmethod
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sandbox import host, images
-from sandbox.errors import CannotInvokeError, CommandNotFoundError, EngineError, ImageError, SpecError
+from sandbox import images
+from sandbox.errors import CannotInvokeError, CommandNotFoundError, EngineError, ImageError
 from sandbox.failpoints import Failpoint, reached
 from sandbox.interrupts import wait_readable
-from sandbox.isolation.base import Attached, ExecResult, Progress, Sandbox, State, Stats, WindowSize, environment
+from sandbox.isolation.base import (
+    Attached,
+    Batched,
+    ExecResult,
+    Progress,
+    Sandbox,
+    State,
+    Stats,
+    WindowSize,
+    environment,
+)
+from sandbox.isolation.keeper import STDOUT
 from sandbox.isolation.local import exec as local_attach
 from sandbox.isolation.local import exit, signals
 from sandbox.isolation.local import logs as local_logs
 from sandbox.isolation.local.exec import LocalAttached, Sink
+from sandbox.isolation.log import Piece
 from sandbox.kernel import procfs
 from sandbox.kernel.cgroup import PARENT, Group, all_groups
 from sandbox.kernel.command import Command, Place
@@ -51,13 +63,8 @@ def prepare_root(progress: Progress) -> str:
     return str(images.ensure(images.Form.ROOTFS, progress).path)
 
 
-def missing(level: str) -> Sequence[host.Missing]:
-    """What the host lacks for a level."""
-    return host.missing_for(level)
-
-
-class LocalSandbox(Sandbox):
-    """A sandbox whose init is a process of this host. Subclasses say how to make, join and clear it away."""
+class LocalSandbox(Sandbox, Batched):
+    """A sandbox whose init is a process of this host. Subclasses say how to make, join and remove it."""
 
     def __init__(self, record: Record) -> None:
         self.record = record
@@ -132,6 +139,9 @@ class LocalSandbox(Sandbox):
     @abstractmethod
     def _network_bytes(self) -> tuple[int | None, int | None]:
         """Bytes received and sent over its own interface; None where it has none of its own."""
+
+    def resources(self) -> dict[str, Any]:
+        return {"control_groups": [str(path) for path in self.group.directories()]}
 
     def inspection(self) -> Inspection:
         from sandbox.isolation.local import inspection  # no start pays for the form
@@ -248,13 +258,17 @@ class LocalSandbox(Sandbox):
         sinks = [local_attach.to_descriptor(descriptor) for descriptor in (stdout, stderr)]
         return self._run(what, root=root, stdin=stdin, stdout=sinks[0], stderr=sinks[1])
 
-    def logs(self, *, follow: bool = False, tail: int | None = None, since: float | None = None) -> Iterator[bytes]:
-        if since is not None:
-            raise SpecError(
-                f"--since cannot be honoured at level {self.record.spec.isolation}: its log keeps no times",
-                "--tail takes the last lines",
-            )
-        return local_logs.read(self.record.log_path, tail=tail, follow=follow, running=lambda: self.state().running)
+    def pieces(
+        self,
+        *,
+        follow: bool = False,
+        tail: int | None = None,
+        since: float | None = None,
+        until: float | None = None,
+        dropped: Callable[[int], object] = lambda _count: None,
+    ) -> Iterator[Piece]:
+        found = local_logs.read(self.record.log_path, tail=tail, follow=follow, running=lambda: self.state().running)
+        return (Piece(STDOUT, 0.0, data) for data in found)
 
     def stop(self, grace: float) -> int | None:
         process = self._init()
@@ -292,6 +306,16 @@ class LocalSandbox(Sandbox):
         finally:
             os.close(pidfd)
         return self.state().exit_code
+
+    def kill_soon(self) -> None:
+        with suppress(OSError, TimeoutError):
+            # Else what writes an end down would load its libraries now, a hundred of them at once.
+            exit.dismiss(self.record)
+            self.group.kill(timeout=0)
+
+    def remove_soon(self) -> None:
+        with suppress(OSError, TimeoutError):
+            self.group.remove(timeout=0)
 
     def _end(self) -> None:
         """Kill everything of it, reap what is ours, and remove the control group."""
@@ -334,7 +358,7 @@ def remember(record: Record, child: Child) -> None:
         raise EngineError("the sandbox's first process died at once")
 
 
-def sweep_groups(known: Collection[str], *, dry_run: bool) -> list[str]:
+def prune_groups(known: Collection[str], *, dry_run: bool) -> list[str]:
     """Remove control groups of ours whose id is not known, with what runs in them.
 
     Raises:

@@ -16,19 +16,20 @@ import math
 import os
 import platform
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from sandbox import host, images
 from sandbox.errors import EngineError, ImageError, SpecError, UnavailableError
 from sandbox.failpoints import Failpoint, reached
 from sandbox.images.vm import DISK_FILE, INITRD_FILE, KERNEL_FILE, app_archive, config_archive
-from sandbox.isolation.base import INIT, SHM_BYTES, Isolation, Progress, environment, writable
+from sandbox.isolation.base import INIT, SHM_BYTES, Features, Isolation, Progress, environment, writable
 from sandbox.isolation.vm import config, domain, xml
 from sandbox.isolation.vm.config import Configuration
 from sandbox.isolation.vm.domain import Hypervisor
-from sandbox.isolation.vm.sandbox import CLIENT_KEY, CONSOLE, CONSOLE_LOG, INITRD, VmSandbox
+from sandbox.isolation.vm.sandbox import CLIENT_KEY, CONSOLE, CONSOLE_LOG, INITRD, Handle, VmSandbox
 from sandbox.isolation.vm.xml import DomainPlan
 from sandbox.kernel import cgroup
 from sandbox.network import lab
@@ -45,14 +46,25 @@ class VmIsolation(Isolation):
     """libvirt: KVM where KVM truly runs guests, else QEMU's software emulation, which `accelerator` says."""
 
     name = "vm"
-    shares_kernel = False
+    features = Features(
+        shares_kernel=False,
+        machine=True,
+        warm_by_pause=True,
+        requires=(
+            "net.tun",
+            "program.qemu",
+            "program.mkfs.erofs",
+            "program.lz4",
+            "libvirt.daemon",
+            "libvirt.kvm-group",
+            "python.libvirt",
+            "python.paramiko",
+        ),
+    )
 
     def __init__(self) -> None:
         self.hypervisor = Hypervisor()
         self._owner: tuple[int, int] | None = None
-
-    def missing(self) -> Sequence[host.Missing]:
-        return host.missing_for(self.name)
 
     def check(self, spec: SandboxSpec) -> None:
         if spec.mounts:
@@ -91,17 +103,20 @@ class VmIsolation(Isolation):
         if image is None or image.path is None:
             raise ImageError("the VM's image has not been built", "sandbox images build")
         owner = self._owner or self.hypervisor.qemu_owner()
-        accelerator = "kvm" if host.kvm_works() else "tcg"
         keys = config.make_keys()
-        record.data.update(accelerator=accelerator, nonce=secrets.token_hex(8), host_key=keys.host_public)
+        record.accelerator = "kvm" if host.kvm_works() else "tcg"
+        handle = Handle(secrets.token_hex(8), keys.host_public)
+        record.keep_handle(handle)
         sandbox = VmSandbox(record, self.hypervisor)
         # Before the first file, and by name: libvirt may have made the domain although no answer came.
-        undo.callback(sandbox.destroy)
+        undo.callback(sandbox.remove)
         try:
-            _write_files(spec, record, image.path, keys, owner)
+            _write_files(spec, record, image.path, handle.nonce, keys, owner)
             reached(Failpoint.FILES_WRITTEN)
-            record.data["domain"] = xml.domain_name(record.id)
-            self.hypervisor.create_paused(xml.domain_xml(_plan(spec, record, image.path, accelerator, owner)))
+            sandbox.handle = replace(handle, domain=xml.domain_name(record.id))
+            record.keep_handle(sandbox.handle)
+            plan = _plan(spec, record, image.path, record.accelerator, owner)
+            self.hypervisor.create_paused(xml.domain_xml(plan))
         except OSError as error:
             raise EngineError(f"the machine's files could not be written: {error}") from error
         reached(Failpoint.DOMAIN_DEFINED)
@@ -116,7 +131,7 @@ class VmIsolation(Isolation):
     def adopt(self, record: Record) -> VmSandbox:
         return VmSandbox(record, self.hypervisor)
 
-    def sweep(self, known: Collection[str], *, dry_run: bool) -> list[str]:
+    def prune(self, known: Collection[str], *, dry_run: bool) -> list[str]:
         found = []
         for ident in self.hypervisor.idents():
             if ident not in known:
@@ -130,14 +145,16 @@ class VmIsolation(Isolation):
                 found.append(f"file {path}")
         return found
 
-    def release(self) -> list[str]:
+    def remove_shared(self) -> list[str]:
         """Nothing outlives a machine but its image, which `sandbox images rm` removes."""
         return []
 
 
-def _write_files(spec: SandboxSpec, record: Record, image: Path, keys: config.Keys, owner: tuple[int, int]) -> None:
+def _write_files(
+    spec: SandboxSpec, record: Record, image: Path, nonce: str, keys: config.Keys, owner: tuple[int, int]
+) -> None:
     configuration = Configuration(
-        nonce=record.data["nonce"],
+        nonce=nonce,
         hostname=spec.name,
         address=record.address,
         netmask=str(ipaddress.ip_network(lab.SUBNET).netmask),

@@ -45,7 +45,6 @@ def inspect(
     said = inspection.limits_in_force(
         limits,
         init,
-        state.pid,
         swap=procfs.kibibytes(init.read("/proc/meminfo") or "", "SwapTotal"),
         cpuset=None if live is None else live.cpuset,
     )
@@ -94,7 +93,6 @@ def domain(description: str, pid: int | None) -> Domain:
     command = (inspection.on_host(pid).text("cmdline") or "").split("\0")
     processors = root.findtext("./vcpu", "")
     return Domain(
-        name=root.findtext("./name", ""),
         accelerator="tcg" if root.get("type") == "qemu" else root.get("type"),
         machine=None if kind is None else kind.get("machine"),
         processors=int(processors) if processors.isdigit() else None,

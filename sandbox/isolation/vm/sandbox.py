@@ -9,13 +9,16 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sandbox.errors import EngineError, SandboxError, SpecError
 from sandbox.failpoints import Failpoint, reached
 from sandbox.interrupts import wait_readable
 from sandbox.isolation.base import Attached, ExecResult, Sandbox, State, Stats, WindowSize
+from sandbox.isolation.keeper import STDOUT
+from sandbox.isolation.log import Piece
 from sandbox.isolation.vm import console as vm_console
 from sandbox.isolation.vm import domain as vm_domain
 from sandbox.isolation.vm import logs as vm_log
@@ -53,11 +56,31 @@ KILLED = 137
 _QUESTION_TIMEOUT = 30.0
 
 
+@dataclass(frozen=True, slots=True)
+class Handle:
+    """What finds a machine again.
+
+    Attributes:
+        nonce: the word by which the guest's init is known on the console.
+        host_key: the public key of the guest's SSH server.
+        domain: its name; None as long as libvirt has not been asked for one.
+    """
+
+    nonce: str
+    host_key: str
+    domain: str | None = None
+
+
 class VmSandbox(Sandbox):
-    """A domain, its files, and the guest in it."""
+    """A domain, its files, and the guest in it.
+
+    Attributes:
+        handle: None of a half-made one, of which no file is written yet.
+    """
 
     def __init__(self, record: Record, hypervisor: Hypervisor) -> None:
         self.record = record
+        self.handle = record.read_handle(Handle)
         self._hypervisor = hypervisor
         self._console: Console | None = None
         self._guest: Guest | None = None
@@ -85,7 +108,7 @@ class VmSandbox(Sandbox):
 
     def open_console(self) -> None:
         """Connect to the console while the guest's processors still stand, so that no word of it is missed."""
-        self._console = Console(self.record.directory / CONSOLE, self.record.data["nonce"])
+        self._console = self._talk()
 
     def boot(self, deadline: float) -> None:
         console = self._held_console()
@@ -117,10 +140,9 @@ class VmSandbox(Sandbox):
 
     def _exit_code(self) -> int | None:
         """What the guest's init said, or what is known because we ended the machine."""
-        nonce = self.record.data.get("nonce")
-        if nonce is None:
+        if self.handle is None:
             return None
-        code = vm_console.exit_code(self.record.directory / CONSOLE_LOG, nonce)
+        code = vm_console.exit_code(self.record.directory / CONSOLE_LOG, self.handle.nonce)
         if code is None:
             with suppress(OSError, ValueError):
                 return int((self.record.directory / ENDED).read_text(encoding="ascii"))
@@ -136,7 +158,7 @@ class VmSandbox(Sandbox):
             raise EngineError(f"sandbox {self.record.name} is paused", f"sandbox unpause {self.record.name}")
         if self._guest is None:
             key = self.record.directory / CLIENT_KEY
-            self._guest = Guest(self.record.address, self.record.data["host_key"], key, self._alive)
+            self._guest = Guest(self.record.address, self._made().host_key, key, self._alive)
         return self._guest
 
     def _ask(self, command: str) -> str:
@@ -242,6 +264,9 @@ class VmSandbox(Sandbox):
             raise
         return attached
 
+    def resources(self) -> dict[str, Any]:
+        return {"domain": xml.domain_name(self.record.id), "host_key": self.handle and self.handle.host_key}
+
     def inspection(self) -> Inspection:
         from sandbox.isolation.vm import inspection  # no start pays for the form
 
@@ -274,7 +299,21 @@ class VmSandbox(Sandbox):
             written=traffic.written,
         )
 
-    def logs(self, *, follow: bool = False, tail: int | None = None, since: float | None = None) -> Iterator[bytes]:
+    def pieces(
+        self,
+        *,
+        follow: bool = False,
+        tail: int | None = None,
+        since: float | None = None,
+        until: float | None = None,
+        dropped: Callable[[int], object] = lambda _count: None,
+    ) -> Iterator[Piece]:
+        # Until the keeper writes the log at this level too.
+        return (Piece(STDOUT, 0.0, data) for data in self.logs(follow=follow, tail=tail, since=since))
+
+    def logs(
+        self, *, follow: bool = False, tail: int | None = None, since: float | None = None, until: float | None = None
+    ) -> Iterator[bytes]:
         if since is not None:
             raise SpecError(
                 "--since: a virtual machine's log has no times, so that what is older cannot be told", "--tail"
@@ -328,7 +367,12 @@ class VmSandbox(Sandbox):
         self._hypervisor.destroy(self.record.id)
 
     def _talk(self) -> Console:
-        return Console(self.record.directory / CONSOLE, self.record.data["nonce"])
+        return Console(self.record.directory / CONSOLE, self._made().nonce)
+
+    def _made(self) -> Handle:
+        if self.handle is None:
+            raise EngineError(f"sandbox {self.record.name} is half made", f"sandbox rm {self.record.name}")
+        return self.handle
 
     def wait(self, timeout: float | None = None) -> int | None:
         process = self.record.process
@@ -350,7 +394,7 @@ class VmSandbox(Sandbox):
         deadline = time.monotonic() + vm_log.FLUSH
         while True:
             code = self._exit_code()
-            if code is not None or time.monotonic() >= deadline or "nonce" not in self.record.data:
+            if code is not None or time.monotonic() >= deadline or self.handle is None:
                 return code
             time.sleep(0.02)
 
@@ -377,11 +421,11 @@ class VmSandbox(Sandbox):
             self._guest.close()
             self._guest = None
 
-    def destroy(self) -> None:
+    def remove(self) -> None:
         self._leave()
         # Without a domain's name in the record libvirt was never asked for one (or the record was not saved: then
-        # the sweep finds the domain), and a host without libvirt can still clear the rest away.
-        if "domain" in self.record.data or vm_domain.qemu_pid(self.record.id) is not None:
+        # `prune` finds the domain), and a host without libvirt can still clear the rest away.
+        if (self.handle and self.handle.domain) or vm_domain.qemu_pid(self.record.id) is not None:
             self._hypervisor.destroy(self.record.id)
         reached(Failpoint.DOMAIN_REMOVED)
         directory = self.record.directory

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sandbox.errors import SandboxError
+from sandbox.lifecycle import start
 from sandbox.measure.isolation import limits, observed, verdicts
 from sandbox.measure.isolation.observed import Look, ProbeError, Push, Sleeper, Subject, clean
 from sandbox.measure.isolation.verdicts import Finding
@@ -25,11 +26,12 @@ from sandbox.measure.isolation.witness import (
     host_facts,
     resident,
 )
+from sandbox.request import resolve
 from sandbox.results import IsolationCheck, Verdict
 
 if TYPE_CHECKING:
     from sandbox.isolation.base import ExecResult, Progress, Sandbox
-    from sandbox.lifecycle.manager import Manager, Running
+    from sandbox.lifecycle.find import Running
 
 PROBE_TIMEOUT = 60.0
 """Seconds for one run of the probe; an emulated guest takes several."""
@@ -40,13 +42,12 @@ SMALL_PIDS = 24
 memory limit, which is the default one, must not be met before this is."""
 
 
-def examine(manager: Manager, levels: Sequence[str], workload: str, progress: Progress) -> list[IsolationCheck]:
+def examine(levels: Sequence[str], workload: str, progress: Progress) -> list[IsolationCheck]:
     """Examine each level with two fresh sandboxes of it: one is looked at, the other is its sibling and then pushed.
 
     A level that cannot be examined has UNKNOWN for every check, with the reason.
 
     Args:
-        manager: what runs sandboxes.
         levels: those that this host can do.
         workload: the server that runs inside meanwhile.
         progress: told what is being done.
@@ -54,7 +55,7 @@ def examine(manager: Manager, levels: Sequence[str], workload: str, progress: Pr
     rows: list[IsolationCheck] = []
     for level in levels:
         progress(f"isolation of {level}: starting two sandboxes")
-        rows += _rows(level, _examine_level(manager, level, workload, progress))
+        rows += _rows(level, _examine_level(level, workload, progress))
     return rows
 
 
@@ -65,15 +66,15 @@ def _rows(level: str, findings: dict[str, Finding]) -> list[IsolationCheck]:
     ]
 
 
-def _examine_level(manager: Manager, level: str, workload: str, progress: Progress) -> dict[str, Finding]:
+def _examine_level(level: str, workload: str, progress: Progress) -> dict[str, Finding]:
     findings: dict[str, Finding] = {}
     trouble = "not examined"
     try:
-        subject_spec = manager.make_spec(workload, level)
-        sibling_spec = manager.make_spec(workload, level, pids_limit=SMALL_PIDS)
+        subject_spec = resolve.make(workload, level, resolve.Options()).spec
+        sibling_spec = resolve.make(workload, level, resolve.Options(pids_limit=SMALL_PIDS)).spec
         with (
-            manager.running(subject_spec, progress=progress) as one,
-            manager.running(sibling_spec, progress=progress) as other,
+            start.running(subject_spec, progress=progress) as one,
+            start.running(sibling_spec, progress=progress) as other,
         ):
             progress(f"isolation of {level}: looking around inside")
             subject = observe(one, other)

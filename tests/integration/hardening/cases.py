@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sandbox.kernel import rootfs, syscall_table
+from sandbox.kernel import rootfs
 from sandbox.spec import MIB
 from tests.integration.hardening import switches
 from tests.integration.hardening.switches import Switch
+from tools.seccomp import compiler
 
-NUMBERS = {"x86_64": syscall_table.X86_64, "aarch64": syscall_table.AARCH64}[os.uname().machine]
+NUMBERS = compiler.MACHINES[os.uname().machine][1]
 ALL_ONES = -1
 PLAIN: tuple[str, ...] = ()
 AS_INIT = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")

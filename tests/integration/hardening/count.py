@@ -22,12 +22,12 @@ from typing import Any
 import pytest
 
 from sandbox import images
-from sandbox.kernel import seccomp, syscall_table
-from sandbox.lifecycle.manager import Manager
 from sandbox.spec import MIB, SANDBOX_UID
 from tests.integration.hardening import numbers, switches
+from tests.verbs import Manager
+from tools.seccomp import compiler
 
-NUMBERS = {"x86_64": syscall_table.X86_64, "aarch64": syscall_table.AARCH64}[os.uname().machine]
+NUMBERS = compiler.MACHINES[os.uname().machine][1]
 NAMES = {number: name for name, number in NUMBERS.items()}
 LAST = max(NAMES)
 REFUSALS = ("EPERM", "ENOSYS")
@@ -87,7 +87,7 @@ def command() -> list[str]:
 
 def namespace() -> Count:
     """The filter of level `namespace`."""
-    return judge("namespace", seccomp.allowed_names(), _namespace(None), _namespace(switches.no_filter))
+    return judge("namespace", compiler.names(os.uname().machine), _namespace(None), _namespace(switches.no_filter))
 
 
 def _namespace(switch: switches.Switch | None) -> list[str]:

@@ -28,11 +28,12 @@ from typing import Any
 import pytest
 
 from sandbox.errors import SandboxError
-from sandbox.kernel import syscall_table, syscalls
-from sandbox.lifecycle.manager import Manager, Running
+from sandbox.kernel import syscalls
 from sandbox.spec import MIB, SandboxSpec
 from tests.integration.hardening import probes, switches
 from tests.integration.hardening.cases import CASES, Case
+from tests.verbs import Manager, Running
+from tools.seccomp import compiler
 
 PYTHON = ("/usr/bin/python3", "-I", "-S", "-c")
 MEMORY, PIDS, DISK = 64 * MIB, 32, 8 * MIB
@@ -74,7 +75,7 @@ def be_careless(folder: str, word: str) -> probes.World:
 
 def _hold_key(name: str) -> None:
     """A session keyring of our own, with a key in it (add_key(2), keyctl(2))."""
-    table = {"x86_64": syscall_table.X86_64, "aarch64": syscall_table.AARCH64}[os.uname().machine]
+    table = compiler.MACHINES[os.uname().machine][1]
     syscalls.new_session_keyring()
     session = ctypes.c_int(-3)
     libc = ctypes.CDLL(None, use_errno=True)

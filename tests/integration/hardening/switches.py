@@ -28,14 +28,13 @@ from sandbox.kernel import (
     ifconfig,
     rootfs,
     seccomp,
-    seccomp_compiler,
-    syscall_policy,
     syscalls,
     walls,
 )
 from sandbox.lifecycle import start
 from sandbox.network import lab
 from sandbox.spec import SandboxSpec
+from tools.seccomp import compiler, policy
 
 Switch = Callable[[pytest.MonkeyPatch], None]
 MS_SLAVE = 1 << 19
@@ -137,11 +136,11 @@ def passes(name: str) -> Switch:
     """This one call passes the filter."""
 
     def switch(patch: pytest.MonkeyPatch) -> None:
-        patch.setattr(seccomp, "PROGRAMS", {})
-        patch.setattr(syscall_policy, "ALLOWED", syscall_policy.ALLOWED | {name})
-        patch.setattr(syscall_policy, "NOT_IMPLEMENTED", syscall_policy.NOT_IMPLEMENTED - {name})
-        checked = {key: value for key, value in seccomp_compiler.CHECKED.items() if key != name}
-        patch.setattr(seccomp_compiler, "CHECKED", checked)
+        patch.setattr(policy, "ALLOWED", policy.ALLOWED | {name})
+        patch.setattr(policy, "NOT_IMPLEMENTED", policy.NOT_IMPLEMENTED - {name})
+        patch.setattr(compiler, "CHECKED", {key: value for key, value in compiler.CHECKED.items() if key != name})
+        program = compiler.program(os.uname().machine)
+        patch.setattr(seccomp, "build", lambda: program)
 
     return switch
 

@@ -1,4 +1,4 @@
-"""Every flag of docker that is not had says why; none of them hides one that is."""
+"""Docker's flags that are not supported: each is refused with a reason, and none shadows a supported one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FLAGS = [(name, flag.takes_value) for flag in REFUSED for name in flag.names]
 
 @pytest.mark.parametrize(("name", "takes_value"), FLAGS)
 def test_refused_with_a_reason(name: str, takes_value: bool) -> None:
-    with pytest.raises(SpecError, match="is not offered: ") as caught:
+    with pytest.raises(SpecError, match="is not supported: ") as caught:
         command.main([name, *(["x"] if takes_value else []), "reactor"], standalone_mode=False)
     assert name in caught.value.message
     assert caught.value.hint

@@ -1,4 +1,4 @@
-"""`sandbox images`: what is printed where, JSON types, bad input."""
+"""`sandbox images`: output on stdout and stderr, JSON types, and bad input."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_ls_as_json_has_fixed_types() -> None:
     }
     assert row["digest"] == entry.digest
     assert row["current"] is True
-    assert "images in docker are not shown" in done.stderr
+    assert "images in Docker are not listed" in done.stderr
 
 
 def test_ls_of_nothing() -> None:
@@ -88,7 +88,7 @@ def test_rm_of_what_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
         done = CliRunner().invoke(command, arguments)
         assert isinstance(done.exception, BusyError)
         assert "in use by sandbox web-1" in str(done.exception)
-    done = CliRunner().invoke(command, ["rm", "--old"])  # it tidies up: what is in use is no failure
+    done = CliRunner().invoke(command, ["rm", "--old"])  # an image in use is not an error here
     assert done.exit_code == 0
     assert done.stderr.startswith("kept: vm-1111")
 

@@ -1,4 +1,4 @@
-"""The command line's verbs on a fake driver: what they print, refuse and return; the terminal; completion."""
+"""The commands on a fake driver: their output, errors and exit codes; terminals; completion."""
 
 from __future__ import annotations
 
@@ -30,13 +30,14 @@ from sandbox.cli import COMMANDS, SECTIONS, signals
 from sandbox.cli.cp import operand, parse_size
 from sandbox.cli.events import Seen, changes
 from sandbox.cli.facts import compare
-from sandbox.cli.logs import parse_since, parse_tail
+from sandbox.cli.logs import parse_tail, parse_time
 from sandbox.cli.output import binary_size, decimal_size, one_line, plain
-from sandbox.errors import SandboxError, SpecError, StoreError
+from sandbox.errors import SandboxError, SpecError
 from sandbox.isolation.in_force import Inspection
 from sandbox.phases import Status
 from sandbox.spec import MIB, Limits, Mount, Publish
-from sandbox.state.record import Record
+from sandbox.state import files
+from sandbox.state.record import Exit, Record
 from sandbox.state.store import Store
 from tests.unit import faked
 
@@ -55,7 +56,7 @@ Run = Callable[..., Done]
 
 @pytest.fixture
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A state directory of our own, and the fake driver."""
+    """A temporary state directory, and the fake driver."""
     monkeypatch.setenv("SANDBOX_STATE_DIR", str(tmp_path / "state"))
     loaded = dict(sandbox_loaded())
     faked.install()
@@ -72,7 +73,7 @@ def sandbox_loaded() -> dict[str, Any]:
 
 @pytest.fixture
 def run(state: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """The command `sandbox`, in this process."""
+    """Runs the command `sandbox` in this process."""
 
     def call(*argv: str) -> Done:
         monkeypatch.setattr(sys, "argv", ["sandbox", *argv])
@@ -89,7 +90,7 @@ def run(state: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixtu
 
 
 def refused(done: Done, *words: str) -> None:
-    """One line on standard error, and 125."""
+    """Assert that the command failed with 125 and one line on standard error that contains the words."""
     assert done.code == 125, done
     assert done.err.startswith("sandbox: ")
     assert len(done.err.splitlines()) == 1, done.err
@@ -116,7 +117,7 @@ class TestHelp:
             assert command is not None
             if "Example" not in (command.help or "") or f"sandbox {name}" not in (command.help or ""):
                 without.append(name)
-        assert without == ["prune"]  # it takes nothing but --dry-run
+        assert without == ["prune"]  # its only option is --dry-run
 
     def test_the_group_names_all_of_them_in_order(self, run: Run) -> None:
         done = run("--help")
@@ -134,7 +135,7 @@ class TestPlain:
         assert one_line(text).isprintable()
 
     def test_escape_sequences_in_errors_tables_and_names(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-        record = faked.add("web", workload=f"evil{ESCAPES}", data={"exit_code": None, "accelerator": ESCAPES})
+        record = faked.add("web", workload=f"evil{ESCAPES}", noted={"accelerator": ESCAPES})
 
         def fail(self: faked.FakeSandbox) -> Inspection:
             raise SandboxError(f"the engine says {ESCAPES}", ESCAPES)
@@ -152,7 +153,7 @@ class TestPlain:
 
     def test_what_a_sandbox_calls_its_processes_is_stripped_in_inspect(self, run: Run) -> None:
         mount = f"1 0 0:1 / /{ESCAPES.replace(chr(10), '')} ro - title none rw\n"
-        record = faked.add("web", data={"fake": {"files": {"mountinfo": mount}}})
+        record = faked.add("web", fake={"files": {"mountinfo": mount}})
         done = run("inspect", "--format", "table", record.name)
         assert "title" in done.out
         assert "\x1b" not in done.out
@@ -166,10 +167,10 @@ class TestPlain:
 class TestPs:
     def test_states_ports_and_exit_codes(self, run: Run) -> None:
         faked.add("up", publish=(Publish(8000, 8080),))
-        faked.add("still", data={"paused": True, "fake": {"paused": True}}, port=None)
-        faked.add("moved-on", data={"paused": True, "fake": {"paused": False}})
-        faked.add("killed", running=False, data={"exit_code": 137})
-        faked.add("asked", running=False, data={"fake": {"exit_code": 3}})
+        faked.add("still", noted={"paused": True}, fake={"paused": True}, port=None)
+        faked.add("moved-on", noted={"paused": True}, fake={"paused": False})
+        faked.add("killed", running=False, code=137)
+        faked.add("asked", running=False, fake={"exit_code": 3})
         faked.add("unknown", running=False)
         table = {line.split()[1]: line for line in run("ps", "-a").out.splitlines()[1:]}
         assert "127.0.0.1:8000->8080" in table["up"]
@@ -228,27 +229,26 @@ class TestVerbs:
         assert "(paused)" in run("ps").out
         assert run("unpause", "web").code == 0
         assert "(paused)" not in run("ps").out
-        assert "paused" not in Store().load(record.id).data
+        assert not Store().load(record.id).paused
 
     def test_one_at_a_time(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         record = faked.add("web")
-        monkeypatch.setattr("sandbox.cli.each.PATIENCE", 0.1)
-        monkeypatch.setattr("sandbox.cli.each.held.__wrapped__.__defaults__", (0.1,))
+        monkeypatch.setattr("sandbox.lifecycle.pause.PATIENCE", 0.1)
         with Store().lock(record.id):
             refused(run("pause", "web"), "another command", "web")
             refused(run("rm", "-f", "web"), "another command")
-            assert run("kill", "web").code == 0  # a signal waits for nobody
+            assert run("kill", "web").code == 0  # `kill` does not wait for other commands
         assert run("pause", "web").code == 0
 
     def test_wait_prints_codes(self, run: Run) -> None:
-        faked.add("a", running=False, data={"fake": {"exit_code": 0}})
-        faked.add("b", running=False, data={"exit_code": 137})
+        faked.add("a", running=False, fake={"exit_code": 0})
+        faked.add("b", running=False, code=137)
         assert run("wait", "a", "b") == (0, "0\n137\n", "")
 
     def test_wait_says_when_nobody_knows(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("sandbox.cli.wait._SETTLE", 0.05)
+        monkeypatch.setattr("sandbox.lifecycle.wait._SETTLE", 0.05)
         faked.add("a", running=False)
-        faked.add("b", running=False, data={"fake": {"exit_code": 4}})
+        faked.add("b", running=False, fake={"exit_code": 4})
         done = run("wait", "a", "b")
         assert done.out == "4\n"
         refused(done, "exit code")
@@ -264,16 +264,10 @@ class TestVerbs:
         assert run("rm", "-f", "web").code == 0
 
     def test_rm_of_several_tells_which_one_stays(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-        """They are forgotten together; one that cannot be does not keep the rest."""
+        """They are removed together; one that cannot be removed does not keep the others."""
         records = [faked.add(name, running=False) for name in ("a", "b", "c")]
-        forget_all = Store.forget_all
-
-        def stuck(self: Store, idents: list[str]) -> None:
-            if records[1].id in idents:
-                raise StoreError("something is still mounted there")
-            forget_all(self, idents)
-
-        monkeypatch.setattr(Store, "forget_all", stuck)
+        inside = str(records[1].directory / "x")
+        monkeypatch.setattr(files, "mounts_below", lambda _: [inside])
         done = run("rm", "a", "b", records[2].id)
         refused(done, "b", "mounted")
         assert sorted(done.out.split()) == sorted(["a", records[2].id])
@@ -293,7 +287,7 @@ class TestVerbs:
 
 class TestExecTimeout:
     def test_holds_whoever_waits_for_an_answer_meanwhile(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A driver that waits in slices, and takes a TimeoutError for the end of one, is not to swallow it."""
+        """A driver that waits in slices, and handles a TimeoutError at the end of each, must not swallow it."""
         faked.add("web")
         attach, made = faked.FakeSandbox.attach, []
 
@@ -318,8 +312,8 @@ class TestLogs:
         assert run("logs", "-f", "--tail", "7", "web").out == "follow=True tail=7\n"
         assert run("logs", "-n", "all", "web").out == "follow=False tail=None\n"
         refused(run("logs", "--tail", "some", "web"), "all")
-        refused(run("logs", "--since", "10m", "web"), "no times")
-        refused(run("logs", "--since", "yesterday", "web"), "10m")
+        refused(run("logs", "--since", "yesterday", "web"), "--since", "10m")
+        refused(run("logs", "--until", "tomorrow", "web"), "--until", "10m")
 
     @pytest.mark.parametrize(
         ("text", "seconds"),
@@ -335,14 +329,14 @@ class TestLogs:
         ],
     )
     def test_times(self, text: str, seconds: float) -> None:
-        assert parse_since(text, 1000.0) == pytest.approx(seconds)
+        assert parse_time("--since", text, 1000.0) == pytest.approx(seconds)
 
     def test_a_time_without_zone_is_local(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("TZ", "UTC-2")
         time.tzset()
         try:
-            assert parse_since("2026-01-31T12:00:00", 0) == 1769860800 - 7200
-            assert parse_since("2026-01-31", 0) == 1769860800 - 12 * 3600 - 7200
+            assert parse_time("--since", "2026-01-31T12:00:00", 0) == 1769860800 - 7200
+            assert parse_time("--since", "2026-01-31", 0) == 1769860800 - 12 * 3600 - 7200
         finally:
             monkeypatch.undo()
             time.tzset()
@@ -352,15 +346,15 @@ class TestLogs:
     )
     def test_no_times(self, text: str) -> None:
         if text == "10":
-            assert parse_since(text, 1000.0) == 10
+            assert parse_time("--since", text, 1000.0) == 10
             return
         with pytest.raises(SpecError):
-            parse_since(text, 1000.0)
+            parse_time("--since", text, 1000.0)
 
     @given(st.text(max_size=30))
     def test_any_text_is_a_time_or_refused(self, text: str) -> None:
         try:
-            assert isinstance(parse_since(text, 1000.0), float)
+            assert isinstance(parse_time("--since", text, 1000.0), float)
             parse_tail(text)
         except SpecError:
             return
@@ -423,7 +417,7 @@ class TestStats:
         monkeypatch.setattr("sandbox.cli.stats.SINGLE", 0.01)
 
     def test_once_in_a_pipe(self, run: Run) -> None:
-        faked.add("web", data={"fake": {"stats": [1.5, 64 * MIB, 4, 1500, 2_000_000, None, 0]}})
+        faked.add("web", fake={"stats": [1.5, 64 * MIB, 4, 1500, 2_000_000, None, 0]})
         faked.add("bare")
         faked.add("ended", running=False)
         done = run("stats")
@@ -525,7 +519,7 @@ def with_web() -> dict[str, str]:
 
 
 class Terminal:
-    """A terminal with a command on it, seen from the user's side."""
+    """A command on a terminal, seen from the user's side."""
 
     def __init__(self, *argv: str, env: dict[str, str]) -> None:
         self.master, self.slave = pty.openpty()
@@ -544,7 +538,7 @@ class Terminal:
         os.write(self.master, data)
 
     def until(self, text: bytes, timeout: float = 20.0) -> bytes:
-        """What is shown until `text` is; what comes after it is left for the next."""
+        """Read the output up to and including `text`; the rest is left for the next call."""
         deadline = time.monotonic() + timeout
         while text not in self.shown:
             assert time.monotonic() < deadline, self.shown
@@ -585,7 +579,7 @@ class TestTerminal:
             terminal.until(b"interrupted")
             terminal.resize(40, 120)
             terminal.until(b"40 120")
-            terminal.type(b"\x1c")  # Ctrl-\ goes to the command too, and ends it
+            terminal.type(b"\x1c")  # Ctrl-\ is sent to the command too, and ends it
             assert terminal.end() == 128 + signal.SIGQUIT
             assert terminal.restored()
 
@@ -648,12 +642,12 @@ class TestEvents:
     @staticmethod
     def _follow(process: subprocess.Popen[bytes], old: Record) -> list[str]:
         assert process.stdout is not None
-        # It tells what it sees from its first look on: sandboxes come and go until it has told of one.
+        # It reports changes after its first scan only, so create and remove sandboxes until it has reported one.
         number = 0
         while not select.select([process.stdout], [], [], 0.5)[0]:
             number += 1
             assert number < 100
-            Store().forget(faked.add(f"probe-{number}").id)
+            Store().remove([faked.add(f"probe-{number}").id])
             faked.add(f"kept-{number}")
         store, told = Store(), []
         new = faked.add("new")
@@ -665,12 +659,12 @@ class TestEvents:
             told.append(f"{line['event']} {line['name']}{code}")
             if told[-1] == "start new":
                 record = store.load(old.id)
-                record.status, record.data["exit_code"] = Status.EXITED, 137
+                record.status, record.exit = Status.EXITED, Exit(137, 0.0)
                 store.save(record)
             elif told[-1] == "die old 137":
-                store.forget(old.id)
+                assert not store.remove([old.id])
             elif told[-1] == "remove old":
-                store.forget(new.id)
+                assert not store.remove([new.id])
             elif told[-1] == "remove new":
                 return told
 
@@ -707,8 +701,8 @@ class TestCp:
         [
             (["a", "b"], "SANDBOX:PATH"),
             (["web:/a", "web:/b"], "two sandboxes"),
-            (["web:", "b"], "names no path"),
-            (["", "web:/b"], "names no path"),
+            (["web:", "b"], "is not a path"),
+            (["", "web:/b"], "is not a path"),
             (["--max-size", "much", "web:/a", "b"], "size"),
             (["nobody:/a", "b"], "no sandbox"),
             (["/no/such", "web:/tmp"], "there is no"),
@@ -735,7 +729,7 @@ class TestCp:
 
 
 def complete(shell: str, *words: str) -> list[str]:
-    """What click's protocol answers for a line, its last word being typed."""
+    """Complete the last word of a line by click's protocol, and return the candidates."""
     env = {**os.environ, "_SANDBOX_COMPLETE": f"{shell}_complete"}
     env |= {"COMP_WORDS": "\n".join(["sandbox", *words]), "COMP_CWORD": str(len(words))}
     if shell == "fish":
@@ -743,7 +737,7 @@ def complete(shell: str, *words: str) -> list[str]:
     code = (
         "import sys; sys.argv = ['sandbox']; import sandbox.cli as c\n"
         "try: c._run()\nfinally:\n"
-        " print([m for m in ('docker', 'libvirt', 'paramiko', 'pyroute2', 'asyncio', 'sandbox.lifecycle.manager') "
+        " print([m for m in ('docker', 'libvirt', 'paramiko', 'pyroute2', 'asyncio', 'sandbox.lifecycle.find') "
         "if m in sys.modules], file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
@@ -829,8 +823,8 @@ class TestCompletion:
 
 
 def test_every_error_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self: Any, reference: str) -> None:
+    def fail(reference: str) -> None:
         raise SandboxError("first\nsecond\x1b[2J", "a\nhint")
 
-    monkeypatch.setattr("sandbox.lifecycle.manager.Manager.get", fail)
+    monkeypatch.setattr("sandbox.lifecycle.kill.get", fail)
     refused(run("kill", "web"), "first second?[2J (a hint)")

@@ -1,4 +1,4 @@
-"""Copying in and out: hostile archives are refused and leave nothing, honest ones arrive whole."""
+"""Copying in and out: hostile archives are refused and leave nothing, and valid ones arrive complete."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandbox.copying import Bounds, copy_in, copy_out, export, extract
-from sandbox.copying.checked import DEFAULT_BOUNDS, Member, members
 from sandbox.copying.reader import BLOCK, HostileError, Kind, Reader
 from sandbox.copying.unpack import TREE, Unpacker, stage
+from sandbox.copying.validation import DEFAULT_BOUNDS, Member, members
 from sandbox.errors import EngineError, SpecError
 from sandbox.isolation.base import Attached, ExecResult, Sandbox, WindowSize
 
@@ -47,7 +47,7 @@ def hardlink(name: str, target: str) -> Item:
 
 
 def archive(*items: Item, end: bool = True) -> bytes:
-    """An archive in GNU tar's format whose names are written as given, however bad they are."""
+    """Build an archive in GNU tar's format, with names as given, valid or not."""
     out = bytearray()
     for name, fields, content in items:
         info = tarfile.TarInfo(name)
@@ -67,7 +67,7 @@ def checked(*items: Item, bounds: Bounds = DEFAULT_BOUNDS) -> list[Member]:
 
 
 class LocalCommand(Attached):
-    """A command of this host in the place of one inside."""
+    """A command of this host, run in place of one inside."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
@@ -83,7 +83,7 @@ class LocalCommand(Attached):
 
 
 class Inside:
-    """Stands for a sandbox: commands run on this host, `tar` perhaps in another way."""
+    """A fake sandbox: commands run on this host, and `tar` can be replaced by another command."""
 
     def __init__(self, tar: Sequence[str] | None = None) -> None:
         self.record = SimpleNamespace(name="web")
@@ -106,7 +106,7 @@ def inside(tar: Sequence[str] | None = None) -> Sandbox:
 
 @pytest.fixture
 def box(tmp_path: Path) -> Path:
-    """What stands for the sandbox's files."""
+    """The directory that stands for the sandbox's files."""
     path = tmp_path / "box"
     path.mkdir()
     return path
@@ -122,7 +122,7 @@ def here(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hostile(tmp_path: Path) -> Callable[..., Sandbox]:
-    """A sandbox that sends these bytes for any file or directory."""
+    """Return a sandbox that sends these bytes for any file or directory."""
 
     def make(data: bytes, code: int = 0) -> Sandbox:
         path = tmp_path / "sent"
@@ -191,7 +191,7 @@ class TestReader:
             taken += count
             return stream.read(count) or b"a" * count
 
-        with pytest.raises(HostileError, match="absurd"):
+        with pytest.raises(HostileError, match="invalid header for a long name"):
             list(Reader(read))
         assert taken < 10_000
 
@@ -199,7 +199,7 @@ class TestReader:
         head = tarfile.TarInfo("././@LongLink")
         head.type, head.size = b"L", 1
         data = (head.tobuf(tarfile.GNU_FORMAT) + b"a" + bytes(511)) * 3
-        with pytest.raises(HostileError, match="absurd"):
+        with pytest.raises(HostileError, match="invalid header for a long name"):
             list(reader(data))
 
     @given(st.binary(max_size=4096))
@@ -256,7 +256,7 @@ class TestChecked:
                 checked(symlink("l", target))
 
     def test_refuses_a_chain_of_links_each_harmless_by_its_text(self) -> None:
-        # a/b/up leads to the target itself; "a/b/up/.." is a/b by its text, and in truth what holds the target.
+        # a/b/up leads to the target itself, so "a/b/up/.." reads as a/b but resolves to the target's parent.
         with pytest.raises(HostileError, match="leads out"):
             checked(folder("a"), folder("a/b"), symlink("a/b/up", "../.."), symlink("out", "a/b/up/../x"))
 
@@ -371,8 +371,8 @@ class TestOutOf:
         [
             ("nothing", "x", "there is no"),
             ("f", "no/such", "there is no directory"),
-            ("f", "absent/", "no directory"),
-            ("d", "file", "no directory"),
+            ("f", "absent/", "does not exist"),
+            ("d", "file", "exists and is not a directory"),
             ("l", "x", "-L"),
             ("f", "link", "symbolic link"),
             ("pipe", "x", "neither"),
@@ -417,7 +417,7 @@ class TestOutOf:
         (here / "elsewhere").mkdir()
         (here / "d").mkdir()
         (here / "d" / "inner").symlink_to("../elsewhere")
-        with pytest.raises(SpecError, match="no directory"):
+        with pytest.raises(SpecError, match="is not a directory and cannot be replaced by one"):
             copy_out(inside(), f"{box}/d", str(here))
         assert listing(here) == ["d", "d/inner", "elsewhere"]
 
@@ -476,7 +476,7 @@ class TestOutOf:
         endless = inside(["sh", "-c", 'cat "$0"; exec cat /dev/zero', str(path)])
         with pytest.raises(HostileError, match="max-size"):
             copy_out(endless, f"{box}/f", str(here))
-        with pytest.raises(EngineError, match="goes on"):
+        with pytest.raises(EngineError, match="still runs although its stream is complete"):
             copy_out(
                 inside(["sh", "-c", 'printf %s x | cat "$0" - /dev/zero', str(self._sound(path))]),
                 f"{box}/f",
@@ -576,8 +576,8 @@ class TestInto:
         [
             ("nothing", "", "there is no"),
             ("f", "no/such", "there is no directory"),
-            ("f", "absent/", "no directory"),
-            ("d", "file", "no directory"),
+            ("f", "absent/", "does not exist"),
+            ("d", "file", "exists and is not a directory"),
         ],
     )
     def test_refuses_with_one_line(self, box: Path, here: Path, source: str, destination: str, word: str) -> None:
@@ -606,5 +606,5 @@ class TestInto:
         path.write_bytes(b"no archive" * 1000)
         with path.open("rb") as stream, pytest.raises(EngineError, match="tar"):
             extract(inside(), stream.fileno(), str(box))
-        with path.open("rb") as stream, pytest.raises(SpecError, match="no directory"):
+        with path.open("rb") as stream, pytest.raises(SpecError, match="is not a directory"):
             extract(inside(), stream.fileno(), f"{box}/d/f")

@@ -1,8 +1,10 @@
-"""The survey of the host: it never raises, names what is missing, and says what mends it."""
+"""The survey of the host: it never raises, names what is missing, and says how to provide it."""
 
 from __future__ import annotations
 
 import os
+import pwd
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from sandbox import host
-from sandbox.host import distribution, kernel, libvirt, programs, verdicts
-from sandbox.host.checks import CHECKS, OPTIONAL, REQUIRED, Survey
+from sandbox.cli.doctor import table
+from sandbox.host import distribution, kernel, libvirt, programs, report, vagrant, verdicts
+from sandbox.host.checks import CHECKS, COMMON, EXTRAS, OPTIONAL, Survey
 from sandbox.host.finding import Finding
-from sandbox.isolation import LEVELS
+from sandbox.isolation import LEVELS, driver, requirements
 
 
 @pytest.fixture(autouse=True)
@@ -33,30 +36,82 @@ def _all_well(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_level_is_known_and_needs_only_known_capabilities() -> None:
-    assert list(REQUIRED) == list(LEVELS)
-    assert {name for required in REQUIRED.values() for name in required} <= set(CHECKS)
+    assert list(requirements()) == list(LEVELS)
+    assert {*COMMON, *(name for required in requirements().values() for name in required)} <= set(CHECKS)
     assert {item.name for item in OPTIONAL} <= set(CHECKS)
+    assert {name for required in EXTRAS.values() for name in required} <= set(CHECKS)
+    assert not set(EXTRAS) & {*LEVELS, *CHECKS}
 
 
 def test_a_level_with_everything_lacks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     _all_well(monkeypatch)
-    assert all(host.missing_for(level) == [] for level in REQUIRED)
+    assert all(driver(level).missing() == [] for level in LEVELS)
+
+
+def test_without_vagrant_no_level_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    _all_well(monkeypatch)
+    assert table(report.look(requirements())).splitlines()[6].split() == ["vagrant", "yes"]
+    _given(monkeypatch, "program.dnsmasq", lambda _: Finding("program.dnsmasq", False, "no dnsmasq", "install it"))
+    found = report.look(requirements())
+    assert found.complete
+    assert found.notes == ()
+    missing = {"what": "program.dnsmasq", "reason": "no dnsmasq", "remedy": "install it"}
+    assert found.to_json()["extras"] == [{"extra": "vagrant", "available": False, "missing": [missing]}]
+    row = table(found).splitlines()[6]
+    assert re.split(r"\s{2,}", row) == ["vagrant", "no (optional)", "no dnsmasq", "install it"]
+    assert host.missing_extra("vagrant") == [host.Missing("program.dnsmasq", "no dnsmasq", "install it")]
+
+
+@pytest.fixture
+def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Vagrant's home, and the place of the distribution's plugins, both empty; Vagrant is the distribution's."""
+    monkeypatch.setattr(vagrant, "which", lambda _: "/usr/bin/vagrant")
+    monkeypatch.setattr(vagrant, "SYSTEM_PLUGINS", tmp_path / "plugins.d")
+    monkeypatch.setenv("VAGRANT_HOME", str(tmp_path))
+    (tmp_path / "plugins.d").mkdir()
+    return tmp_path
+
+
+def test_vagrants_plugin_is_the_distributions_or_the_users(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not vagrant.plugin().ok
+    (home / "plugins.json").write_text('{"version": "1", "installed": {"vagrant-disksize": {}}}')
+    assert not vagrant.plugin().ok
+    (home / "plugins.json").write_text('{"version": "1", "installed": {"vagrant-libvirt": {}}}')
+    assert vagrant.plugin().detail == str(home / "plugins.json")
+    (home / "plugins.json").write_text("{half")
+    assert not vagrant.plugin().ok
+    system = home / "plugins.d" / "vagrant-libvirt.json"
+    system.write_text('{"vagrant-libvirt": {"ruby_version": "3.1.2"}}')
+    assert vagrant.plugin().detail == str(system)
+    monkeypatch.setattr(vagrant, "which", lambda _: "/opt/vagrant/bin/vagrant")
+    assert vagrant.plugin().remedy == "vagrant plugin install vagrant-libvirt"
+
+
+def test_with_sudo_the_callers_plugin_counts(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    user = pwd.struct_passwd(("somebody", "x", 4242, 4242, "", str(home), "/bin/sh"))
+    nobody = pwd.struct_passwd(("root", "x", 0, 0, "", "/nonexistent", "/bin/sh"))
+    monkeypatch.delenv("VAGRANT_HOME")
+    monkeypatch.setenv("SUDO_UID", "4242")
+    monkeypatch.setattr(pwd, "getpwuid", lambda number: user if number == 4242 else nobody)
+    (home / ".vagrant.d").mkdir()
+    (home / ".vagrant.d" / "plugins.json").write_text('{"installed": {"vagrant-libvirt": {}}}')
+    assert vagrant.plugin().ok
 
 
 def test_what_is_missing_has_reason_and_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     _all_well(monkeypatch)
     _given(monkeypatch, "docker.daemon", lambda _: Finding("docker.daemon", False, "it is off", "start it"))
     expected = [host.Missing("docker.daemon", "it is off", "start it")]
-    assert host.missing_for("container") == expected
-    assert host.missing_for("namespace") == []
+    assert driver("container").missing() == expected
+    assert driver("namespace").missing() == []
     assert host.check("docker.daemon") == expected[0]
     assert host.check("seccomp") is None
 
 
 def test_without_root_that_is_the_one_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    for level in REQUIRED:
-        assert [missing.what for missing in host.missing_for(level)] == ["root"]
+    for level in LEVELS:
+        assert [missing.what for missing in driver(level).missing()] == ["root"]
 
 
 def test_a_check_that_trips_is_a_finding_not_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +128,7 @@ def test_unknown_names_are_the_callers_mistake() -> None:
     with pytest.raises(KeyError):
         host.check("magic")
     with pytest.raises(KeyError):
-        host.missing_for("magic")
+        host.missing_for(("magic",))
 
 
 def test_what_the_kernel_can_do_is_looked_at_once_per_boot(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,11 +136,11 @@ def test_what_the_kernel_can_do_is_looked_at_once_per_boot(monkeypatch: pytest.M
 
     def once(_: Survey) -> Finding:
         looked.append(1)
-        return Finding("ns.user", True, "can be made")
+        return Finding("ns.user", True, "can be created")
 
     _given(monkeypatch, "ns.user", once)
     assert Survey().look("ns.user").ok
-    assert Survey().look("ns.user") == Finding("ns.user", True, "can be made")
+    assert Survey().look("ns.user") == Finding("ns.user", True, "can be created")
     assert len(looked) == 1
     monkeypatch.setattr(verdicts, "boot_id", lambda: "another boot")
     assert Survey().look("ns.user").ok
@@ -137,7 +192,7 @@ def test_os_release() -> None:
 
 def test_remedies_elsewhere_name_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distribution, "distribution", lambda: distribution.Distribution("Plan 9", False))
-    assert distribution.remedy("program.nft") == "install what Debian calls nftables"
+    assert distribution.remedy("program.nft") == "install the equivalent of Debian's nftables"
     monkeypatch.setattr(distribution, "distribution", lambda: distribution.Distribution("Debian", True))
     assert distribution.remedy("program.nft") == "sandbox doctor --fix"
 
@@ -226,7 +281,7 @@ def test_each_check_answers_on_this_host(name: str) -> None:
 
 def test_importing_the_package_imports_no_engine() -> None:
     code = (
-        "import sys, sandbox.host as c; c.missing_for('namespace'); "
+        "import sys, sandbox.host as c; c.missing_for(('seccomp',)); "
         "print(sorted({'docker', 'libvirt', 'libvirtmod', 'paramiko', 'pyroute2', 'http.client'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Daemons of our own: detached, remembered, and never mistaken for another's process."""
+"""Daemons that we start: detached, recorded, and never mistaken for another process."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_a_program_that_is_not_there() -> None:
 
 
 def test_one_that_is_never_ready_is_stopped() -> None:
-    with pytest.raises(EngineError, match="did not serve"):
+    with pytest.raises(EngineError, match="was not ready within"):
         daemons.start("mute", SLEEP, ready=lambda: False, timeout=0.3)
     assert daemons.running("mute") is None
 

@@ -1,15 +1,11 @@
-"""Docker's API asked over its socket, against a listener that says what a test wants said."""
+"""The doctor's look at Docker, against a listener that sends the replies of the test."""
 
 from __future__ import annotations
 
-import http.server
 import io
-import json
 import os
-import socketserver
 import subprocess
 import tarfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,108 +13,67 @@ from typing import Any
 import pytest
 
 from sandbox.host import docker_check
+from tests.unit.engine import VARIABLES, FakeEngine, listening
 
 Answers = dict[str, tuple[int, Any]]
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
-    answers: Answers
-    asked: list[str]
-
-    def _answer(self) -> None:
-        self.asked.append(f"{self.command} {self.path}")
-        self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        key = next((key for key in self.answers if f"{self.command} {self.path}".startswith(key)), None)
-        status, body = self.answers[key] if key else (404, {"message": "no such thing"})
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        if data:
-            self.wfile.write(data)
-
-    do_GET = do_POST = do_DELETE = _answer  # noqa: N815 - the names that http.server calls
-
-    def version_string(self) -> str:
-        return "Docker/27.1.0 (linux)"
-
-    def log_message(self, format: str, *args: object) -> None:
-        del format, args
-
-    def address_string(self) -> str:
-        return "unix"
-
-
-class _Server(socketserver.ThreadingUnixStreamServer):
-    daemon_threads = True
-
-
 @pytest.fixture
-def answers() -> Answers:
-    return {"GET /_ping": (200, b"OK")}
-
-
-@pytest.fixture
-def asked() -> list[str]:
-    return []
-
-
-@pytest.fixture
-def engine(
-    tmp_path: Path, answers: Answers, asked: list[str], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[docker_check.Engine]:
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeEngine]:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SANDBOX_STATE_DIR", str(tmp_path / "state"))
-    monkeypatch.delenv("DOCKER_HOST", raising=False)
-    path = str(tmp_path / "docker.sock")
-    with _Server(path, type("Handler", (_Handler,), {"answers": answers, "asked": asked})) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield docker_check.Engine(f"unix://{path}")
-        server.shutdown()
-        thread.join()
+    with listening(tmp_path / "docker.sock") as found:
+        monkeypatch.setenv("DOCKER_HOST", f"unix://{found.path}")
+        yield found
 
 
-def test_a_daemon_that_answers(engine: docker_check.Engine) -> None:
-    found = docker_check.daemon(engine)
+@pytest.fixture
+def answers(engine: FakeEngine) -> Answers:
+    return engine.answers
+
+
+def test_a_daemon_that_answers(engine: FakeEngine) -> None:
+    found = docker_check.daemon()
     assert found.ok
-    assert found.detail.startswith("Docker 27.1.0 at unix://")
+    assert found.detail == f"Docker 27.1.0 at unix://{engine.path}"
 
 
-def test_nothing_listens(tmp_path: Path) -> None:
-    found = docker_check.daemon(docker_check.Engine(f"unix://{tmp_path}/nothing"))
+def test_nothing_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/nothing")
+    found = docker_check.daemon()
     assert not found.ok
-    assert "nothing listens" in found.detail
+    assert found.detail == f"dockerd at unix://{tmp_path}/nothing does not answer"
     assert "DOCKER_HOST" in found.remedy
 
 
-@pytest.mark.parametrize("host", ["ssh://elsewhere", "unix://", "nonsense", "fd://"])
-def test_hosts_that_cannot_be_asked(host: str) -> None:
-    found = docker_check.daemon(docker_check.Engine(host))
+@pytest.mark.parametrize("host", ["ssh://elsewhere", "tcp://127.0.0.1:1", "unix://", "nonsense", "fd://"])
+def test_hosts_that_cannot_be_asked(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", host)
+    found = docker_check.daemon()
     assert not found.ok
     assert host in found.detail
+    assert "DOCKER_HOST" in found.remedy
+    assert not docker_check.runsc().ok
 
 
-def test_a_refused_address() -> None:
-    found = docker_check.daemon(docker_check.Engine("tcp://127.0.0.1:1"))
-    assert not found.ok
-    assert "refused" in found.detail.lower()
-
-
-def test_a_daemon_that_is_unwell(engine: docker_check.Engine, answers: Answers) -> None:
+def test_a_daemon_that_is_unwell(answers: Answers) -> None:
     answers["GET /_ping"] = (500, {"message": "on fire"})
-    assert "HTTP 500" in docker_check.daemon(engine).detail
+    found = docker_check.daemon()
+    assert not found.ok
+    assert "on fire" in found.detail
 
 
-def test_runsc_that_is_not_registered(engine: docker_check.Engine, answers: Answers) -> None:
+def test_runsc_that_is_not_registered(answers: Answers) -> None:
     answers["GET /info"] = (200, {"ID": "x", "Runtimes": {"runc": {"path": "runc"}}})
-    found = docker_check.runsc(engine)
+    found = docker_check.runsc()
     assert not found.ok
     assert found.remedy
 
 
-def test_an_answer_that_makes_no_sense(engine: docker_check.Engine, answers: Answers) -> None:
+def test_an_answer_that_makes_no_sense(answers: Answers) -> None:
     answers["GET /info"] = (200, b"<html>")
-    assert not docker_check.runsc(engine).ok
+    assert not docker_check.runsc().ok
 
 
 def _working(answers: Answers, code: int) -> None:
@@ -129,32 +84,35 @@ def _working(answers: Answers, code: int) -> None:
         "POST /containers/create": (201, {"Id": "abc"}),
         "POST /containers/abc/start": (204, b""),
         "POST /containers/abc/wait": (200, {"StatusCode": code}),
-        "DELETE /": (204, b""),
+        "DELETE /containers": (204, b""),
+        "DELETE /images": (200, []),
     }
 
 
-def test_runsc_that_works_is_tried_once(engine: docker_check.Engine, answers: Answers, asked: list[str]) -> None:
+def test_runsc_that_works_is_tried_once(engine: FakeEngine, answers: Answers) -> None:
     _working(answers, 42)
-    assert docker_check.runsc(engine).ok
-    assert docker_check.runsc(docker_check.Engine(engine.host)).ok
-    assert len([line for line in asked if line.startswith("POST /containers/create")]) == 1
-    assert asked.count(f"DELETE /containers/{docker_check.PROBE}?force=1&v=1") == 2, "before the trial, and after it"
+    assert docker_check.runsc().ok
+    assert docker_check.runsc().ok
+    assert len([line for line in engine.asked if line.startswith("POST /containers/create")]) == 1
+    removals = [line for line in engine.asked if line.startswith(f"DELETE /containers/{docker_check.PROBE}?")]
+    assert len(removals) == 2, "before the trial, and after it"
+    assert all("force=True" in line and "v=True" in line for line in removals)
 
 
-def test_runsc_that_fails_is_tried_again(engine: docker_check.Engine, answers: Answers) -> None:
+def test_runsc_that_fails_is_tried_again(answers: Answers) -> None:
     _working(answers, 1)
-    found = docker_check.runsc(engine)
+    found = docker_check.runsc()
     assert not found.ok
     assert "exited with 1" in found.detail
     answers["POST /containers/abc/wait"] = (200, {"StatusCode": 42})
-    assert docker_check.runsc(engine).ok
+    assert docker_check.runsc().ok
 
 
-def test_runsc_that_does_not_start_quotes_the_daemon(engine: docker_check.Engine, answers: Answers) -> None:
+def test_runsc_that_does_not_start_quotes_the_daemon(answers: Answers) -> None:
     _working(answers, 42)
     answers["POST /containers/abc/start"] = (500, {"message": "OCI runtime create failed: no luck"})
     answers["GET /info"] = (200, {"ID": "x", "Runtimes": {"runsc": {"path": "/usr/bin/runsc"}}})
-    found = docker_check.runsc(engine)
+    found = docker_check.runsc()
     assert "no luck" in found.detail
     assert "--network=host" in found.remedy, "without it Debian's runsc does not start"
 

@@ -1,4 +1,4 @@
-"""Mending: what would be installed and written where, decided without doing it."""
+"""`doctor --fix`: what it would install and write where, tested without doing it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from sandbox.errors import EngineError, UnavailableError
-from sandbox.host import apt, daemons, dockerd, fix, libvirt
+from sandbox.host import apt, daemons, dockerd, fix, libvirt, vagrant
+from sandbox.host.checks import CHECKS
 from sandbox.host.distribution import Distribution
 from sandbox.host.finding import Finding
 from sandbox.host.sockets import listens
@@ -35,16 +36,18 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_it_needs_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(UnavailableError) as caught:
-        fix.fix(print)
+        fix.fix({}, print)
     assert caught.value.hint == "sudo sandbox doctor --fix"
 
 
 @needs_root
 def test_elsewhere_it_only_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fix, "distribution", lambda: Distribution("Plan 9", False))
-    monkeypatch.setattr(fix, "lacking", lambda: [Finding("program.nft", False, "nft is not installed", "install nft")])
+    monkeypatch.setattr(
+        fix, "lacking", lambda _: [Finding("program.nft", False, "nft is not installed", "install nft")]
+    )
     monkeypatch.setattr(fix, "_packages", lambda *_: pytest.fail("it must not install"))
-    outcome = fix.fix(print)
+    outcome = fix.fix({}, print)
     assert outcome.done == []
     assert outcome.advice == ["nft is not installed: install nft"]
 
@@ -62,7 +65,7 @@ def test_a_step_that_fails_does_not_withhold_the_others(monkeypatch: pytest.Monk
         monkeypatch.setattr(fix, name, fails)
     monkeypatch.setattr(fix, "_binding", works)
     said: list[str] = []
-    outcome = fix.fix(said.append)
+    outcome = fix.fix({}, said.append)
     assert outcome.failed == ["no luck (try again)"] * 5
     assert outcome.done == said == ["did it"]
 
@@ -71,7 +74,21 @@ def test_packages_for_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fix, "which", lambda _: None)
     assert fix.wanted_packages(["program.nft", "docker.runsc", "cgroup.cpu"]) == ["nftables", "runsc"]
     assert "libvirt-daemon-log" in fix.wanted_packages(["libvirt.daemon"])
-    assert fix.wanted_packages(["program.vagrant"]) == [], "large, and no level needs it"
+    assert fix.wanted_packages(["program.vagrant", "vagrant.libvirt"]) == ["vagrant", "vagrant-libvirt"]
+    assert fix.wanted_packages(["program.dnsmasq"])[0] == "dnsmasq-base"
+
+
+def test_what_vagrant_needs_is_mended_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(_: object) -> Finding:
+        return Finding("program.dnsmasq", False, "dnsmasq is not installed", "sandbox doctor --fix")
+
+    monkeypatch.setitem(CHECKS, "program.dnsmasq", absent)
+    assert "program.dnsmasq" in [finding.name for finding in fix.lacking({})]
+
+
+def test_debians_plugin_is_not_for_the_makers_vagrant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vagrant, "which", lambda _: "/opt/vagrant/bin/vagrant")
+    assert fix.wanted_packages(["vagrant.libvirt"]) == []
 
 
 def test_a_daemon_that_is_installed_but_off_is_not_installed_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,11 +152,25 @@ def test_a_configuration_that_was_not_heeded_is_said_to_need_a_reload(
 
 
 def test_anothers_daemon_is_not_touched(monkeypatch: pytest.MonkeyPatch, state: Path) -> None:
-    monkeypatch.setenv("DOCKER_HOST", "tcp://elsewhere:2375")
+    monkeypatch.setenv("DOCKER_HOST", "unix:///elsewhere.sock")
     done, advice = dockerd.register()
     assert done is None
-    assert "tcp://elsewhere:2375" in (advice or "")
+    assert "unix:///elsewhere.sock" in (advice or "")
+    monkeypatch.setenv("DOCKER_HOST", "tcp://elsewhere:2375")
+    with pytest.raises(UnavailableError, match="tcp://elsewhere:2375"):
+        dockerd.register()
     assert not (state / "etc").exists()
+
+
+@pytest.mark.parametrize("host", ["unix:///elsewhere.sock", "tcp://elsewhere:2375"])
+def test_anothers_daemon_is_not_started(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    monkeypatch.setenv("DOCKER_HOST", host)
+    monkeypatch.setattr(fix, "which", lambda _: "/usr/sbin/dockerd")
+    monkeypatch.setattr(dockerd, "start", lambda: pytest.fail("started"))
+    outcome = fix.Outcome()
+    fix._docker(outcome, print)
+    assert outcome.done == []
+    assert [host in line for line in outcome.advice] == [True]
 
 
 @pytest.mark.parametrize("text", ["{half", "[]"])
@@ -207,7 +238,7 @@ def test_it_is_started_beside_a_libvirtd_that_runs(monkeypatch: pytest.MonkeyPat
 def test_pid_files_of_others_are_swept_before_a_start(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str
 ) -> None:
-    """No such process, one of another name, one that has ended and not been reaped, no number at all."""
+    """A pid file of no process, of one with another name, of one not reaped yet, and without a number."""
     ended = subprocess.Popen(["/bin/true"])
     os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
     stale, living = tmp_path / "stale", tmp_path / "living"

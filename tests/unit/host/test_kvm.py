@@ -1,4 +1,4 @@
-"""The test guest: its bytes are its source, a processor's emulation runs it, and what cannot run it is called so."""
+"""The test guest: its bytes match its source, an emulated CPU runs it, and a failure is reported as one."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_no_device_and_no_qemu_are_said(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 @pytest.mark.slow
 def test_a_kvm_that_emulates_does_not_pass_for_one_that_runs(qemu: str) -> None:
-    """With a CPU model that asks for nothing special, what is left is whether guest code runs at the CPU's speed."""
+    """With a plain CPU model, the test only depends on whether guest code runs at the CPU's speed."""
     if not kvm.DEVICE.exists() or kvm.run_guest(qemu).works:
         pytest.skip("KVM runs guests here, or is not there")
     assert not kvm.run_guest(qemu, cpu="qemu64", deadline=5).works

@@ -1,4 +1,4 @@
-"""Entries on the disk: committed in one step, damage seen, removal careful. No root, no engine."""
+"""Entries on disk: committed in one step, checked for damage, removed unless in use. Needs no root and no engine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv(paths.STATE_ENV, str(tmp_path / "state"))
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/no.sock")
     monkeypatch.delenv("DOCKER_CONTEXT", raising=False)
-    monkeypatch.setattr("os.geteuid", lambda: 0)  # nothing here needs more than the permission to try
+    monkeypatch.setattr("os.geteuid", lambda: 0)  # only the check for root needs it
     paths.images_dir().mkdir(parents=True)
     return tmp_path / "state"
 
@@ -108,7 +108,7 @@ def test_other_damage_is_seen_byte_by_byte() -> None:
     assert entry.damage() is None
     assert images.verify(lambda _: None) == ["rootfs-111111111111: more was added"]
     (entry.directory / cache.LISTING_FILE).write_text("")
-    assert entry.differences() == ["listing was changed, so nothing can be compared with it"]
+    assert entry.differences() == ["listing was changed, so the content cannot be compared with it"]
 
 
 @pytest.mark.parametrize("manifest", [None, "", "{", "[]", "{}", '{"version": 99}', '{"version": 1, "stage": "no"}'])
@@ -120,8 +120,8 @@ def test_a_broken_manifest_is_no_image(manifest: str | None) -> None:
         path.write_text(manifest)
     assert cache.read(Stage.ROOTFS, ONE) is None
     assert cache.broken() == [entry.directory]
-    assert "not a whole image" in " ".join(images.ls()[1])
-    assert images.remove(old=True).removed == ["broken image rootfs-111111111111"]
+    assert "not a complete image" in " ".join(images.ls()[1])
+    assert images.remove(old=True).removed == ["incomplete image rootfs-111111111111"]
     assert left() == []
 
 
@@ -142,7 +142,7 @@ def test_no_docker_daemon() -> None:
     assert images.find(Form.DOCKER) is None
     with pytest.raises(UnavailableError, match="does not answer"):
         images.ensure(Form.DOCKER, lambda _: None)
-    assert "images in docker are not shown" in images.ls()[1][0]
+    assert "images in Docker are not listed" in images.ls()[1][0]
 
 
 def test_ls_says_what_is_current() -> None:
@@ -156,7 +156,7 @@ def test_remove_by_reference() -> None:
     make(Stage.ROOTFS, ONE)
     make(Stage.VM, ONE)
     make(Stage.KERNEL, TWO)
-    with pytest.raises(NotFoundError, match="fits 2 images"):
+    with pytest.raises(NotFoundError, match="matches 2 images"):
         images.remove("1111")
     for reference in ("nope", "111", "docker-1111", ""):
         with pytest.raises(NotFoundError, match="there is no image"):
@@ -229,13 +229,13 @@ def test_sweep_takes_the_dead_and_leaves_the_living() -> None:
     descriptor = os.open(living / workspace.LEASE_FILE, os.O_RDWR | os.O_CREAT)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     try:
-        assert images.sweep(dry_run=True) == ["unfinished image .tmp-dead"]
-        assert images.sweep() == ["unfinished image .tmp-dead"]
+        assert images.prune(dry_run=True) == ["unfinished image .tmp-dead"]
+        assert images.prune() == ["unfinished image .tmp-dead"]
         assert left() == [".tmp-living"]
-        assert images.sweep() == []
+        assert images.prune() == []
     finally:
         os.close(descriptor)
-    assert images.sweep() == ["unfinished image .tmp-living"]
+    assert images.prune() == ["unfinished image .tmp-living"]
     assert left() == []
 
 
@@ -243,7 +243,7 @@ def test_while_a_build_runs_nothing_is_swept_or_removed() -> None:
     make(Stage.ROOTFS, ONE)
     (paths.images_dir() / ".tmp-dead").mkdir()
     with locking.exclusive(lambda _: None):
-        assert images.sweep() == []
+        assert images.prune() == []
         with pytest.raises(BusyError):
             images.remove(everything=True)
     assert len(left()) == 2
@@ -252,7 +252,7 @@ def test_while_a_build_runs_nothing_is_swept_or_removed() -> None:
 def test_nothing_is_removed_across_a_mount(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = make(Stage.ROOTFS, ONE)
     monkeypatch.setattr(workspace, "mounts_below", lambda _: ["/mnt/data"])
-    with pytest.raises(ImageError, match="/mnt/data is mounted there"):
+    with pytest.raises(ImageError, match="/mnt/data is a mount point in it"):
         images.remove("1111")
     assert entry.damage() is None
 
@@ -273,13 +273,13 @@ def test_a_directory_that_is_still_written_to_is_removed_in_the_end(monkeypatch:
     monkeypatch.setattr(shutil, "rmtree", busy)
     monkeypatch.setattr(workspace, "_PAUSE", 0.0)
     (paths.images_dir() / ".tmp-dead").mkdir()
-    images.sweep()
+    images.prune()
     assert left() == []
     tries.clear()
     monkeypatch.setattr(workspace, "_TRIES", 2)
     (paths.images_dir() / ".tmp-dead").mkdir()
     with pytest.raises(ImageError, match="keeps writing"):
-        images.sweep()
+        images.prune()
 
 
 def test_only_root_builds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,16 +290,16 @@ def test_only_root_builds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_mmdebstrap(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(contained, "PATH", str(tmp_path))
-    monkeypatch.setattr(build, "NEEDED", dict.fromkeys(build.NEEDED, 0))
+    monkeypatch.setattr(build, "DISK_NEEDED", dict.fromkeys(build.DISK_NEEDED, 0))
     with pytest.raises(UnavailableError, match="mmdebstrap is not installed"):
         images.ensure(Form.ROOTFS, lambda _: None)
     assert left() == []
 
 
 def test_workloads_that_change_meanwhile_give_no_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "NEEDED", dict.fromkeys(build.NEEDED, 0))
+    monkeypatch.setattr(build, "DISK_NEEDED", dict.fromkeys(build.DISK_NEEDED, 0))
     monkeypatch.setattr(build, "_base", lambda *_: ([], {}))
-    with pytest.raises(ImageError, match="changed while they were copied"):
+    with pytest.raises(ImageError, match="changed during the build"):
         build.stage(Stage.BASE, ONE, load(), {}, lambda _: None)
     assert left() == []
 
@@ -326,9 +326,9 @@ def test_stages_build_what_is_below_them_first(monkeypatch: pytest.MonkeyPatch) 
     ("line", "message", "hint"),
     [
         ("dpkg: error: cannot copy: No space left on device", "the disk is full", "SANDBOX_STATE_DIR"),
-        ("W: GPG error: NO_PUBKEY 0E98404D386FA1D9", "signature cannot be checked", "debian-archive-keyring"),
-        ("Err:1 Temporary failure resolving 'mirror.example'", "mirror cannot be used", "SANDBOX_APT_MIRROR"),
-        ("E: Unable to locate package tini", "does not have a package", "mirror"),
+        ("W: GPG error: NO_PUBKEY 0E98404D386FA1D9", "signature could not be verified", "debian-archive-keyring"),
+        ("Err:1 Temporary failure resolving 'mirror.example'", "mirror could not be used", "SANDBOX_APT_MIRROR"),
+        ("E: Unable to locate package tini", "lacks a package of the recipe", "mirror"),
         ("unshare: unshare failed: Operation not permitted", "namespaces", "CAP_SYS_ADMIN"),
     ],
 )

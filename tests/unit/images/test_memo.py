@@ -1,4 +1,4 @@
-"""Digests that are remembered: the same as those computed anew, and never those of a changed file."""
+"""Remembered digests are those that would be computed, and never those of a changed file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sandbox.state.data import data_dir
 
 @pytest.fixture
 def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Copies of the data folders, settled, and a state directory of the test's own."""
+    """Copies of the data folders, with old change times, and a temporary state directory."""
     for name in ("images", "workloads", "vm"):
         shutil.copytree(data_dir(name), tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
     monkeypatch.setattr(memo, "data_dir", lambda name: tmp_path / name)

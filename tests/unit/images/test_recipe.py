@@ -1,4 +1,4 @@
-"""The recipe and its digests: what changes which."""
+"""The recipe, and which changes affect which digest."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sandbox.state.data import data_dir
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the data folders, used in place of the real ones."""
+    """A copy of the data folders, used instead of the real ones."""
     for name in ("images", "vm", "workloads"):
         shutil.copytree(data_dir(name), tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(recipe, "data_dir", lambda name: tmp_path / name)
@@ -107,7 +107,7 @@ def test_a_guest_change_is_the_vms_alone(data: Path) -> None:
 
 
 def test_the_digest_is_cheap() -> None:
-    # Every start asks for it. The bound is wide: it catches a walk of the root filesystem, not a slow machine.
+    # Every start computes it. The bound is wide: it catches a walk of the root filesystem, not a slow machine.
     import time
 
     digests()
@@ -118,7 +118,7 @@ def test_the_digest_is_cheap() -> None:
 
 def test_a_link_among_the_workloads_is_refused(data: Path) -> None:
     (data / "workloads" / "link").symlink_to("/etc/passwd")
-    with pytest.raises(ImageError, match="neither a file nor a folder"):
+    with pytest.raises(ImageError, match="neither a file nor a directory"):
         digests()
 
 

@@ -1,4 +1,4 @@
-"""Where packages come from: the formats of sources.list(5), and what is Debian's."""
+"""The choice of a mirror: both formats of sources.list(5), and the recognition of Debian's archive."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_a_named_mirror_comes_first(apt: Path, monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.parametrize("value", ["mirror", "/does/not/exist", "http://", "ht tp://x", "--help"])
 def test_a_mirror_that_is_none_is_refused(apt: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv(sources.MIRROR_ENV, value)
-    with pytest.raises(ImageError, match="no mirror"):
+    with pytest.raises(ImageError, match="is not a mirror"):
         choose(apt)
 
 
@@ -172,7 +172,7 @@ def test_the_hosts_way_to_its_mirrors_is_carried_over() -> None:
         'Acquire::http::Proxy-Auto-Detect "quoted"',
         "DPkg::Post-Invoke:: rm -rf /",
     ]
-    assert sources.carried(lines) == [
+    assert sources.build_settings(lines) == [
         'Acquire::http::Proxy "http://proxy.example:3142";',
         'Acquire::https::Proxy::mirror.example "DIRECT";',
         'Acquire::Check-Valid-Until "false";',

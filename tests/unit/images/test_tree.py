@@ -1,4 +1,4 @@
-"""The finishing of a root filesystem, on a small tree."""
+"""Turning a tree into a root filesystem, tested on a small one."""
 
 from __future__ import annotations
 

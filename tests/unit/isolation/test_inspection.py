@@ -19,7 +19,7 @@ from sandbox.isolation import in_force, inspection
 from sandbox.isolation.in_force import Ended, Inspection, LimitsInForce, Namespace, Owner
 from sandbox.spec import SandboxSpec
 from sandbox.state import codec
-from sandbox.state.record import Record
+from sandbox.state.record import Exit, Record
 
 ROOT = Path(__file__).resolve().parents[3]
 SCHEMA: dict[str, Any] = json.loads((ROOT / "docs/inspect.schema.json").read_text(encoding="utf-8"))
@@ -147,11 +147,9 @@ def test_namespaces_of_a_kernel_inside() -> None:
 def test_limits() -> None:
     text = "Limit  Soft Limit  Hard Limit  Units\nMax file size             {}            unlimited bytes\n"
     views = [answered(limits=text.format(size)) for size in (4096, "unlimited")]
-    assert [inspection.limits_in_force(None, view, None).file_size for view in views] == [4096, in_force.UNLIMITED]
-    found = inspection.limits_in_force(None, inspection.inside(None), os.getpid(), swap=0)
+    assert [inspection.limits_in_force(None, view).file_size for view in views] == [4096, in_force.UNLIMITED]
+    found = inspection.limits_in_force(None, inspection.inside(None), swap=0)
     assert (found.swap, found.file_size, found.cpus, found.source) == (0, None, None, None)
-    assert found.control_groups
-    assert all(Path(path).is_dir() for path in found.control_groups)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +167,7 @@ def test_limits() -> None:
 def test_what_a_hostile_kernel_says_is_an_error_of_one_line(files: dict[str, str]) -> None:
     @inspection.readable()
     def act() -> None:
-        inspection.limits_in_force(None, answered(**files), None)
+        inspection.limits_in_force(None, answered(**files))
         look(answered(**files))
 
     with pytest.raises(EngineError, match="cannot be read"):
@@ -234,6 +232,12 @@ def test_what_was_written_at_the_end(record: Record) -> None:
     assert found == (None, Ended(time, None, "killed by a signal"))
 
 
+def test_what_a_command_noted(record: Record) -> None:
+    record.exit = Exit(3, 2.0, oom_killed=False)
+    found = inspection.outcome(record, ended=True, code=None, oom_killed=None)
+    assert found == (False, Ended("1970-01-01T00:00:02.000+00:00", 3, "exited"))
+
+
 def test_a_file_with_nothing_but_the_code_has_its_own_time(record: Record) -> None:
     path = record.directory / "exit"
     path.write_text("7\n")
@@ -283,7 +287,7 @@ def test_the_schema_has_the_same_words() -> None:
 def sample() -> dict[str, Any]:
     """A document of this very process."""
     view = inspection.on_host(os.getpid())
-    limits = inspection.limits_in_force(None, view, os.getpid())
+    limits = inspection.limits_in_force(None, view)
     found = inspection.inspection(view, os.getpid(), limits, inspection.network_of(view, "", own=False), (False, None))
     document = Document(
         id="0123456789ab",
@@ -298,7 +302,7 @@ def sample() -> dict[str, Any]:
         effective=found,
         effective_error=None,
         startup={"total": 0.5},
-        resources=Resources("198.18.2.1", "02:5b:c6:12:02:01", None, [], "/", "x"),
+        resources=Resources("198.18.2.1", "02:5b:c6:12:02:01", None, [], "/", "x", {}),
     )
     value: dict[str, Any] = json.loads(json.dumps(asdict(document)))
     return value

@@ -1,4 +1,4 @@
-"""Capabilities: a child gives them up, and the kernel, a set-user-id program and an attempt say whether it is true."""
+"""Dropping capabilities in a child, verified by /proc, by a set-user-ID program and by an attempt to use one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ sys.path.insert(0, sys.argv[1])
 from sandbox.kernel import caps
 
 def attempt():
-    # CAP_SYS_CHROOT is the cheapest to try: to where one is already.
+    # CAP_SYS_CHROOT is the easiest to try: chroot to the current root.
     pid = os.fork()
     if pid == 0:
         try:
@@ -36,7 +36,8 @@ def attempt():
 out = {"before": caps.status(), "chroot before": attempt()}
 how = sys.argv[2]
 if how == "all":
-    caps.drop_all()
+    caps.drop_bounding()
+    caps.clear()
 elif how == "around a change of user":
     caps.drop_bounding()
     os.setgroups([])
@@ -52,7 +53,7 @@ try:
     out["again"] = 0
 except OSError as error:
     out["again"] = error.errno
-# A fresh program run by user id 0 would get everything back, were it not for the securebits.
+# Without the securebits, a program executed by user id 0 would get all capabilities back.
 read, write = os.pipe()
 pid = os.fork()
 if pid == 0:

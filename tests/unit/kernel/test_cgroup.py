@@ -1,4 +1,4 @@
-"""Where controllers are, from the mount table, for v1, hybrid and pure v2; and what is written for each."""
+"""Control groups: controllers found from the mount table, and what is written, for v1, hybrid and pure v2."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_hybrid(tmp_path: Path) -> None:
 
 
 def pure_v2(root: Path) -> cgroup.Group:
-    """A directory that looks like a v2 tree: the files that a kernel would make are made by hand."""
+    """Make a directory that looks like a v2 tree, with the files that the kernel would create."""
     (root / "cgroup.controllers").write_text("cpuset cpu io memory pids\n")
     (root / "cgroup.subtree_control").write_text("")
     parent = root / cgroup.PARENT

@@ -57,12 +57,12 @@ def test_the_code_goes_into_the_file_and_the_record(record: Record, script: str,
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert exit.code(record) == code
     after = Store().load(record.id)
-    assert after.data["exit_code"] == code
+    assert after.exit_code == code
     assert after.status is Status.EXITED
 
 
 def test_one_that_was_removed_meanwhile_is_no_error(record: Record) -> None:
-    Store().forget(record.id)
+    Store().remove([record.id])
     done = watch(record, "exit 3")
     assert (done.returncode, done.stderr) == (0, "")
     assert not record.directory.exists()
@@ -78,7 +78,7 @@ def test_what_is_no_child_is_waited_for_and_its_parents_word_taken(record: Recor
             Path(code_file).write_text("5")
             stranger.kill()
             assert watcher.wait(10) == 0
-    assert Store().load(record.id).data["exit_code"] == 5
+    assert Store().load(record.id).exit_code == 5
 
 
 def test_a_code_is_not_waited_for_where_nobody_will_write_it(record: Record) -> None:

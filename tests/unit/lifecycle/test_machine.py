@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, settings
 
 from sandbox import failpoints, images
 from sandbox.failpoints import Failpoint
-from sandbox.lifecycle import lab_users, manager, prune
-from sandbox.lifecycle.manager import Manager
+from sandbox.lifecycle import find, prune, start
+from sandbox.lifecycle import lab as lab_life
 from sandbox.network import lab as network
 from sandbox.network import publish
 from sandbox.spec import SandboxSpec
@@ -38,18 +38,18 @@ class OnFiles(machine.Lifecycle):
         level = FakeIsolation(self.engine)
         self._patch = pytest.MonkeyPatch()
         self._patch.setenv(paths.STATE_ENV, str(root / "state"))
-        for module in (manager, lab_users, prune):
+        for module in (find, lab_life, prune, start):
             self._patch.setattr(module, "driver", lambda _: level)
-        for module in (lab_users, prune):
+        for module in (lab_life, prune):
             self._patch.setattr(module, "LEVELS", {LEVEL: "here"})
-        self._patch.setattr(Manager, "_refuse_user", staticmethod(lambda: None))
+        self._patch.setattr(lab_life, "need_root", lambda: None)
         self.lab = self.engine / "lab"
         self._patch.setattr(network, "ensure", self.lab.touch)
         self._patch.setattr(network, "teardown", self._take_down)
         self._patch.setattr(network, "remains", lambda: ["lab"] if self.lab.exists() else [])
         self._patch.setattr(network, "isolate_ports", lambda *_: None)
         for module in (publish, images):
-            self._patch.setattr(module, "sweep", lambda *_, **__: [])
+            self._patch.setattr(module, "prune", lambda *_, **__: [])
         for what in ("teardown", "remains"):
             self._patch.setattr(publish, what, list)
         super().__init__()

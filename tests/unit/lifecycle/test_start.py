@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sandbox.errors import CommandNotFoundError, EngineError, LimitError
-from sandbox.host.docker import Endpoint, Engine
+from sandbox.host.docker import Engine
 from sandbox.isolation.base import ExecResult
 from sandbox.isolation.docker.gvisor import GVisorSandbox
 from sandbox.isolation.docker.sandbox import ContainerSandbox
@@ -62,7 +62,7 @@ def test_a_limit_that_can_be_read_must_be_right_even_then() -> None:
     ],
 )
 def test_gvisor_ends_while_it_is_asked(end: ExecResult | Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    sandbox = GVisorSandbox(Record("0123456789ab", COMMAND, "198.18.2.7"), Engine(Endpoint("unix:///run/x"), "gvisor"))
+    sandbox = GVisorSandbox(Record("0123456789ab", COMMAND, "198.18.2.7"), Engine("/run/x"))
 
     def run(*_: Any, **__: Any) -> ExecResult:
         if isinstance(end, Exception):

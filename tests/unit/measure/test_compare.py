@@ -3,42 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from sandbox import results
 from sandbox.errors import EngineError, NotFoundError, NotReadyError, UnavailableError
-from sandbox.lifecycle.manager import Manager
+from sandbox.lifecycle import lab, start
 from sandbox.measure import compare, host, isolation, load
 from sandbox.measure.compare import Comparison, Options
 from sandbox.measure.summary import summarise
 from sandbox.phases import ORDER, Timeline
+from sandbox.request import resolve
 from sandbox.results import IsolationCheck, LevelInfo, Load, Status, Verdict
+from sandbox.spec import SandboxSpec
+from sandbox.state.record import Record
 from tests.unit.documents import comparison
 
 LEVELS = ("process", "namespace", "vm")
 
 
 class Scripted:
-    """Stands in for the manager; `act` decides what the n-th sandbox does."""
+    """Stands in for the lifecycle; `act` decides what the n-th sandbox does."""
 
     def __init__(self, act: Callable[[str, int], None]) -> None:
         self.act = act
         self.started: list[str] = []
         self.alive = 0
-        self.store = SimpleNamespace(records=lambda: [])
 
-    def make_spec(self, workload: str, level: str, *, cpuset: str) -> Any:
-        return SimpleNamespace(
-            workload=workload, isolation=level, cpuset=cpuset, port=8080, cpus=1.0, memory=1 << 28, pids_limit=128
-        )
-
-    def lab(self) -> AbstractContextManager[None]:
-        return nullcontext()
+    def make(self, workload: str, level: str, options: resolve.Options) -> Any:
+        spec = SandboxSpec("a", workload, level, (), cpuset=options.cpuset, port=8080)
+        return SimpleNamespace(spec=spec)
 
     @contextmanager
     def running(self, spec: Any, *, progress: Callable[[str], None]) -> Iterator[Any]:
@@ -50,10 +48,10 @@ class Scripted:
             line = Timeline()
             for index, phase in enumerate(ORDER):
                 line.record(phase, index * 1_000_000, (index + 1) * 1_000_000)
-            data = {"accelerator": "tcg"} if spec.isolation == "vm" else {}
-            record = SimpleNamespace(address="198.18.2.1", spec=spec, data=data)
+            record = Record("0" * 12, spec, "198.18.2.1", timeline=line)
+            record.accelerator = "tcg" if spec.isolation == "vm" else None
             stats = SimpleNamespace(memory=10 << 20)
-            yield SimpleNamespace(record=record, timeline=line, sandbox=SimpleNamespace(stats=lambda: stats))
+            yield SimpleNamespace(record=record, sandbox=SimpleNamespace(stats=lambda: stats))
         finally:
             self.alive -= 1
 
@@ -94,8 +92,13 @@ def run(
 ) -> tuple[Comparison, Scripted, Silent]:
     manager, observer = Scripted(act), Silent()
     options = Options("reactor", LEVELS, samples=samples, duration=1, seed=seed, probe=probe)
-    one = Comparison(options, tmp_path / "results.json", observer, cast(Manager, manager))
-    one.run()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resolve, "make", manager.make)
+        patch.setattr(lab, "use", nullcontext)
+        patch.setattr(start, "running", manager.running)
+        patch.setattr(compare, "Store", lambda: SimpleNamespace(records=list))
+        one = Comparison(options, tmp_path / "results.json", observer)
+        one.run()
     assert manager.alive == 0, "no sandbox outlives the run"
     return one, manager, observer
 
@@ -198,7 +201,7 @@ class TestRun:
         assert errors == ["/ was answered with other bytes than the first sandbox gave"]
 
     def test_the_isolation_table_is_filled_by_the_probes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        def examine(manager: object, levels: list[str], workload: str, progress: object) -> list[IsolationCheck]:
+        def examine(levels: list[str], workload: str, progress: object) -> list[IsolationCheck]:
             return [IsolationCheck(level, "kernel", Verdict.SHARED, {"inside": "x"}, "y") for level in levels]
 
         monkeypatch.setattr(isolation, "examine", examine)
@@ -216,7 +219,7 @@ def test_levels_are_parsed_in_the_order_of_their_walls() -> None:
 
 def test_an_unknown_workload_is_refused_before_anything_is_made(tmp_path: Path) -> None:
     options = Options("nonsense", LEVELS, samples=1, duration=1, seed=1)
-    one = Comparison(options, tmp_path / "results.json", Silent(), cast(Manager, Scripted(nothing)))
+    one = Comparison(options, tmp_path / "results.json", Silent())
     with pytest.raises(NotFoundError):
         one.check()
     assert not list(tmp_path.iterdir())

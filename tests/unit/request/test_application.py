@@ -1,4 +1,4 @@
-"""What a directory says of itself, and the one line for what it may not say."""
+"""Reading sandbox.toml: the values it may have, and the one-line error for any other."""
 
 from __future__ import annotations
 
@@ -105,15 +105,15 @@ def test_unknown_keys_come_with_a_suggestion(app: Path, line: str, suggestion: s
         ("command = ['a', ['b']]", "command[1]"),
         ("command = ['']", "empty"),
         ('command = ["a\\u0000b"]', "NUL"),
-        ("command = ['a']\nport = '80'", "whole number"),
-        ("command = ['a']\nport = true", "whole number"),
-        ("command = ['a']\nport = 80.0", "whole number"),
+        ("command = ['a']\nport = '80'", "not an integer"),
+        ("command = ['a']\nport = true", "not an integer"),
+        ("command = ['a']\nport = 80.0", "not an integer"),
         ("command = ['a']\nport = 0", "65535"),
         ("command = ['a']\nport = 65536", "65535"),
         ("command = ['a']\nport = 1979-05-27", "date"),
-        ("command = ['a']\nready_path = 'healthz'", "path of a request"),
-        ('command = ["a"]\nready_path = "/a\\r\\nX: y"', "path of a request"),
-        ("command = ['a']\nready_path = 1", "text"),
+        ("command = ['a']\nready_path = 'healthz'", "not the path of an HTTP request"),
+        ('command = ["a"]\nready_path = "/a\\r\\nX: y"', "not the path of an HTTP request"),
+        ("command = ['a']\nready_path = 1", "not a string"),
         ("command = ['a']\nworkdir = 'app'", "absolute"),
         ("command = ['a']\nworkdir = '/app/../etc'", "'..'"),
         ("command = ['a']\nfiles = 'server.py'", "list"),
@@ -126,7 +126,7 @@ def test_unknown_keys_come_with_a_suggestion(app: Path, line: str, suggestion: s
         ("command = ['a']\nfiles = ['**/**/**/x']", "relative"),
         ("command = ['a']\nfiles = [" + "'x'," * 257 + "]", "257"),
         ("command = ['a']\nenv = ['A=1']", "table"),
-        ("command = ['a']\n[env]\nA = 1", "text"),
+        ("command = ['a']\n[env]\nA = 1", "not a string"),
         ("command = ['a']\n[env]\n1A = 'x'", "variable"),
         ('command = ["a"]\n[env]\nA = "x\\ny"', "line break"),
         ('command = ["a"]\n[env]\nA = "x\\u0000"', "NUL"),

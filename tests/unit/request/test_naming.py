@@ -1,4 +1,4 @@
-"""Names that are made up are legal, and free."""
+"""Generated names are valid and unused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user may ask for, and the one line for what not."""
+"""Parsing options: the values that are allowed, and the one-line error for any other."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from sandbox.spec import MIB, Publish
 
 
 def refusal(act: Callable[[], object]) -> str:
-    """The one line that something is refused with, empty where it is taken."""
+    """Return the one-line error that a call raises; empty if it raises none."""
     try:
         act()
     except SpecError as error:
-        # Message and hint in parentheses: a refusal without a hint fails whatever looks for a line.
+        # Message and hint in parentheses, so that an error without a hint fails these tests.
         return str(error) if error.hint else ""
     return ""
 
@@ -74,8 +74,8 @@ def test_memory_that_makes_no_sense(text: str) -> None:
 
 def test_memory_above_the_host() -> None:
     assert parse.memory("64m", 64 * MIB) == 64 * MIB
-    assert "more than the host" in refusal(lambda: parse.memory("65m", 64 * MIB))
-    assert "more than the host" in refusal(lambda: parse.memory("9" * 20 + "t", 64 * MIB))
+    assert "more than this host has" in refusal(lambda: parse.memory("65m", 64 * MIB))
+    assert "more than this host has" in refusal(lambda: parse.memory("9" * 20 + "t", 64 * MIB))
 
 
 def test_disk() -> None:
@@ -183,7 +183,7 @@ def test_one_port_of_the_host_leads_to_one_place() -> None:
 
 @pytest.mark.parametrize("text", ["", "healthz", "/a b", "/a\r\nX: y", "/\0", "/é", "/" + "a" * 1024, "/a#b"])
 def test_ready_paths_that_are_none(text: str) -> None:
-    assert "path of a request" in refusal(lambda: parse.ready_path(text))
+    assert "not the path of an HTTP request" in refusal(lambda: parse.ready_path(text))
 
 
 def test_ready_path() -> None:

@@ -1,4 +1,4 @@
-"""From what a user typed to a spec: targets, and what stands above what."""
+"""Resolving targets and options to a spec, and which source of a setting overrides which."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_limits_of_a_file_are_checked_as_flags_are(app: Path) -> None:
     toml = app / "sandbox.toml"
     for line, word in (
         ("memory = '1m'", "limits.memory"),
-        ("memory = '900000t'", "more than the host"),
+        ("memory = '900000t'", "more than this host has"),
         ("cpus = nan", "limits.cpus"),
         ("cpus = inf", "limits.cpus"),
         ("cpus = -1", "limits.cpus"),

@@ -1,4 +1,4 @@
-"""What an application takes along, and what cannot be made to slip in."""
+"""Staging an application's files: which are copied, and that none from outside can slip in."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_a_linked_directory_is_not_entered(app: Path) -> None:
         (outside / "secret").touch()
         (app / "way").symlink_to(outside)
         assert "symbolic link" in refused(app)
-        assert "nothing fits" in refused(app, ["way/secret"])
+        assert "matches nothing" in refused(app, ["way/secret"])
     finally:
         (outside / "secret").unlink()
         outside.rmdir()
@@ -176,7 +176,7 @@ def test_too_deep(app: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("what", ["file", "directory"])
 def test_what_is_swapped_for_a_link_is_not_followed(app: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
-    """Between the listing and the opening, the owner of the directory puts a link to /etc in a name's place."""
+    """Between the listing and the opening, the directory's owner replaces an entry by a link to /etc."""
     real = os.open
     place = app / ("server.py" if what == "file" else "static")
 

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +80,11 @@ def test_an_address_is_claimed_once(store: Store) -> None:
 
 def test_forget_takes_everything(store: Store) -> None:
     record = add(store)
-    store.forget(record.id)
+    assert not store.remove([record.id])
     assert store.ids() == []
     assert store.used_addresses() == set()
     assert not list(paths.names_dir().iterdir())
-    store.forget(record.id)
+    assert not store.remove([record.id])
 
 
 @pytest.mark.parametrize(
@@ -99,8 +100,11 @@ def test_a_record_that_is_not_ours(store: Store, content: bytes) -> None:
 
 
 PROCESS = {"pid": 4321, "start_time": 1, "boot_id": "b"}
+EXIT = {"code": 0, "time": 1.0, "oom_killed": None, "reason": None}
 HOSTILE: list[dict[str, Any]] = [
     {"version": True},
+    {"version": 1},
+    {"version": 2},
     {"version": "2"},
     {"version": 0},
     {"id": "../../etc"},
@@ -126,15 +130,27 @@ HOSTILE: list[dict[str, Any]] = [
     {"process": PROCESS | {"pid": True}},
     {"process": {"pid": 4321}},
     {"process": PROCESS | {"more": 1}},
-    {"timeline": {"prepare": [2, 1]}},
+    {"timeline": {"prepare": [1, 2]}},
+    {"timeline": {"spans": {"prepare": [2, 1]}}},
+    {"timeline": {"spans": {"prepare": [1, 2, 3]}}},
+    {"timeline": {"spans": {"start": [1, 2]}}},
+    {"timeline": {"spans": {"never": [1, 2]}}},
     {"timeline": []},
-    {"data": []},
-    {"data": {"docker": "tcp://x"}},
-    {"data": {"docker": {"endpoint": ["tcp://x"]}}},
-    {"data": {"docker": {"endpoint": {"host": {"a": 1}}}}},
-    {"data": {"docker": {"container": 1}}},
-    {"data": {"nonce": ["x"]}},
-    {"data": {"exit_code": "0"}},
+    {"data": {}},
+    {"handle": []},
+    {"handle": "/x"},
+    {"handle": {"socket": ["/x"]}},
+    {"handle": {"socket": {"host": "/x"}}},
+    {"handle": {"container": 1}},
+    {"exit": 0},
+    {"exit": {"code": 0}},
+    {"exit": EXIT | {"code": "0"}},
+    {"exit": EXIT | {"time": -1}},
+    {"exit": EXIT | {"oom_killed": 1}},
+    {"paused": 1},
+    {"paused": None},
+    {"warm": True},
+    {"accelerator": ["kvm"]},
     {"spec": None},
     {"spec": {}},
 ]
@@ -148,7 +164,10 @@ HOSTILE_SPEC: list[dict[str, Any]] = [
     {"isolation": None},
     {"argv": "server"},
     {"argv": 3},
-    {"env": [["A", "B"]]},
+    {"env": [["A"]]},
+    {"env": [["A", "B", "C"]]},
+    {"env": {"A": "B"}},
+    {"env": "AB"},
     {"port": 0},
     {"port": 65536},
     {"port": "80"},
@@ -233,13 +252,42 @@ def test_any_part_may_be_anything(data: st.DataObject) -> None:
         assert Record.from_json(json.loads(json.dumps(found.to_json()))) == found
 
 
-def test_a_record_of_version_1_is_still_read(store: Store) -> None:
+def test_an_older_record_is_refused_with_one_line(store: Store) -> None:
     record = add(store)
-    raw = record.to_json() | {"version": 1}
-    for key in ("disk", "mounts", "publish", "app", "workdir"):
-        del raw["spec"][key]
-    (record.directory / "record.json").write_text(json.dumps(raw))
-    assert store.load(record.id) == record
+    (record.directory / "record.json").write_text(json.dumps({"version": VERSION - 1, "shape": "of old"}))
+    with pytest.raises(
+        StoreError, match=rf"an older sandbox wrote it \(version {VERSION - 1}.*sandbox prune"
+    ) as caught:
+        store.load(record.id)
+    assert "\n" not in str(caught.value)
+
+
+@dataclass(frozen=True)
+class Handle:
+    name: str
+    number: str | None = None
+
+
+def test_a_levels_handle_comes_back_as_it_was_kept(store: Store) -> None:
+    record = add(store)
+    assert store.load(record.id).read_handle(Handle) is None
+    record.keep_handle(Handle("a", "1"))
+    store.save(record)
+    assert store.load(record.id).read_handle(Handle) == Handle("a", "1")
+    record.keep_handle(Handle("a"))
+    assert record.read_handle(Handle) == Handle("a")
+
+
+@pytest.mark.parametrize(
+    "kept", [{}, {"name": "a"}, {"name": None, "number": None}, {"name": "a", "number": None, "more": None}]
+)
+def test_a_handle_of_another_kind_is_refused(store: Store, kept: dict[str, str | None]) -> None:
+    record = add(store)
+    record.handle = kept
+    store.save(record)
+    with pytest.raises(StoreError, match="unreadable") as caught:
+        store.load(record.id).read_handle(Handle)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_newer_record_is_told_apart(store: Store) -> None:
@@ -290,7 +338,7 @@ def test_no_regular_file_at_the_records_place(store: Store, make: Callable[[Path
     make(path, outside)
     with pytest.raises(StoreError, match="unreadable"):
         store.load(record.id)
-    store.forget(record.id)
+    assert not store.remove([record.id])
     assert outside.exists()
     assert not list(paths.sandboxes_dir().iterdir())
 
@@ -317,7 +365,7 @@ def test_no_regular_file_at_a_claims_place(store: Store, make: Callable[[Path, P
     with pytest.raises(NotFoundError):
         store.find("web")
     assert store.used_addresses() == {"198.18.2.8"}
-    assert sorted(store.sweep()) == ["claim addresses/198.18.2.8", "claim names/web"]
+    assert sorted(store.prune()) == ["claim addresses/198.18.2.8", "claim names/web"]
     assert outside.exists()
     assert store.used_addresses() == set()
 
@@ -330,7 +378,7 @@ def test_what_is_removed_is_inside(store: Store, tmp_path: Path) -> None:
     (record.directory / "link").symlink_to(outside)
     (record.directory / "hard").mkdir()
     (record.directory / "hard" / "up").symlink_to("../../..")
-    store.forget(record.id)
+    assert not store.remove([record.id])
     assert (outside / "precious").exists()
     assert paths.names_dir().is_dir()
 
@@ -344,15 +392,15 @@ def test_a_link_in_place_of_a_directory(store: Store, tmp_path: Path) -> None:
     assert "a" * 12 not in store.known()
     with pytest.raises(StoreError, match="cannot be locked"), store.lock("a" * 12):
         pass
-    assert store.sweep(dry_run=True) == store.sweep() == [f"stray file {paths.sandboxes_dir() / ('a' * 12)}"]
+    assert store.prune(dry_run=True) == store.prune() == [f"stray file {paths.sandboxes_dir() / ('a' * 12)}"]
     assert (outside / "precious").exists()
-    assert store.sweep() == []
+    assert store.prune() == []
 
 
 def test_what_forgetting_left_half_done_is_swept(store: Store) -> None:
     record = add(store)
     record.directory.rename(record.directory.with_name(GONE_PREFIX + record.id))
-    swept = store.sweep()
+    swept = store.prune()
     assert len(swept) == 3  # the directory, the name, the address
     assert not list(paths.sandboxes_dir().iterdir())
     assert store.used_addresses() == set()
@@ -363,14 +411,14 @@ def test_stray_claims_are_swept_and_others_kept(store: Store) -> None:
     store.claim_address("198.18.2.7", "0" * 12)
     (paths.names_dir() / f".half.{record.id}").write_text(record.id)
     (paths.names_dir() / f".dead.{'0' * 12}").write_text("")
-    assert store.sweep() == ["claim addresses/198.18.2.7", f"claim names/.dead.{'0' * 12}"]
+    assert store.prune() == ["claim addresses/198.18.2.7", f"claim names/.dead.{'0' * 12}"]
     assert store.find("one") == record
     assert (paths.names_dir() / f".half.{record.id}").exists()
 
 
 def test_forgetting_several_at_once(store: Store) -> None:
     records = [add(store, f"web-{number}", f"198.18.2.{number}") for number in range(1, 6)]
-    store.forget_all(record.id for record in records[:4])
+    assert not store.remove(record.id for record in records[:4])
     assert store.records() == records[4:]
     assert store.used_addresses() == {"198.18.2.5"}
 
@@ -400,7 +448,7 @@ def test_known_is_live(store: Store) -> None:
     assert record.id in known
     assert list(known) == [record.id]
     assert record.id not in store.known(but=record.id)
-    store.forget(record.id)
+    assert not store.remove([record.id])
     assert record.id not in known
 
 
@@ -437,7 +485,7 @@ def test_who_waited_for_a_sandbox_that_was_removed_is_told(store: Store) -> None
         waiter = threading.Thread(target=wait)
         waiter.start()
         time.sleep(0.1)
-        store.forget(record.id)
+        assert not store.remove([record.id])
     waiter.join(5)
     assert len(told) == 1
 
@@ -450,7 +498,7 @@ def test_an_id_is_never_claimed_in_a_directory_that_prune_took(store: Store, mon
         if failpoint is Failpoint.DIRECTORY_MADE and not taken:
             (ident,) = store.ids()
             with store.lock(ident, wait=False):
-                store.forget(ident)
+                assert not store.remove([ident])
             taken.append(ident)
 
     monkeypatch.setattr(failpoints, "listener", sweep)

@@ -8,17 +8,12 @@ import json
 import os
 import signal
 import struct
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import requests
-from docker import errors
-from urllib3.exceptions import ProtocolError, ReadTimeoutError
 
 from sandbox import host as capability
 from sandbox import images
@@ -33,7 +28,7 @@ from sandbox.errors import (
     UnavailableError,
 )
 from sandbox.host import Missing
-from sandbox.host.docker import Endpoint, Engine, NoAnswerError, RefusalError
+from sandbox.host.docker import Engine, RefusalError
 from sandbox.isolation.base import INIT, State
 from sandbox.isolation.docker import cgroup as docker_cgroup
 from sandbox.isolation.docker import engines, logs, usage
@@ -42,151 +37,20 @@ from sandbox.isolation.docker import seccomp as docker_seccomp
 from sandbox.isolation.docker.driver import LABEL_ID, ContainerIsolation, GVisorIsolation
 from sandbox.isolation.docker.network import Lab
 from sandbox.isolation.docker.sandbox import ContainerSandbox
-from sandbox.kernel import procfs, seccomp, seccomp_compiler, syscall_table
+from sandbox.kernel import procfs, seccomp
 from sandbox.kernel.cgroup import Hierarchy, read_hierarchy
 from sandbox.spec import MIB, Mount, SandboxSpec
 from sandbox.state.processid import ProcessId
 from sandbox.state.record import Record
 from tests.unit.kernel.test_seccomp import interpret
+from tools.seccomp import compiler, docker, policy
 
 SPEC = SandboxSpec("web-1", "reactor", "container", ("/bin/server", "--port", "8080"), env=(("A", "b=c d"),))
 RECORD = Record("0123456789ab", SPEC, "198.18.2.7")
-LOCAL = Endpoint(host="unix:///run/test.sock")
-
-
-@pytest.fixture
-def clean_env(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    for name in ("DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
-    return tmp_path
-
-
-def test_the_sdk_is_not_loaded_with_the_driver() -> None:
-    script = (
-        "import sandbox.isolation.docker.driver, sys; print(*{'docker', 'requests', 'paramiko'} & set(sys.modules))"
-    )
-    found = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
-    assert found.stdout.strip() == ""
-
-
-# Which engine
-
-
-def test_the_engine_is_the_one_of_the_docker_command(clean_env: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert Endpoint.current() == Endpoint()
-    assert str(Endpoint()) == "unix:///var/run/docker.sock"
-    (clean_env / "config.json").write_text('{"currentContext": "far"}')
-    assert Endpoint.current() == Endpoint(context="far")
-    monkeypatch.setenv("DOCKER_HOST", "tcp://192.0.2.1:2375")
-    assert Endpoint.current() == Endpoint(host="tcp://192.0.2.1:2375")
-    monkeypatch.setenv("DOCKER_CONTEXT", "near")
-    assert Endpoint.current() == Endpoint(context="near")
-    monkeypatch.setenv("DOCKER_CONTEXT", "default")
-    assert Endpoint.current() == Endpoint(host="tcp://192.0.2.1:2375")
-
-
-@pytest.mark.parametrize("text", ["{", "[]", "7"])
-def test_a_damaged_configuration_is_one_line(clean_env: Path, text: str) -> None:
-    (clean_env / "config.json").write_text(text)
-    with pytest.raises(EngineError, match=r"config\.json cannot be read"):
-        Endpoint.current()
-
-
-def test_an_endpoint_survives_the_record() -> None:
-    for endpoint in (Endpoint(), Endpoint(host="ssh://a@b"), Endpoint(context="far")):
-        assert Endpoint.from_json(json.loads(json.dumps(endpoint.to_json()))) == endpoint
-    assert [one.local for one in (Endpoint(), LOCAL, Endpoint(host="tcp://a:1"), Endpoint(context="x"))] == [
-        True,
-        True,
-        False,
-        False,
-    ]
-
-
-def test_a_context_that_is_not_there(clean_env: Path) -> None:
-    with (
-        pytest.raises(UnavailableError, match="no Docker context 'far'"),
-        Engine(Endpoint(context="far"), "container").talking("x"),
-    ):
-        pass
+LOCAL = "/run/test.sock"
 
 
 # Errors
-
-
-def api_error(status: int, text: str) -> errors.APIError:
-    response = requests.Response()
-    response.status_code = status
-    return errors.APIError("refused", response=response, explanation=text)
-
-
-def wrapped(cause: Exception) -> errors.DockerException:
-    error = errors.DockerException("Error while fetching server API version")
-    error.__cause__ = cause
-    return error
-
-
-def explained(error: Exception, endpoint: Endpoint = LOCAL) -> SandboxError:
-    engine = Engine(endpoint, "container")
-    engine._api = SimpleNamespace()
-    with pytest.raises(SandboxError) as caught, engine.talking("it could not be done"):
-        raise error
-    assert "\n" not in str(caught.value)
-    return caught.value
-
-
-TIMED_OUT = ReadTimeoutError(None, "/", "Read timed out.")  # type: ignore[arg-type]
-
-
-def test_a_refusal_carries_status_and_words() -> None:
-    found = explained(api_error(409, "Conflict.\n  The name is taken\n"))
-    assert isinstance(found, RefusalError)
-    assert (found.status, found.reason) == (409, "Conflict. The name is taken")
-    assert found.message == "it could not be done: Conflict. The name is taken"
-    assert len(explained(api_error(500, "x" * 5000)).message) < 400
-
-
-@pytest.mark.parametrize("error", [requests.ReadTimeout("x"), requests.ConnectionError(TIMED_OUT), TIMED_OUT])
-def test_no_answer_in_time(error: Exception) -> None:
-    assert isinstance(explained(error), NoAnswerError)
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        requests.ConnectionError(ProtocolError("Connection aborted.", ConnectionRefusedError(111, "refused"))),
-        wrapped(requests.ConnectionError("refused")),
-        ProtocolError("Connection broken"),
-        requests.exceptions.ChunkedEncodingError("cut short"),
-    ],
-)
-def test_an_engine_that_cannot_be_reached(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capability, "missing_for", lambda _: [])
-    found = explained(error)
-    assert isinstance(found, UnavailableError)
-    assert "does not answer" in found.message
-    monkeypatch.setattr(
-        capability,
-        "missing_for",
-        lambda level: [Missing("host.root", "r", "x"), Missing("docker.daemon", "it is down", f"start {level}")],
-    )
-    found = explained(error)
-    assert (found.message, found.hint) == ("it is down", "start container")
-    assert "tcp://far:1" in explained(error, Endpoint(host="tcp://far:1")).message
-
-
-def test_no_permission_says_who_may() -> None:
-    error = requests.ConnectionError(ProtocolError("Connection aborted.", PermissionError(13, "Permission denied")))
-    assert explained(error).hint == "run it as root"
-
-
-def test_other_errors_are_not_swallowed() -> None:
-    assert "odd" in explained(errors.DockerException("odd")).message
-    engine = Engine(LOCAL, "container")
-    engine._api = SimpleNamespace()
-    with pytest.raises(KeyError), engine.talking("x"):
-        raise KeyError("a mistake of ours")
 
 
 def test_a_create_that_is_refused_says_what_would_be_right(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,19 +162,15 @@ def frame(output: int, data: bytes) -> bytes:
     return struct.pack(">BxxxL", output, len(data)) + data
 
 
-def response(data: bytes) -> Any:
-    return SimpleNamespace(raw=io.BytesIO(data))
-
-
 def test_frames_are_told_apart() -> None:
     data = frame(1, b"out") + frame(2, b"err") + frame(1, b"") + frame(1, b"\x01\x00\x00\x00")
-    assert list(logs.frames(response(data))) == [(1, b"out"), (2, b"err"), (1, b"\x01\x00\x00\x00")]
+    assert list(logs.frames(io.BytesIO(data))) == [(1, b"out"), (2, b"err"), (1, b"\x01\x00\x00\x00")]
 
 
 @pytest.mark.parametrize("cut", range(1, 11))
 def test_a_frame_that_was_cut_off_is_dropped(cut: int) -> None:
     data = frame(1, b"whole") + frame(1, b"cut")[:-cut]
-    assert list(logs.frames(response(data))) == [(1, b"whole")]
+    assert list(logs.frames(io.BytesIO(data))) == [(1, b"whole")]
 
 
 @pytest.mark.parametrize(
@@ -337,7 +197,7 @@ def test_the_words_of_timeout_are_understood() -> None:
 
 def test_a_command_of_no_words() -> None:
     with pytest.raises(CommandNotFoundError):
-        logs.run(Engine(LOCAL, "x"), "c", [], user="0:0", timeout=None, alive=lambda: True)
+        logs.run(Engine(LOCAL), "c", [], user="0:0", timeout=None, alive=lambda: True)
 
 
 # Control groups
@@ -390,7 +250,7 @@ def test_limits_of_v1(tmp_path: Path) -> None:
 
 
 def sandbox_with(monkeypatch: pytest.MonkeyPatch, found: dict[str, Any] | None) -> ContainerSandbox:
-    sandbox = ContainerSandbox(replace(RECORD, data={}), Engine(LOCAL, "container"))
+    sandbox = ContainerSandbox(replace(RECORD), Engine(LOCAL))
     monkeypatch.setattr(sandbox, "inspect", lambda: found)
     return sandbox
 
@@ -471,27 +331,24 @@ def verdict(name: str, arguments: tuple[int, ...]) -> int | str:
 
 VALUES = (0, 1, 2, 10, 16, 17, 38, 40, 63, 0x5401, 0x5411, 0x5412, 0x5413, 0x541B, 0x541C, 0x541D, 0x15412, 0x80005412)
 WIDE = tuple(1 << 32 | value for value in VALUES)
-FLAGS = (seccomp.NAMESPACE_FLAGS, *(1 << bit for bit in range(64)), *seccomp.PERSONALITIES)
+FLAGS = (policy.NAMESPACE_FLAGS, *(1 << bit for bit in range(64)), *policy.PERSONALITIES)
 
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 def test_the_profile_says_what_the_namespace_levels_filter_says(machine: str) -> None:
-    table, arch = {
-        "x86_64": (syscall_table.X86_64, 0xC000003E),
-        "aarch64": (syscall_table.AARCH64, 0xC00000B7),
-    }[machine]
-    program = seccomp.build(machine, "6.1.0")
-    for name, number in table.items():
-        values = (*VALUES, *WIDE, *FLAGS) if name in seccomp_compiler.CHECKED else VALUES[:2]
+    arch, numbers = compiler.MACHINES[machine]
+    program = seccomp.build(machine)
+    for name, number in numbers.items():
+        values = (*VALUES, *WIDE, *FLAGS) if name in compiler.CHECKED else VALUES[:2]
         for value in values:
             ours, _ = interpret(program, number, arch, (value, value))
             theirs = verdict(name, (value, value))
-            assert ours == (seccomp_compiler.ALLOW if theirs == "allow" else 0x00050000 | int(theirs)), (name, value)
+            assert ours == (compiler.ALLOW if theirs == "allow" else 0x00050000 | int(theirs)), (name, value)
 
 
 def test_blocks_cover_all_but_what_is_refused() -> None:
     for refused in ((), (0,), (2**32 - 1,), (0x5412, 0x541C), (6, 7)):
-        blocks = docker_seccomp.blocks_without(refused)
+        blocks = docker.blocks_without(refused)
         assert sum(2**32 - mask for mask, _ in blocks) == 2**32 - len(refused)  # none lies in another, so: all
         assert not [one for one in refused for mask, value in blocks if one & mask == value]
 
@@ -543,16 +400,6 @@ def test_what_is_mounted_is_compared_with_what_was_meant(tmp_path: Path) -> None
         docker_mounts.verify_sources(noted)
 
 
-def test_files_of_this_host_are_not_on_another(clean_env: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = replace(SPEC, mounts=(Mount(str(clean_env), "/data"),))
-    ContainerIsolation().check(spec)
-    monkeypatch.setenv("DOCKER_HOST", "tcp://192.0.2.1:2375")
-    ContainerIsolation().check(SPEC)
-    for refused in (spec, replace(SPEC, app=True)):
-        with pytest.raises(SpecError, match="an engine on another"):
-            ContainerIsolation().check(refused)
-
-
 V1_IO = "8:0 Read 4096\n8:0 Write 512\n8:16 Read 100\n8:16 Write 0\nTotal 4708\n"
 
 
@@ -579,30 +426,44 @@ def test_a_frozen_group(tmp_path: Path) -> None:
 # Engines that were used
 
 
-def test_engines_are_remembered(clean_env: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SANDBOX_STATE_DIR", str(clean_env))
+def test_engines_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SANDBOX_STATE_DIR", str(tmp_path))
     assert engines.noted("net") == []
-    far = Endpoint(host="tcp://192.0.2.1:2375")
-    for one in (LOCAL, far, LOCAL):
+    for one in (LOCAL, "/run/other.sock", LOCAL):
         engines.note("net", one)
-    assert engines.noted("net") == [LOCAL, far]
+    assert engines.noted("net") == [LOCAL, "/run/other.sock"]
     assert engines.noted("other") == []
-    asked: list[Endpoint] = []
-
-    def act(endpoint: Endpoint) -> list[str]:
-        asked.append(endpoint)
-        if endpoint == far:
-            raise UnavailableError("away")
-        return [str(endpoint)]
-
-    assert engines.each("net", act) == [str(Endpoint()), str(LOCAL)]
-    assert asked == [Endpoint(), LOCAL, far]
-    monkeypatch.setenv("DOCKER_HOST", "tcp://192.0.2.1:2375")
-    with pytest.raises(UnavailableError):  # the one that is meant now must answer
-        engines.each("net", act)
-    engines.forget("net", far)
+    engines.forget("net", "/run/other.sock")
     engines.forget("net", LOCAL)
     assert engines.noted("net") == []
-    assert not list((clean_env / "host").iterdir())
-    (clean_env / "host" / "engines-of-net.json").write_text("{")
-    assert engines.noted("net") == []
+    assert not list((tmp_path / "host").iterdir())
+    for text in ("{", "{}", "7", '[{"host": "tcp://192.0.2.1:2375"}, "relative"]'):
+        (tmp_path / "host" / "engines-of-net.json").write_text(text)
+        assert engines.noted("net") == []
+
+
+def test_a_cleanup_asks_the_current_engine_and_those_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SANDBOX_STATE_DIR", str(tmp_path))
+    level = ContainerIsolation(Lab("net"))
+    for one in (LOCAL, "/run/away.sock"):
+        engines.note("net", one)
+    monkeypatch.setenv("DOCKER_HOST", "unix:///run/current.sock")
+    asked: list[str] = []
+
+    def act(engine: Engine, *_: Any, **__: Any) -> list[str]:
+        asked.append(engine.socket)
+        if engine.socket == "/run/away.sock":
+            raise UnavailableError("away")
+        return [engine.socket]
+
+    monkeypatch.setattr(level, "_prune", act)
+    assert level.prune((), dry_run=True) == ["/run/current.sock", LOCAL]
+    assert asked == ["/run/current.sock", LOCAL, "/run/away.sock"]
+    asked.clear()
+    monkeypatch.setattr("sandbox.isolation.docker.network.remove", act)
+    monkeypatch.setattr("sandbox.isolation.docker.network.exists", lambda *_: False)
+    monkeypatch.setenv("DOCKER_HOST", "tcp://192.0.2.1:2375")
+    with pytest.raises(UnavailableError, match="must be on this host"):  # the one that is meant now must be usable
+        level.prune((), dry_run=True)
+    assert level.remove_shared() == [LOCAL]
+    assert engines.noted("net") == ["/run/away.sock"]

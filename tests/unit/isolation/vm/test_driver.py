@@ -50,5 +50,5 @@ def test_a_machine_that_was_never_made_is_not_running() -> None:
     assert sandbox.state().exit_code is None
     assert list(sandbox.logs()) == []
     assert sandbox.wait(0) is None
-    sandbox.destroy()
-    sandbox.destroy()
+    sandbox.remove()
+    sandbox.remove()

@@ -1,4 +1,4 @@
-"""Which entries are let out of a sandbox: names, links, modes and sizes. Pure: it touches no file."""
+"""Check the entries of an archive from a sandbox: names, links, modes and sizes. Pure: it touches no file."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from dataclasses import dataclass
 from sandbox.copying.reader import MAX_NAME, Entry, HostileError, Kind, Reader
 
 MAX_COMPONENT = 255
-"""Bytes of one part of a name: NAME_MAX, limits.h(0p)."""
+"""Bytes in one part of a path: NAME_MAX, limits.h(0p)."""
 PERMISSIONS = 0o777
-"""Set-user-ID, set-group-ID and sticky bits do not leave a sandbox."""
+"""The mode bits that are kept: not set-user-ID, set-group-ID and sticky."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How much a sandbox may send.
+    """Bounds on what a sandbox may send.
 
     Attributes:
         size: bytes of all files together.
-        entries: files, directories and links.
-        depth: directories within directories. Clearing up keeps a descriptor open for each level.
+        entries: number of files, directories and links.
+        depth: depth of nested directories. Removing them takes an open descriptor for each level.
     """
 
     size: int = 4 * 1024**3
@@ -34,16 +34,16 @@ DEFAULT_BOUNDS = Bounds()
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """An entry that was found harmless.
+    """An entry that passed the checks.
 
     Attributes:
-        path: parts of its name below the target; none of "", "." and "..". Empty for the target itself.
+        path: parts of its name below the target, none of them "", "." or ".."; empty for the target itself.
         kind: file, directory or link.
         mode: permission bits within PERMISSIONS.
         mtime: seconds since the epoch.
         size: bytes of content.
-        link: of a symbolic link, what it says.
-        source: of a hard link, the parts of the name of a file that came before.
+        link: target of a symbolic link.
+        source: of a hard link: the path of an earlier file.
     """
 
     path: tuple[str, ...]
@@ -56,13 +56,13 @@ class Member:
 
 
 def members(reader: Reader, bounds: Bounds = DEFAULT_BOUNDS) -> Iterator[Member]:
-    """The entries of an archive, each checked on its own and against those before it.
+    """Yield the entries of an archive, each checked by itself and against those before it.
 
-    An entry's directory comes before it, nothing comes twice, a hard link leads to a file of this archive, and a
-    symbolic link stays below the target.
+    An entry must come after its directory and only once; a hard link must refer to a file of this archive, and a
+    symbolic link must stay below the target.
 
     Raises:
-        HostileError: one does not; the message shows its name.
+        HostileError: an entry breaks a rule; the message shows its name.
     """
     seen: dict[tuple[str, ...], Kind] = {}
     size = 0
@@ -95,20 +95,22 @@ def _member(entry: Entry, path: tuple[str, ...], seen: dict[tuple[str, ...], Kin
     elif entry.kind is Kind.HARDLINK:
         source = _parts(entry.link)
         if seen.get(source) is not Kind.FILE:
-            raise HostileError(f"the sandbox sent a hard link, {_shown(path)}, to {_shown(source)}, no file before it")
+            raise HostileError(
+                f"the sandbox sent a hard link, {_shown(path)}, to {_shown(source)}, not an earlier file"
+            )
     return Member(path, entry.kind, entry.mode & PERMISSIONS, entry.mtime, entry.size, link, source)
 
 
 def _parts(name: bytes) -> tuple[str, ...]:
-    """A name's parts; a leading "./" and a trailing slash, which tar writes, are dropped.
+    """Split a name into its parts, without the leading "./" and the trailing slash that tar writes.
 
     Raises:
-        HostileError: it is absolute, empty, too long, or has an empty part or "..".
+        HostileError: the name is absolute, empty, too long, or has an empty part or "..".
     """
     if not name or name.startswith(b"/"):
         raise HostileError(f"the sandbox sent {os.fsdecode(name)!r}, a name that is not below the target")
     if len(name) >= MAX_NAME:
-        raise HostileError("the sandbox sent a name of absurd length")
+        raise HostileError(f"the sandbox sent a name of {len(name)} bytes, longer than a path can be")
     parts = [part for part in name.removesuffix(b"/").split(b"/") if part != b"."]
     if any(part in (b"", b"..") or len(part) > MAX_COMPONENT or b"\0" in part for part in parts):
         raise HostileError(f"the sandbox sent {_clipped(name)}, a name that is not allowed")
@@ -116,13 +118,14 @@ def _parts(name: bytes) -> tuple[str, ...]:
 
 
 def _check_symlink(link: str, path: tuple[str, ...]) -> None:
-    """Whether a symbolic link stays below the target, whatever the other links are.
+    """Refuse a symbolic link that could lead out of the target, whatever the other links are.
 
-    ".." is allowed at the beginning alone, where it climbs out of real directories. After a name it would climb out of
-    what that name leads to, which may be a link in turn: a chain of links, each harmless by its text, escapes so.
+    ".." is allowed only at the beginning, where it leaves real directories. After a name it would leave the directory
+    that the name resolves to, and the name may be a link itself: links that look harmless one by one could escape
+    together.
 
     Raises:
-        HostileError: it does not.
+        HostileError: it could.
     """
     parts = [part for part in link.split("/") if part not in ("", ".")]
     climbs = 0

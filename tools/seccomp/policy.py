@@ -63,7 +63,7 @@ SOCKETS = """
     accept accept4 bind connect getpeername getsockname getsockopt listen recvfrom recvmmsg recvmsg sendmmsg sendmsg
     sendto setsockopt shutdown
 """
-"""`socket` and `socketpair` depend on their first argument: see `seccomp_compiler.CHECKED`."""
+"""`socket` and `socketpair` depend on their first argument: see FAMILIES."""
 
 IPC = """
     mq_getsetattr mq_notify mq_open mq_timedreceive mq_timedsend mq_unlink msgctl msgget msgrcv msgsnd pipe pipe2
@@ -77,14 +77,32 @@ SYSTEM = """
 TRACING = """
     process_vm_readv process_vm_writev ptrace
 """
-"""Only from Linux 4.8 on, which applies the filter *after* a tracer had its say; before that, ptrace walks around
-any filter (seccomp(2), NOTES). The pid namespace bounds whom it can reach."""
+"""The kernel applies the filter after a tracer had its say (from Linux 4.8; seccomp(2), NOTES), and the pid namespace
+bounds whom it can reach."""
 
-ALLOWED = frozenset(" ".join((FILES, MEMORY, PROCESSES, THREADS, SIGNALS, WAITING, TIME, SOCKETS, IPC, SYSTEM)).split())
+ALLOWED = frozenset(
+    " ".join((FILES, MEMORY, PROCESSES, THREADS, SIGNALS, WAITING, TIME, SOCKETS, IPC, SYSTEM, TRACING)).split()
+)
 
 NOT_IMPLEMENTED = frozenset({"clone3"})
 """ENOSYS in place of EPERM: the flags are behind a pointer, where no filter can read them, and the C library falls
 back to `clone`, whose flags it can."""
+
+NAMESPACE_FLAGS = 0x7E020000
+"""Refused to clone: CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID and NEWNET (clone(2)). CLONE_NEWTIME shares
+a bit with the exit signal and can only be given to clone3 and unshare."""
+PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
+"""PER_LINUX, PER_LINUX32, each with UNAME26 or without, and "only ask" (personality(2)). Not READ_IMPLIES_EXEC, nor
+what switches address randomisation off."""
+REFUSED_IOCTLS = (0x5412, 0x541C)
+"""TIOCSTI and TIOCLINUX type into the terminal that the sandbox was started from (ioctl_tty(2))."""
+FAMILIES = (1, 2, 10, 16)
+"""AF_UNIX, AF_INET, AF_INET6 and AF_NETLINK (getifaddrs(3) needs it): what servers use, and all that may be made.
+Docker refuses AF_ALG (the kernel's cryptography, a history of holes) and AF_VSOCK (reaches the hypervisor, and is in no
+network namespace), and lets some thirty others through. Any user may have the kernel load their modules by asking for
+a socket, or for a pair of them, and without capabilities nothing here has a use for one."""
+PAIR_FAMILIES = (1,)
+"""socketpair(2) is for AF_UNIX, and makes sockets of the other families as `socket` does before it says so."""
 
 REFUSED = {
     "changes mounts": """chroot fsconfig fsmount fsopen fspick mount mount_setattr move_mount open_tree pivot_root

@@ -1,10 +1,6 @@
-"""Compiles `syscall_policy` to classic BPF for the filter of `seccomp`.
+"""Compiles the policy to classic BPF for the filter of `sandbox.kernel.seccomp`.
 
 Numbers are found by binary search over ranges, so that a call costs about seven comparisons where the program runs.
-
-    python -m sandbox.kernel.seccomp_compiler
-
-prints the module `seccomp_programs`, which holds the result; a test compares the two.
 
 Layout of the data that a program reads: struct seccomp_data, linux/seccomp.h. Instructions:
 Documentation/networking/filter.rst.
@@ -17,8 +13,7 @@ import struct
 from itertools import pairwise
 from operator import itemgetter
 
-from sandbox.kernel import syscall_policy, syscall_table
-from sandbox.kernel.seccomp import FAMILIES, NAMESPACE_FLAGS, PAIR_FAMILIES, PERSONALITIES, REFUSED_IOCTLS
+from tools.seccomp import policy, table
 
 # Offsets in struct seccomp_data. An argument has 64 bits; its low half is first, both machines being little endian.
 _NR, _ARCH, _ARGS = 0, 4, 16
@@ -31,7 +26,6 @@ _IF_EQUAL = 0x15  # BPF_JMP | BPF_JEQ | BPF_K
 _IF_AT_LEAST = 0x35  # BPF_JMP | BPF_JGE | BPF_K
 _IF_ANY_BIT = 0x45  # BPF_JMP | BPF_JSET | BPF_K
 _MAX_SHORT_JUMP = 255
-_MAX_INSTRUCTIONS = 4096  # BPF_MAXINSNS
 
 # Actions, linux/seccomp.h.
 KILL_PROCESS = 0x80000000
@@ -46,10 +40,7 @@ X32_BIT = 0x40000000
 Instruction = tuple[int, int, int, int]
 """Code, jump if true, jump if false, operand: struct sock_filter."""
 
-_MACHINES = {
-    "x86_64": (0xC000003E, syscall_table.X86_64),
-    "aarch64": (0xC00000B7, syscall_table.AARCH64),
-}
+MACHINES = {"x86_64": (0xC000003E, table.X86_64), "aarch64": (0xC00000B7, table.AARCH64)}
 """Machine of uname(2) to AUDIT_ARCH and the numbers."""
 
 _Verdict = list[Instruction]
@@ -58,53 +49,24 @@ _REFUSED: _Verdict = [(_RETURN, 0, 0, _EPERM)]
 _ABSENT: _Verdict = [(_RETURN, 0, 0, _ENOSYS)]
 
 
-def program(machine: str, *, tracing: bool) -> bytes:
-    """The filter for a machine as an array of struct sock_filter.
-
-    Args:
-        machine: as of uname(2).
-        tracing: whether processes may trace each other.
-
-    Raises:
-        OSError: ENOTSUP, no table for this machine; E2BIG, more than a program may have.
-    """
-    return b"".join(struct.pack("<HBBI", *instruction) for instruction in _compile(machine, tracing=tracing))
-
-
-def names(machine: str, *, tracing: bool) -> frozenset[str]:
-    """Names of the calls that pass for at least some arguments; see `program`.
-
-    Raises:
-        OSError: ENOTSUP, no table for this machine.
-    """
-    found = syscall_policy.ALLOWED | CHECKED.keys()
-    if tracing:
-        found |= frozenset(syscall_policy.TRACING.split())
-    return found & _machine(machine)[1].keys()
-
-
-def _machine(machine: str) -> tuple[int, dict[str, int]]:
-    if machine not in _MACHINES:
-        raise OSError(errno.ENOTSUP, f"no seccomp filter for machine {machine}")
-    return _MACHINES[machine]
-
-
-def _compile(machine: str, *, tracing: bool) -> list[Instruction]:
-    arch, numbers = _machine(machine)
-    verdicts: dict[str, _Verdict] = dict.fromkeys(syscall_policy.ALLOWED, _PASS)
-    verdicts |= dict.fromkeys(syscall_policy.NOT_IMPLEMENTED, _ABSENT) | CHECKED
-    if tracing:
-        verdicts |= dict.fromkeys(syscall_policy.TRACING.split(), _PASS)
-    program = [
+def program(machine: str) -> bytes:
+    """The filter for a machine of uname(2) as an array of struct sock_filter."""
+    arch, numbers = MACHINES[machine]
+    verdicts: dict[str, _Verdict] = dict.fromkeys(policy.ALLOWED, _PASS)
+    verdicts |= dict.fromkeys(policy.NOT_IMPLEMENTED, _ABSENT) | CHECKED
+    instructions = [
         (_LOAD, 0, 0, _ARCH),
         (_IF_EQUAL, 1, 0, arch),
         _return(KILL_PROCESS),
         (_LOAD, 0, 0, _NR),
         *_search(_ranges([(numbers[name], verdicts[name]) for name in numbers.keys() & verdicts.keys()], numbers)),
     ]
-    if len(program) > _MAX_INSTRUCTIONS:
-        raise OSError(errno.E2BIG, "seccomp filter: program too long")
-    return program
+    return b"".join(struct.pack("<HBBI", *instruction) for instruction in instructions)
+
+
+def names(machine: str) -> frozenset[str]:
+    """Names of the calls that pass for at least some arguments."""
+    return (policy.ALLOWED | CHECKED.keys()) & MACHINES[machine][1].keys()
 
 
 def _ranges(verdicts: list[tuple[int, _Verdict]], numbers: dict[str, int]) -> list[tuple[int, _Verdict]]:
@@ -148,34 +110,13 @@ def _one_of(argument: int, values: tuple[int, ...], found: int, otherwise: int) 
 CHECKED: dict[str, list[Instruction]] = {
     "clone": [
         (_LOAD, 0, 0, _ARGS),
-        (_IF_ANY_BIT, 0, 1, NAMESPACE_FLAGS),
+        (_IF_ANY_BIT, 0, 1, policy.NAMESPACE_FLAGS),
         _return(_EPERM),
         _return(ALLOW),
     ],
-    "socket": _one_of(0, FAMILIES, found=ALLOW, otherwise=_EPERM),
-    "socketpair": _one_of(0, PAIR_FAMILIES, found=ALLOW, otherwise=_EPERM),
-    "personality": _one_of(0, PERSONALITIES, found=ALLOW, otherwise=_EPERM),
-    "ioctl": _one_of(1, REFUSED_IOCTLS, found=_EPERM, otherwise=ALLOW),
+    "socket": _one_of(0, policy.FAMILIES, found=ALLOW, otherwise=_EPERM),
+    "socketpair": _one_of(0, policy.PAIR_FAMILIES, found=ALLOW, otherwise=_EPERM),
+    "personality": _one_of(0, policy.PERSONALITIES, found=ALLOW, otherwise=_EPERM),
+    "ioctl": _one_of(1, policy.REFUSED_IOCTLS, found=_EPERM, otherwise=ALLOW),
 }
 """Calls that pass or not by an argument; clone's flags are its first argument on both machines."""
-
-
-def module() -> str:
-    """The text of `seccomp_programs`."""
-    lines = [
-        '"""The filters for Linux 4.8 and later, by machine; made by `python -m sandbox.kernel.seccomp_compiler`."""',
-        "",
-        "PROGRAMS = {",
-    ]
-    for machine in _MACHINES:
-        text = program(machine, tracing=True).hex()
-        lines += [
-            f'    "{machine}": bytes.fromhex(',
-            *(f'        "{text[at : at + 96]}"' for at in range(0, len(text), 96)),
-        ]
-        lines.append("    ),")
-    return "\n".join([*lines, "}", ""])
-
-
-if __name__ == "__main__":
-    print(module(), end="")

@@ -1,0 +1,15 @@
+"""Send a signal to a workload."""
+
+from __future__ import annotations
+
+from sandbox.lifecycle.find import Reference, get
+
+
+def kill(reference: Reference, number: int) -> None:
+    """Send a signal, even while another command, such as a long `stop`, works on the sandbox.
+
+    Raises:
+        NotFoundError
+        EngineError: it is not running, or its level cannot deliver this signal.
+    """
+    get(reference).sandbox.kill(number)

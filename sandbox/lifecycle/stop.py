@@ -1,0 +1,50 @@
+"""End a workload, and note how it ended. The sandbox stays, with its log."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+
+from sandbox.errors import NotFoundError
+from sandbox.failpoints import Failpoint, reached
+from sandbox.lifecycle import lab
+from sandbox.lifecycle.find import Reference, Running, held
+from sandbox.phases import Status
+from sandbox.spec import GRACE
+from sandbox.state.record import Exit
+from sandbox.state.store import Store
+
+
+def stop(reference: Reference, grace: float = GRACE) -> int | None:
+    """SIGTERM to the workload, SIGKILL after `grace` seconds. Returns the exit code where it can be known.
+
+    Raises:
+        NotFoundError, EngineError
+    """
+    with held(reference) as running:
+        reached(Failpoint.ENDING)
+        code = running.sandbox.stop(grace)
+        reached(Failpoint.ENDED)
+        _note(running, code)
+    return code
+
+
+def note_end(ident: str, code: int | None) -> None:
+    """Write down that a workload ended by itself, with its exit code where that is known; its ports are withdrawn.
+
+    Raises:
+        EngineError, StoreError
+    """
+    with suppress(NotFoundError), held(ident) as running:  # it may have been removed by now
+        _note(running, code)
+
+
+def _note(running: Running, code: int | None) -> None:
+    record = running.record
+    if record.spec.publish:
+        lab.unpublish(record.id)  # who connects is told at once that nobody listens
+    record.status = Status.EXITED
+    if record.exit_code is None:
+        record.exit = Exit(code, time.time())
+    Store().save(record)
+    reached(Failpoint.SAVED_EXITED)

@@ -1,0 +1,1 @@
+"""Makes files that `sandbox` ships; not shipped itself."""
