@@ -12,7 +12,7 @@ import builtins
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sandbox.isolation import DEFAULT
 from sandbox.lifecycle import find, kill, pause, remove, stop, wait
@@ -24,6 +24,7 @@ from sandbox.spec import GRACE, Publish, SandboxSpec
 
 if TYPE_CHECKING:
     from sandbox.isolation.base import ExecResult, Progress, State, Stats
+    from sandbox.isolation.in_force import Inspection
 
 
 class Sandbox:
@@ -139,13 +140,15 @@ class Sandbox:
         """Usage now; None in a field is what cannot be observed at this level."""
         return self._running.sandbox.stats()
 
-    def inspect(self) -> dict[str, Any]:
+    def inspect(self) -> Inspection:
         """Return what is in force, read from what enforces it: limits, user, capabilities and so on.
+
+        Its `to_json` gives JSON types.
 
         Raises:
             EngineError
         """
-        return self._running.sandbox.effective()
+        return self._running.sandbox.inspection()
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Wait for the workload's end. Returns its exit code, None if it cannot be known.

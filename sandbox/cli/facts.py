@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from sandbox.isolation.in_force import Inspection, MountPoint
 from sandbox.spec import SANDBOX_UID
 from sandbox.state.record import Record
 
@@ -32,32 +33,26 @@ class Fact:
     differs: bool | None
 
 
-def compare(record: Record, effective: Mapping[str, Any] | None) -> list[Fact]:
+def compare(record: Record, effective: Inspection | None) -> list[Fact]:
     """The settings of a sandbox, each as asked for and as found.
 
     Args:
         record: what was asked for.
-        effective: as of `Sandbox.effective`; None where nothing could be read.
+        effective: as of `Sandbox.inspection`; None where nothing could be read.
     """
     spec = record.spec
-    found = effective or {}
-    limits = _section(found, "limits")
+    limits = effective.limits if effective else None
     facts = [
-        _fact("cpus", spec.cpus, limits.get("cpus"), CPU_SLACK * spec.cpus),
-        _fact("memory", spec.memory, limits.get("memory"), PAGE),
-        _fact("pids_limit", spec.pids_limit, limits.get("pids"), 0),
-        _fact("disk", spec.disk, limits.get("disk"), PAGE),
-        _fact("address", record.address, _section(found, "network").get("address")),
-        _fact("uid", SANDBOX_UID, _section(found, "user").get("uid")),
+        _fact("cpus", spec.cpus, limits and limits.cpus, CPU_SLACK * spec.cpus),
+        _fact("memory", spec.memory, limits and limits.memory, PAGE),
+        _fact("pids_limit", spec.pids_limit, limits and limits.pids, 0),
+        _fact("disk", spec.disk, limits and limits.disk, PAGE),
+        _fact("address", record.address, effective and effective.network.address),
+        _fact("uid", SANDBOX_UID, effective and effective.user.uid),
     ]
     if spec.cpuset is not None:
-        facts.append(_fact("cpuset", spec.cpuset, limits.get("cpuset")))
-    return facts + list(_mounts(record, found.get("mounts")))
-
-
-def _section(found: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    section = found.get(name)
-    return section if isinstance(section, Mapping) else {}
+        facts.append(_fact("cpuset", spec.cpuset, limits and limits.cpuset))
+    return facts + list(_mounts(record, effective.mounts if effective else None))
 
 
 def _fact(setting: str, requested: Any, effective: Any, slack: float | None = None) -> Fact:
@@ -71,14 +66,10 @@ def _fact(setting: str, requested: Any, effective: Any, slack: float | None = No
     return Fact(setting, requested, effective, differs)
 
 
-def _mounts(record: Record, mounts: Any) -> Iterator[Fact]:
+def _mounts(record: Record, mounts: list[MountPoint] | None) -> Iterator[Fact]:
     """The root filesystem and each bind mount that was asked for: read-only, writable or missing."""
-    there = {}
-    for mount in mounts if isinstance(mounts, list) else ():
-        if isinstance(mount, Mapping) and isinstance(options := mount.get("options"), list):
-            there[mount.get("target")] = "ro" if "ro" in options else "rw"
+    there = {mount.target: "ro" if mount.read_only else "rw" for mount in mounts or ()}
     yield _fact("mount /", "ro", there.get("/"))
     for asked in record.spec.mounts:
         wanted = "ro" if asked.read_only else "rw"
-        found = there.get(asked.target, "missing") if there else None
-        yield _fact(f"mount {asked.target}", wanted, found)
+        yield _fact(f"mount {asked.target}", wanted, there.get(asked.target, "missing") if there else None)

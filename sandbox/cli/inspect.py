@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,8 @@ from sandbox.cli.completing import existing
 from sandbox.spec import MIB
 
 if TYPE_CHECKING:
-    from sandbox.state.record import Record
+    from sandbox.cli.facts import Fact
+    from sandbox.isolation.in_force import Inspection
 
 UNKNOWN = "-"
 """In place of what cannot be observed."""
@@ -28,16 +29,18 @@ UNKNOWN = "-"
 def command(form: str, sandboxes: tuple[str, ...]) -> None:
     """Show all of each SANDBOX: its state, what was asked for, and what is in force.
 
-    `requested` is what the user asked for. `effective` is read now from what enforces it: the kernel, dockerd, the
-    live domain; null there, and - in the table, is what cannot be observed. `settings` has both side by side, and
-    `differs` says whether one is in force otherwise than asked. `startup` has the seconds of each phase of the start,
-    `resources` what the sandbox has on this host.
+    `requested` is what the user asked for. `effective` is read now from what enforces it (the kernel, dockerd, the
+    live domain), in the same form at every level; null there, and - in the table, is what cannot be observed.
+    `effective.ended` says when and why a sandbox ended, `effective.oom_killed` whether it ran out of memory.
+    `settings` has requested and effective values side by side; `differs` says whether they differ. `startup` has the
+    seconds of each phase of the start, `resources` where the sandbox is to be found on this host.
 
     \b
     Examples:
       sandbox inspect web
       sandbox inspect --format table web
       sandbox inspect web | jq '.[0].effective.limits'
+      sandbox inspect web | jq -r '.[0].effective.ended.reason'
 
     \b
     Exit codes: 0; 125 there is no such sandbox, and the others were still shown.
@@ -47,7 +50,7 @@ def command(form: str, sandboxes: tuple[str, ...]) -> None:
 
     documents: list[dict[str, Any]] = []
     try:
-        for_each(sandboxes, lambda reference: documents.append(document(reference)), echo=False)
+        for_each(sandboxes, lambda reference: documents.append(asdict(document(reference))), echo=False)
     finally:
         if form == "json":
             as_json(documents)
@@ -55,8 +58,52 @@ def command(form: str, sandboxes: tuple[str, ...]) -> None:
             click.echo("\n\n".join("\n".join(page(one)) for one in documents))
 
 
-def document(reference: str) -> dict[str, Any]:
-    """All of one sandbox, in JSON types.
+@dataclass(frozen=True, slots=True)
+class Now:
+    """What a sandbox is doing: as `ps` says it, and the processes that run it and that follow it."""
+
+    status: str
+    running: bool | None
+    paused: bool
+    exit_code: int | None
+    pid: int | None
+    owner: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """Where a sandbox is to be found on this host; `level` has what its level made, under names of the level's own."""
+
+    address: str
+    mac: str
+    url: str | None
+    published: list[str]
+    directory: str
+    boot_id: str
+    level: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """All of one sandbox; docs/inspect.schema.json says it field by field."""
+
+    id: str
+    name: str
+    workload: str
+    isolation: str
+    accelerator: str | None
+    created: str
+    state: Now
+    settings: list[Fact]
+    requested: dict[str, Any]
+    effective: Inspection | None
+    effective_error: str | None
+    startup: dict[str, float]
+    resources: Resources
+
+
+def document(reference: str) -> Document:
+    """All of one sandbox.
 
     Raises:
         NotFoundError, StoreError
@@ -67,48 +114,38 @@ def document(reference: str) -> dict[str, Any]:
     from sandbox.lifecycle.find import get
 
     running = get(reference)
-    record = running.record
-    effective: dict[str, Any] | None = None
+    record, spec = running.record, running.record.spec
+    effective: Inspection | None = None
     failure = None
     try:
-        effective = running.sandbox.effective()
+        effective = running.sandbox.inspection()
     except SandboxError as error:
         failure = str(error)
     now = shown(record)
-    return {
-        "id": record.id,
-        "name": record.name,
-        "workload": record.spec.workload,
-        "isolation": record.spec.isolation,
-        "accelerator": record.accelerator,
-        "created": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-        "state": {
-            "status": now.text,
-            "running": now.running,
-            "paused": now.paused,
-            "exit_code": now.exit_code,
-            "pid": record.process.pid if record.process is not None and now.running else None,
-            "owner": record.owner.pid if record.owner is not None else None,
-        },
-        "settings": [asdict(fact) for fact in facts.compare(record, effective)],
-        "requested": record.spec.to_json(),
-        "effective": effective,
-        "effective_error": failure,
-        "startup": {**record.timeline.durations(), "total": record.timeline.total()},
-        "resources": resources(record) | running.sandbox.resources(),
-    }
-
-
-def resources(record: Record) -> dict[str, Any]:
-    """What a sandbox has on this host at every level, by name."""
-    return {
-        "address": record.address,
-        "mac": record.mac,
-        "url": record.url,
-        "published": [f"127.0.0.1:{port.host}->{port.inside}" for port in record.spec.publish],
-        "directory": str(record.directory),
-        "boot_id": record.boot_id,
-    }
+    pid = record.process.pid if record.process is not None and now.running else None
+    return Document(
+        id=record.id,
+        name=record.name,
+        workload=spec.workload,
+        isolation=spec.isolation,
+        accelerator=record.accelerator,
+        created=datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+        state=Now(now.text, now.running, now.paused, now.exit_code, pid, record.owner.pid if record.owner else None),
+        settings=facts.compare(record, effective),
+        requested=spec.to_json(),
+        effective=effective,
+        effective_error=failure,
+        startup={**record.timeline.durations(), "total": record.timeline.total()},
+        resources=Resources(
+            address=record.address,
+            mac=record.mac,
+            url=record.url,
+            published=[f"127.0.0.1:{port.host}->{port.inside}" for port in spec.publish],
+            directory=str(record.directory),
+            boot_id=record.boot_id,
+            level=running.sandbox.resources(),
+        ),
+    )
 
 
 def page(one: Mapping[str, Any]) -> list[str]:

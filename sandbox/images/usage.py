@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from sandbox.images.cache import Entry
-from sandbox.images.workspace import unescape
+from sandbox.kernel import procfs
 
 
 def users(entry: Entry) -> list[str]:
@@ -32,22 +32,26 @@ def _processes(directory: Path) -> Iterator[str]:
             if identity in seen:
                 continue
             seen.add(identity)
-            table = (process / "mountinfo").read_text(encoding="utf-8", errors="replace")
-            points = [line.split()[4] for line in table.splitlines() if any(mark in line for mark in marks)]
+            table = procfs.mounts((process / "mountinfo").read_bytes().decode("utf-8", "surrogateescape"))
+            points = [mount.target for mount in table if any(mark in text for mark in marks for text in _places(mount))]
             if points and identity == ours:
                 yield f"a mount at {points[0]}"
             elif points:
                 yield f"a mount of process {pid} ({_name(process)})"
 
 
+def _places(mount: procfs.Mount) -> Iterator[str]:
+    """Paths that a mount names: as its root, where it is, and those of an overlay in its options."""
+    yield from (f"{mount.root}/", f"{mount.target}/", *mount.options)
+
+
 def _within_filesystem(directory: Path) -> str:
     """Return a path from the root of its file system, the same in every mount namespace (proc(5), mountinfo)."""
     real = os.path.realpath(directory)
     found = ("/", "/")
-    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
-        root, point = (unescape(field) for field in line.split()[3:5])
-        if f"{real}/".startswith(point.rstrip("/") + "/") and len(point) >= len(found[1]):
-            found = (root, point)  # of several mounts on a mount point, the last one counts
+    for mount in procfs.own_mounts():
+        if f"{real}/".startswith(mount.target.rstrip("/") + "/") and len(mount.target) >= len(found[1]):
+            found = (mount.root or "/", mount.target)  # of several mounts on one point the last one counts
     return os.path.normpath(f"{found[0]}/{os.path.relpath(real, found[1])}")
 
 

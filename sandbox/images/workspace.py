@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from sandbox.errors import ImageError, SandboxError
+from sandbox.kernel import procfs
 from sandbox.state import paths
 
 PREFIX = ".tmp-"
@@ -147,19 +148,7 @@ def _remove_tree(path: Path) -> None:
 def mounts_below(path: Path) -> list[str]:
     """Return the mount points at or below a path in this mount namespace (proc(5), mountinfo)."""
     wanted = os.path.realpath(path)
-    points = []
-    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
-        point = unescape(line.split()[4])
-        if point == wanted or point.startswith(wanted + "/"):
-            points.append(point)
-    return points
-
-
-def unescape(text: str) -> str:
-    """Decode a path of mountinfo, in which blanks, tabs, newlines and backslashes are octal."""
-    for octal, char in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-        text = text.replace(octal, char)
-    return text
+    return [mount.target for mount in procfs.own_mounts() if f"{mount.target}/".startswith(f"{wanted}/")]
 
 
 @contextmanager

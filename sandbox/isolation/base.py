@@ -18,6 +18,7 @@ from sandbox.spec import Limits, SandboxSpec
 from sandbox.state.record import Record
 
 if TYPE_CHECKING:
+    from sandbox.isolation.in_force import Inspection
     from sandbox.isolation.keeper import Keeper
     from sandbox.isolation.log import Piece
 
@@ -397,12 +398,8 @@ class Sandbox(ABC):
         """Return what the level has of it on this host, by name: control groups, container, domain. JSON types."""
 
     @abstractmethod
-    def effective(self) -> dict[str, Any]:
-        """Return what is in force, read from what enforces it (kernel, dockerd, live domain), not from the spec.
-
-        JSON types, in sections by subject: `user`, `capabilities`, `seccomp`, `namespaces`, `mounts`, `limits`,
-        `network`, and what else the level has (`domain`, `engine`, `guest`). What cannot be observed is None. A
-        sandbox that does not run has what can still be read of it.
+    def inspection(self) -> Inspection:
+        """Return what is in force, read from what enforces it; for a sandbox that does not run, what can still be read.
 
         Raises:
             EngineError

@@ -7,6 +7,8 @@ import errno
 import os
 import struct
 
+from sandbox.kernel import procfs
+
 _PR_CAPBSET_READ = 23
 _PR_CAPBSET_DROP = 24
 _PR_GET_SECUREBITS = 27
@@ -148,12 +150,8 @@ def status(pid: int | str = "self") -> dict[str, int]:
 
 def parse(text: str) -> dict[str, int]:
     """Parse those of FIELDS that the text of a /proc/<pid>/status file has; sets are hexadecimal, the rest decimal."""
-    found = {}
-    for line in text.splitlines():
-        name, _, value = line.partition(":")
-        if name in FIELDS:
-            found[name] = int(value, 16 if name in SETS else 10)
-    return found
+    said = procfs.fields(text)
+    return {name: int(said[name], 16 if name in SETS else 10) for name in FIELDS if name in said}
 
 
 def names(mask: int) -> list[str]:

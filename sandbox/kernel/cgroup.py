@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from sandbox.kernel import procfs
+
 PARENT = "sandbox"
 """The directory below each hierarchy's root that contains our groups."""
 CONTROLLERS = ("cpu", "memory", "pids", "cpuset", "cpuacct", "freezer")
@@ -50,14 +52,13 @@ def read_hierarchy(mounts: str) -> Hierarchy:
     v1: dict[str, Path] = {}
     v2: Path | None = None
     offered: frozenset[str] = frozenset()
-    for line in mounts.splitlines():
-        _, target, kind, options, *_ = line.split()
-        if kind == "cgroup":
-            for option in options.split(","):
+    for mount in procfs.mounts(mounts):
+        if mount.type == "cgroup":
+            for option in mount.options:
                 if option in CONTROLLERS:
-                    v1.setdefault(option, Path(target))
-        elif kind == "cgroup2" and v2 is None:
-            v2 = Path(target)
+                    v1.setdefault(option, Path(mount.target))
+        elif mount.type == "cgroup2" and v2 is None:
+            v2 = Path(mount.target)
             with suppress(OSError):
                 offered = frozenset((v2 / "cgroup.controllers").read_text(encoding="ascii").split())
     mode = "v2" if not v1 else ("hybrid" if v2 else "v1")
@@ -68,6 +69,18 @@ def read_hierarchy(mounts: str) -> Hierarchy:
 def hierarchy() -> Hierarchy:
     """Return the hierarchy of this host."""
     return read_hierarchy(Path("/proc/mounts").read_text(encoding="utf-8"))
+
+
+def places(pid: int) -> dict[str, Path]:
+    """The directory of a process's group for each controller; the key of the unified tree is "".
+
+    Raises:
+        OSError: there is no such process.
+    """
+    where = hierarchy()
+    paths = procfs.groups(Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8"))
+    roots = where.v1 | ({} if where.v2 is None else {"": where.v2})
+    return {name: root / paths[name].lstrip("/") for name, root in roots.items() if name in paths}
 
 
 def _write(path: Path, value: int | str) -> None:
@@ -87,7 +100,7 @@ def _read(path: Path) -> str:
 
 def _keyed(path: Path) -> dict[str, int]:
     """Parse a flat keyed file, such as memory.events."""
-    return {key: int(value) for key, value in (line.split() for line in _read(path).splitlines())}
+    return procfs.keyed(_read(path))
 
 
 def _read_if_there(path: Path) -> str | None:
@@ -110,7 +123,7 @@ def _summed(io_stat: str) -> tuple[int, int]:
 
 def _process_io(pid: int) -> tuple[int, int] | None:
     try:
-        fields = dict(line.split(": ") for line in _read(Path(f"/proc/{pid}/io")).splitlines())
+        fields = procfs.fields(_read(Path(f"/proc/{pid}/io")))
         return int(fields["read_bytes"]), int(fields["write_bytes"])
     except (OSError, KeyError, ValueError):  # it has ended, or the kernel has no I/O accounting
         return None

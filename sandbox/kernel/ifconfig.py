@@ -13,6 +13,7 @@ import struct
 _SIOCGIFFLAGS, _SIOCSIFFLAGS = 0x8913, 0x8914
 _SIOCSIFADDR, _SIOCSIFNETMASK = 0x8916, 0x891C
 _SIOCDELRT = 0x890C
+_SIOCGIFHWADDR = 0x8927
 _IFF_UP = 1
 _RTF_UP = 1
 
@@ -39,6 +40,17 @@ def up(name: str, address: str | None = None, netmask: str | None = None) -> Non
         answer = fcntl.ioctl(sock, _SIOCGIFFLAGS, _ifreq(name, b""))
         flags = struct.unpack_from("H", answer, 16)[0]
         fcntl.ioctl(sock, _SIOCSIFFLAGS, _ifreq(name, struct.pack("H", flags | _IFF_UP)))
+
+
+def hardware_address(name: str) -> str:
+    """The MAC address of a link.
+
+    Raises:
+        OSError: ENODEV, there is no such link.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        answer = fcntl.ioctl(sock, _SIOCGIFHWADDR, _ifreq(name, b""))
+    return answer[18:24].hex(":")
 
 
 def delete_default_route() -> bool:

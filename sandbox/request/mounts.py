@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from pathlib import PurePosixPath
 
 from sandbox.errors import SpecError
+from sandbox.kernel import procfs
 from sandbox.request import parse
 from sandbox.spec import APP_DIR, Mount
 from sandbox.state import paths
@@ -118,29 +119,14 @@ def _refuse_forbidden(path: str, what: str) -> None:
             relation = "is" if path == kept else f"is in {kept}," if _within(path, kept) else f"contains {kept},"
             reason = "sandbox's own state" if kept == state else "part of the host itself"
             raise SpecError(f"{what}: {path} cannot be mounted: it {relation} {reason}", "give a directory of data")
-    for place, kind in _mounted():
-        if kind in KERNEL_FILE_SYSTEMS and (_within(path, place) or _within(place, path)):
+    for mount in procfs.own_mounts():
+        place = mount.target
+        if mount.type in KERNEL_FILE_SYSTEMS and (_within(path, place) or _within(place, path)):
             raise SpecError(
-                f"{what}: {path} cannot be mounted: {kind} is mounted at {place}", "give a directory of data"
+                f"{what}: {path} cannot be mounted: {mount.type} is mounted at {place}", "give a directory of data"
             )
 
 
 def _within(path: str, directory: str) -> bool:
     """Return whether a normalised path is a directory or below it."""
     return PurePosixPath(path).is_relative_to(directory)
-
-
-def _mounted() -> list[tuple[str, str]]:
-    """Return the mount points and file system types of this mount namespace (proc_pid_mountinfo(5))."""
-    found = []
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as stream:
-        for line in stream:
-            before, _, after = line.partition(" - ")
-            found.append((_unescape(before.split(" ", 5)[4]), after.split(" ", 1)[0]))
-    return found
-
-
-def _unescape(text: str) -> str:
-    for escape, character in ((r"\040", " "), (r"\011", "\t"), (r"\012", "\n"), (r"\134", "\\")):
-        text = text.replace(escape, character)
-    return text

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import stat
 from contextlib import suppress
 from pathlib import Path
+
+from sandbox.kernel import procfs
 
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 """Never through a link, and never waiting for the other end of a FIFO."""
@@ -22,11 +23,7 @@ def mounts_below(directory: Path) -> list[str]:
         OSError
     """
     prefix = f"{os.path.realpath(directory)}/"
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as stream:
-        points = [line.split(" ", 5)[4] for line in stream]
-    # Blanks and the like are written as three octal digits.
-    whole = [re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), point) for point in points]
-    return [point for point in whole if point.startswith(prefix)]
+    return [mount.target for mount in procfs.own_mounts() if mount.target.startswith(prefix)]
 
 
 def is_directory(path: Path) -> bool:

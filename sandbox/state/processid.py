@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from sandbox.kernel import procfs
+
 
 @dataclass(frozen=True, slots=True)
 class ProcessId:
@@ -55,11 +57,7 @@ def boot_id() -> str:
 def start_time(pid: int) -> int | None:
     """Field 22 of /proc/pid/stat; None when the process is gone or a zombie."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
+        stat = procfs.stat(Path(f"/proc/{pid}/stat").read_bytes())
     except OSError:
         return None
-    # The command name may contain anything, parentheses and blanks too: fields count from the last ')'.
-    fields = stat[stat.rfind(b")") + 2 :].split()
-    if fields[0] in (b"Z", b"X"):
-        return None
-    return int(fields[19])
+    return None if stat.state in ("Z", "X") else stat.start

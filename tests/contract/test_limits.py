@@ -21,11 +21,10 @@ import pytest
 
 from sandbox.errors import EngineError
 from sandbox.isolation.base import SHM_BYTES, Sandbox
-from sandbox.isolation.docker.cgroup import parse_places
 from sandbox.isolation.docker.sandbox import ContainerSandbox
 from sandbox.isolation.local.sandbox import LocalSandbox
 from sandbox.isolation.vm.sandbox import CONSOLE_LOG
-from sandbox.kernel import cgroup
+from sandbox.kernel import cgroup, procfs
 from sandbox.kernel.cgroup import Group
 from sandbox.measure.isolation import limits as pushing
 from sandbox.spec import MIB, SandboxSpec
@@ -120,7 +119,7 @@ def killed_for_memory(running: Running) -> bool:
 def throttled(pid: int) -> int:
     """Periods cut short by the host's kernel, in the nearest control group with a CPU quota, from a process upwards."""
     where = cgroup.hierarchy()
-    places = parse_places(Path(f"/proc/{pid}/cgroup").read_text(encoding="ascii"))
+    places = procfs.groups(Path(f"/proc/{pid}/cgroup").read_text(encoding="ascii"))
     v2 = "cpu" not in where.v1
     path = Path(places["" if v2 else "cpu"].lstrip("/"))
     base = where.v2 if v2 else where.v1["cpu"]

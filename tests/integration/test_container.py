@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ from sandbox.errors import (
     UnavailableError,
 )
 from sandbox.isolation.base import State, Stats, WindowSize, environment
-from sandbox.isolation.docker import inspection, seccomp
 from sandbox.isolation.docker import sandbox as docker_sandbox
 from sandbox.isolation.docker.driver import ContainerIsolation, GVisorIsolation
 from sandbox.isolation.docker.network import Lab
@@ -368,8 +367,9 @@ def test_mounts_are_what_was_asked_for(make: Make, tmp_path: Path) -> None:
     mount = Mount(str(tmp_path / "shown"), "/data/shown")
     sandbox = make(mounts=(mount,))
     assert sandbox.exec(["/bin/cat", "/data/shown/word"]).stdout == b"shown"
-    engine = sandbox.effective()["engine"]
-    assert [(one["source"], one["target"], one["propagation"]) for one in engine["mounts"]] == [
+    engine = sandbox.inspection().engine
+    assert engine is not None
+    assert [(one.source, one.target, one.propagation) for one in engine.mounts] == [
         (mount.source, mount.target, "private")
     ]
     swapped = make(start=False, mounts=(mount,))
@@ -396,37 +396,40 @@ def test_a_mount_below_a_source_is_not_shown(make: Make, tmp_path: Path) -> None
 
 def test_there_is_no_default_route(make: Make) -> None:
     sandbox = make()
-    assert sandbox.effective()["network"]["routes"] == ["198.19.0.0/16 dev eth0"]
+    assert sandbox.inspection().network.routes == ["198.19.0.0/16 dev eth0"]
 
 
 def test_what_is_in_force(make: Make, level: ContainerIsolation) -> None:
-    found = make().effective()
-    assert found["user"]["uid"] == SANDBOX_UID
-    assert found["capabilities"]["effective"] == "0" * 16
-    engine = found["engine"]
-    assert engine["seccomp_profile"] == "sandbox"
-    assert engine["restart_policy"] == "no"
-    assert engine["published_ports"] is None
-    assert engine["swap"] == 0
-    assert engine["log"]["Type"] == "json-file"
-    assert engine["root_read_only"] is True
-    own = {"cgroup", "ipc", "mnt", "net", "pid", "uts"}
-    if level.name == "container":
-        assert found["user"]["no_new_privileges"] is True
-        assert found["seccomp"]["mode"] == "filter"
-        # A hybrid host has its cgroup namespace too.
-        assert {name for name, whose in found["namespaces"].items() if whose == "own"} == own
-        root = next(one for one in found["mounts"] if one["target"] == "/")
-        assert "ro" in root["options"]
+    found = make().inspection()
+    engine, process = found.engine, found.process
+    assert engine is not None
+    assert process is not None
+    assert found.user.uid == SANDBOX_UID
+    assert found.capabilities.effective == []
+    assert engine.seccomp_profile == "sandbox"
+    assert engine.restart_policy == "no"
+    assert engine.published_ports is None
+    assert engine.swap == 0
+    assert engine.log_driver == "json-file"
+    assert engine.root_read_only is True
+    assert process.seccomp.mode == "filter"
+    # A hybrid host has its cgroup namespace too.
+    own = {kind for kind, one in asdict(process.namespaces).items() if one["owner"] == "sandbox"}
+    assert own >= {"cgroup", "ipc", "mnt", "net", "pid", "uts"}
+    assert found.root is not None
+    assert found.root.read_only
+    assert found.kernel.shared is (level.name == "container")
+    if found.kernel.shared:
+        assert own == {"cgroup", "ipc", "mnt", "net", "pid", "uts"}
+        assert found.user == process.user
+        assert found.user.no_new_privileges is True
+        assert found.capabilities == process.capabilities
+        assert found.seccomp == process.seccomp
+        assert found.namespaces == process.namespaces
     else:
-        assert found["seccomp"]["kernel"] == "gVisor"
-        assert engine["process"]["seccomp"]["mode"] == "filter"
-
-
-@pytest.mark.level("container")
-def test_a_profile_of_anothers_has_a_digest() -> None:
-    assert inspection._profile(seccomp.profile()) == "sandbox"
-    assert inspection._profile("{}").startswith("sha256:")
+        assert found.kernel.release != os.uname().release
+        assert found.seccomp.mode == "disabled", "the filter is around gVisor's kernel"
+        assert found.namespaces.net.owner == "guest"
 
 
 def test_the_engine_is_found_again_by_its_address(

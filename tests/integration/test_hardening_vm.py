@@ -15,13 +15,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
 
 from sandbox.errors import EngineError
 from sandbox.isolation.base import ExecResult
+from sandbox.isolation.in_force import Capabilities, Domain, Process
 from sandbox.isolation.vm import config
 from sandbox.isolation.vm import xml as vm_xml
 from sandbox.isolation.vm.guest import Guest
@@ -161,16 +161,23 @@ def inside(sandbox: VmSandbox, script: str, *, root: bool = False) -> ExecResult
 # --- the machine from outside: nothing boots ---------------------------------------------------------------------
 
 
-def engine(sandbox: VmSandbox) -> dict[str, Any]:
-    found: dict[str, Any] = sandbox.effective()["engine"]
+def qemu(sandbox: VmSandbox) -> Process:
+    found = sandbox.inspection().process
+    assert found is not None
+    return found
+
+
+def domain_of(sandbox: VmSandbox) -> Domain:
+    found = sandbox.inspection().domain
+    assert found is not None
     return found
 
 
 def test_qemu_is_not_root(machine: VmSandbox) -> None:
-    user = engine(machine)["user"]
-    assert user["uid"] != 0
-    assert user["gid"] != 0
-    assert engine(machine)["capabilities"]["effective"] == "0" * 16
+    process = qemu(machine)
+    assert process.user.uid not in (0, None)
+    assert process.user.gid not in (0, None)
+    assert process.capabilities.effective == []
     ours = Path("/proc/self/status").read_text()
     assert "Uid:\t0" in ours, "the control: who asked for the machine is root"
 
@@ -184,9 +191,9 @@ def test_qemu_is_not_root(machine: VmSandbox) -> None:
 
 
 def test_qemu_is_behind_its_seccomp_filter(machine: VmSandbox, share: Path) -> None:
-    found = engine(machine)
-    assert found["seccomp"]["mode"] == "filter"
-    options = found["sandbox_option"].split(",")
+    found = qemu(machine)
+    assert found.seccomp.mode == "filter"
+    options = (domain_of(machine).sandbox_option or "").split(",")
     assert options[0] == "on"
     assert {f"{name}=deny" for name in ("obsolete", "elevateprivileges", "spawn", "resourcecontrol")} <= set(options)
     assert "Seccomp:\t0" in Path("/proc/self/status").read_text(), "the control: we are behind none"
@@ -194,7 +201,7 @@ def test_qemu_is_behind_its_seccomp_filter(machine: VmSandbox, share: Path) -> N
     # libvirt always gives QEMU the option, so a program in QEMU's place takes it away again.
     program = share / "qemu"
     words = 'n=$#; while [ $n -gt 0 ]; do [ "$1" = -sandbox ] && shift && n=$((n-1)) || set -- "$@" "$1"; shift; '
-    program.write_text(f'#!/bin/sh\n{words}n=$((n-1)); done\nexec {found["program"]} "$@"\n')
+    program.write_text(f'#!/bin/sh\n{words}n=$((n-1)); done\nexec {found.program} "$@"\n')
     program.chmod(0o755)
 
     def off(root: ET.Element) -> None:
@@ -214,7 +221,7 @@ def test_qemu_is_behind_its_seccomp_filter(machine: VmSandbox, share: Path) -> N
 
 def test_qemu_has_a_mount_namespace_of_its_own(machine: VmSandbox) -> None:
     """libvirt's own wall: QEMU sees a /dev with what its machine needs."""
-    assert engine(machine)["namespaces"]["mnt"] == "own"
+    assert qemu(machine).namespaces.mnt.owner == "sandbox"
     seen = set(os.listdir(f"/proc/{pid_of(machine)}/root/dev"))
     ours = set(os.listdir("/dev"))
     assert {"kmsg", "mem"} & ours, "the control"
@@ -222,8 +229,7 @@ def test_qemu_has_a_mount_namespace_of_its_own(machine: VmSandbox) -> None:
 
 
 def test_it_has_two_serial_ports_a_disk_a_card_and_no_more(machine: VmSandbox) -> None:
-    domain = machine.effective()["domain"]
-    assert set(domain["devices"]) == DEVICES
+    assert set(domain_of(machine).devices) == DEVICES
     command = Path(f"/proc/{pid_of(machine)}/cmdline").read_bytes().decode().split("\0")
     assert not {"-vnc", "-spice", "-fsdev", "-virtfs"} & set(command)
     assert "none" in [command[n + 1].partition(",")[0] for n, word in enumerate(command) if word == "-display"]
@@ -233,7 +239,7 @@ def test_it_has_two_serial_ports_a_disk_a_card_and_no_more(machine: VmSandbox) -
 @pytest.mark.parametrize("name", sorted(EXTRA))
 def test_each_other_device_would_be_noticed(name: str, share: Path) -> None:
     with domains_changed(with_devices(share, name)), created(SPEC) as sandbox:
-        assert set(sandbox.effective()["domain"]["devices"]) > DEVICES
+        assert set(domain_of(sandbox).devices) > DEVICES
 
 
 def classes(sandbox: VmSandbox) -> set[str]:
@@ -249,13 +255,13 @@ def test_seen_from_inside_there_is_no_other_device(machine: VmSandbox, open_mach
 def test_the_disk_is_the_shared_base_and_cannot_be_written_to(machine: VmSandbox, open_machine: VmSandbox) -> None:
     """Not even by the guest's root: the machine itself has it read-only, and QEMU's user cannot write to the file."""
     attempt = "dd if=/dev/vda of=/dev/vda bs=512 count=1 conv=notrunc,fsync"
-    (disk,) = machine.effective()["domain"]["disks"]
-    assert (disk["read_only"], disk["format"]) == (True, "raw")
-    before = os.stat(disk["file"])
+    (disk,) = domain_of(machine).disks
+    assert (disk.read_only, disk.format) == (True, "raw")
+    before = os.stat(str(disk.file))
     code, words = as_root(machine, attempt)
     assert (code, "not permitted" in words) == (1, True), words
     assert as_root(machine, f"{MOUNT} -o remount,rw /")[0] != 0
-    assert os.stat(disk["file"]).st_mtime_ns == before.st_mtime_ns
+    assert os.stat(str(disk.file)).st_mtime_ns == before.st_mtime_ns
     assert before.st_uid == 0
     assert not before.st_mode & 0o022
     # The same with a disk that is not read-only.
@@ -367,7 +373,7 @@ def test_the_files_of_a_machine_are_for_nobody_else(machine: VmSandbox) -> None:
     files = [machine.record.directory / name for name in (CLIENT_KEY, "initrd", CONSOLE_LOG, "log")]
     assert [oct(path.stat().st_mode & 0o777) for path in files] == ["0o600"] * 4
     assert files[0].stat().st_uid == 0, "QEMU reads the initramfs; the key that opens the guest it does not"
-    assert files[1].stat().st_uid == machine.effective()["engine"]["user"]["uid"]
+    assert files[1].stat().st_uid == qemu(machine).user.uid
 
 
 # --- the workload in the guest -----------------------------------------------------------------------------------
@@ -519,14 +525,15 @@ def test_processes_of_others_are_not_seen(machine: VmSandbox) -> None:
 
 
 def test_what_is_in_force_is_said_as_the_kernels_have_it(machine: VmSandbox, open_machine: VmSandbox) -> None:
-    found = machine.effective()
-    assert found["user"] == {"uid": 10001, "gid": 10001, "groups": [], "no_new_privileges": True}
-    assert set(found["capabilities"].values()) == {"0" * 16}
-    assert (found["guest"]["processors"], found["guest"]["swap"]) == (2, False)
-    assert found["limits"]["cpus"] == pytest.approx(1.5)
-    options = {mount["target"]: mount["options"] for mount in found["mounts"]}
+    found = machine.inspection()
+    assert (found.user.uid, found.user.gid, found.user.groups) == (10001, 10001, [])
+    assert found.user.no_new_privileges is True
+    assert found.capabilities == Capabilities([], [], [], [], [])
+    assert (found.kernel.processors, found.kernel.swap, found.kernel.shared) == (2, 0, False)
+    assert found.limits.cpus == pytest.approx(1.5)
+    options = {mount.target: mount.options for mount in found.mounts or ()}
     writable = {target for target, words in options.items() if "rw" in words}
     assert writable == {"/dev", "/proc", "/sys", "/sys/fs/cgroup", "/tmp", "/run", "/dev/shm", "/dev/pts"}
     assert all("nosuid" in words for words in options.values())
-    assert found["domain"]["accelerator"] == machine.record.accelerator
-    assert not open_machine.effective()["domain"]["disks"][0]["read_only"]
+    assert domain_of(machine).accelerator == machine.record.accelerator
+    assert not domain_of(open_machine).disks[0].read_only

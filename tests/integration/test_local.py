@@ -9,13 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
 
 from sandbox.errors import EngineError, SpecError
 from sandbox.isolation.base import WindowSize
+from sandbox.isolation.in_force import UNLIMITED, Capabilities, Seccomp, SeccompMode
 from sandbox.kernel.cgroup import Group
 from sandbox.spec import MIB, Mount, SandboxSpec
 from tests.verbs import Manager, Running
@@ -86,8 +87,9 @@ def test_the_workload_has_three_descriptors(level: str, manager: Manager) -> Non
         with manager.running(plain(manager, level, *PYTHON, script)) as running:
             assert comes_true(lambda: b"\n" in b"".join(running.sandbox.logs()))
             assert b"".join(running.sandbox.logs()) == b"['0', '1', '2']\n"
-            effective = running.sandbox.effective()
-            assert effective["process"]["descriptors"] == ["0 device", "1 file", "2 file"]
+            process = running.sandbox.inspection().process
+            assert process is not None
+            assert process.descriptors == ["0 device", "1 file", "2 file"]
     finally:
         os.close(kept)
 
@@ -191,13 +193,13 @@ def test_the_log_has_an_end(level: str, manager: Manager) -> None:
     with manager.running(plain(manager, level, *PYTHON, script)) as running:
         assert comes_true(lambda: running.sandbox.exec(["cat", "/tmp/said"], timeout=30).stdout == b"27", 60)  # EFBIG
         assert running.record.log_path.stat().st_size == cap
-        assert running.sandbox.effective()["limits"]["file_size"] == cap
+        assert running.sandbox.inspection().limits.file_size == cap
 
 
 def test_files_of_a_writable_mount_have_no_such_end(level: str, manager: Manager, tmp_path: Path) -> None:
     spec = replace(plain(manager, level, "sleep", "600"), mounts=(Mount(str(tmp_path.resolve()), "/mnt"),))
     with manager.running(spec) as running:
-        assert running.sandbox.effective()["limits"]["file_size"] is None
+        assert running.sandbox.inspection().limits.file_size == UNLIMITED
 
 
 def test_a_target_through_a_link_of_the_image_is_refused(level: str, manager: Manager, tmp_path: Path) -> None:
@@ -222,9 +224,10 @@ def test_what_is_mounted_below_a_read_only_mount_is_read_only(level: str, manage
         with manager.running(spec) as running:
             result = running.sandbox.exec(["touch", "/mnt/below/x"], timeout=30, root=True)
             assert b"Read-only file system" in result.stderr
-            mounts = {mount["target"]: mount for mount in running.sandbox.effective()["mounts"]}
+            mounts = {mount.target: mount for mount in running.sandbox.inspection().mounts or ()}
             for target in ("/mnt", "/mnt/below"):
-                assert {"ro", "nosuid", "nodev"} <= set(mounts[target]["options"])
+                assert mounts[target].read_only
+                assert {"ro", "nosuid", "nodev"} <= set(mounts[target].options)
     finally:
         subprocess.run(["umount", str(source / "below")], check=True)
 
@@ -235,7 +238,7 @@ def test_the_clock_begins_with_the_sandbox(manager: Manager) -> None:
         script = "import time;print([float(open('/proc/uptime').read().split()[0]),time.monotonic()])"
         for figure in json.loads(run(running, script)):
             assert 0 <= figure < 60
-        assert running.sandbox.effective()["namespaces"]["time"]["own"]
+        assert running.sandbox.inspection().namespaces.time.owner == "sandbox"
 
 
 @pytest.mark.level("namespace")
@@ -268,28 +271,35 @@ def test_a_crash_is_not_handed_to_the_hosts_collector(manager: Manager) -> None:
 @pytest.mark.level("namespace")
 def test_what_is_in_force_is_what_was_promised(manager: Manager) -> None:
     with manager.running(plain(manager, "namespace", "sleep", "600")) as running:
-        found = running.sandbox.effective()
-    assert found["user"]["uid_outside"] == 1_879_048_192 + 10001
-    assert found["user"]["setgroups"] == "deny"
-    assert found["user"]["groups"] == []
-    assert found["capabilities"] == {name: [] for name in found["capabilities"]}
-    assert len(found["capabilities"]) == 5
-    assert found["seccomp"] == {"mode": "filter", "filters": 1, "no_new_privileges": True}
-    assert {kind for kind, one in found["namespaces"].items() if not one["own"]} == set()
-    assert len(found["namespaces"]) == 8
-    assert found["root"]["read_only"]
-    assert {"/proc/keys", "/proc/timer_list", "/sys/firmware"} <= set(found["masked_paths"])
-    assert "/proc/sys" in found["read_only_paths"]
-    assert found["limits"]["swap"] == 0
-    assert set(found["network"]["interfaces"]) == {"lo", "eth0"}
+        found = running.sandbox.inspection()
+    assert found.process is not None
+    assert found.process.user.uid == 1_879_048_192 + 10001
+    assert found.user.setgroups == "deny"
+    assert found.user.groups == []
+    assert found.capabilities == found.process.capabilities == Capabilities([], [], [], [], [])
+    assert found.seccomp == Seccomp(SeccompMode.FILTER, 1)
+    assert found.user.no_new_privileges is True
+    assert {one["owner"] for one in asdict(found.namespaces).values()} == {"sandbox"}
+    assert len(fields(found.namespaces)) == 8
+    assert found.root is not None
+    assert found.root.read_only
+    assert {"/proc/keys", "/proc/timer_list", "/sys/firmware"} <= set(found.masked_paths or ())
+    assert "/proc/sys" in (found.read_only_paths or ())
+    assert found.limits.swap == 0
+    assert set(found.network.interfaces or ()) == {"lo", "eth0"}
+    assert found.network.mac == running.record.mac
+    assert found.network.routes == ["198.18.0.0/16 dev eth0"]
 
 
 @pytest.mark.level("process")
 def test_the_control_is_said_to_be_none(manager: Manager) -> None:
     with manager.running(plain(manager, "process", "sleep", "600")) as running:
-        found = running.sandbox.effective()
-    assert found["user"]["uid_outside"] == 10001
-    assert {kind for kind, one in found["namespaces"].items() if one["own"]} == set()
-    assert found["seccomp"]["mode"] == "none"
-    assert found["root"]["read_only"]
-    assert not found["network"]["own"]
+        found = running.sandbox.inspection()
+    assert found.process is not None
+    assert found.process.user.uid == 10001
+    assert {one["owner"] for one in asdict(found.namespaces).values()} == {"host"}
+    assert found.seccomp.mode == "disabled"
+    assert found.user.no_new_privileges is False
+    assert found.root is not None
+    assert found.root.read_only
+    assert found.network.own is False

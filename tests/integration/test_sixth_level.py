@@ -65,7 +65,7 @@ def test_every_command_shows_it(running: str) -> None:
     assert (one["isolation"], one["running"], one["accelerator"]) == (LEVEL, True, None)
     (found,) = json.loads(sandbox("inspect", running))
     assert found["isolation"] == LEVEL
-    assert found["resources"]["word"] == f"word of {running}", "the level's own handle came back from the disk"
+    assert found["resources"]["level"]["word"] == f"word of {running}", "the level's own handle came back from the disk"
     assert found["effective_error"] is None
     assert not [fact for fact in found["settings"] if fact["differs"]]
     assert f"word of {running}" in sandbox("inspect", "--format", "table", running)

@@ -96,9 +96,9 @@ def test_namespace_has_the_walls_of_a_cold_start(manager: Manager) -> None:
 
 def comparable(running: Running) -> dict[str, Any]:
     """What is in force, without what differs between any two sandboxes."""
-    found = running.sandbox.effective()
+    found = running.sandbox.inspection().to_json()
     text = json.dumps({name: found[name] for name in ("user", "capabilities", "seccomp", "limits")}, sort_keys=True)
-    kinds = {name: isinstance(entry, dict) and entry.get("own") for name, entry in found["namespaces"].items()}
+    kinds = {name: entry["owner"] for name, entry in found["namespaces"].items()}
     mounts = json.dumps(found["mounts"], sort_keys=True)
     scrub = re.compile(re.escape(running.record.id))
     return json.loads(scrub.sub("ID", json.dumps([text, kinds, mounts])))  # type: ignore[no-any-return]

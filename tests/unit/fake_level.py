@@ -27,6 +27,7 @@ from sandbox.isolation.base import (
     Stats,
     WindowSize,
 )
+from sandbox.isolation.in_force import Inspection
 from sandbox.spec import Limits, SandboxSpec
 from sandbox.state.record import Record
 
@@ -141,8 +142,8 @@ class FakeSandbox(Sandbox):
     def resources(self) -> dict[str, Any]:
         return {}
 
-    def effective(self) -> dict[str, Any]:
-        return {}
+    def inspection(self) -> Inspection:
+        raise EngineError("there is nothing to be looked at here")
 
     def kill(self, number: int) -> None:
         self._running()

@@ -26,6 +26,7 @@ from sandbox.cli import main
 from sandbox.errors import CommandNotFoundError, EngineError
 from sandbox.host import Missing
 from sandbox.interrupts import LOOK_EVERY
+from sandbox.isolation import inspection
 from sandbox.isolation.base import (
     Attached,
     ExecResult,
@@ -37,6 +38,7 @@ from sandbox.isolation.base import (
     Stats,
     WindowSize,
 )
+from sandbox.isolation.in_force import Inspection
 from sandbox.isolation.keeper import STDOUT
 from sandbox.isolation.log import Piece
 from sandbox.phases import Phase, Status
@@ -191,18 +193,8 @@ class FakeSandbox(Sandbox):
     def resources(self) -> dict[str, Any]:
         return {}
 
-    def effective(self) -> dict[str, Any]:
-        if "effective" in self.fake:
-            found: dict[str, Any] = self.fake["effective"]
-            return found
-        spec = self.record.spec
-        return {
-            "user": {"uid": SANDBOX_UID},
-            "limits": {"cpus": spec.cpus, "memory": spec.memory, "pids": spec.pids_limit, "disk": spec.disk},
-            "network": {"address": self.record.address},
-            "mounts": [{"target": "/", "options": ["ro", "nosuid"]}],
-            "seccomp": {"mode": None},
-        }
+    def inspection(self) -> Inspection:
+        return inspected(self.record, self.limits(), **self.fake.get("files", {}))
 
     def kill(self, number: int) -> None:
         self._note(kill=number)
@@ -223,6 +215,24 @@ class FakeSandbox(Sandbox):
 
     def remove(self) -> None:
         """There is nothing to remove."""
+
+
+def inspected(record: Record, limits: Limits, **files: str) -> Inspection:
+    """What a kernel would say of which somebody wrote these files of its process 1."""
+    said = {
+        "status": f"Name:\tinit\nUid:\t1\t{SANDBOX_UID}\t1\t1\n",
+        "mountinfo": "1 0 0:1 / / ro,nosuid - ext4 /dev/vda rw\n",
+        "net/fib_trie": f"     |-- {record.address}\n        /32 host LOCAL\n",
+    } | files
+    answer = "pid:1\n" + "".join(f"/proc/1/{name}:{line}\n" for name, text in said.items() for line in text.split("\n"))
+    view = inspection.inside(answer)
+    return inspection.inspection(
+        view,
+        None,
+        inspection.limits_in_force(limits, view),
+        inspection.network_of(view, record.address, own=True),
+        (False, None),
+    )
 
 
 class FakeIsolation(Isolation):

@@ -8,6 +8,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from sandbox.kernel import procfs
 from sandbox.kernel.cgroup import Group, Hierarchy, hierarchy
 
 
@@ -64,21 +65,8 @@ def _sum(moved: list[tuple[str, int]], kind: str) -> int:
 
 @cache
 def _blkio_root() -> Path | None:
-    for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines():
-        _, target, kind, options, *_ = line.split()
-        if kind == "cgroup" and "blkio" in options.split(","):
-            return Path(target)
-    return None
-
-
-def parse_places(text: str) -> dict[str, str]:
-    """Controller to path, from /proc/pid/cgroup (cgroups(7)); the key of the unified tree is ""."""
-    places: dict[str, str] = {}
-    for line in text.splitlines():
-        _, controllers, path = line.split(":", 2)
-        for controller in controllers.split(","):
-            places[controller] = path
-    return places
+    mounts = (mount for mount in procfs.own_mounts() if mount.type == "cgroup" and "blkio" in mount.options)
+    return next((Path(mount.target) for mount in mounts), None)
 
 
 def find(container: str, pid: int) -> ContainerGroup | None:
@@ -92,7 +80,7 @@ def find(container: str, pid: int) -> ContainerGroup | None:
         None when that process is not there, or not the container's.
     """
     try:
-        places = parse_places(Path(f"/proc/{pid}/cgroup").read_text(encoding="ascii"))
+        places = procfs.groups(Path(f"/proc/{pid}/cgroup").read_text(encoding="ascii"))
     except (OSError, ValueError):
         return None
     # Both cgroup drivers of Docker put the id into the path: /docker/ID, or system.slice/docker-ID.scope.
@@ -117,9 +105,8 @@ def kill_session(container: str, leader: int) -> bool:
     found = False
     for pid in group.pids():
         with suppress(OSError):
-            stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-            state, _, _, session = stat.rpartition(")")[2].split()[:4]
-            if int(session) == leader and state != "Z":
+            stat = procfs.stat(Path(f"/proc/{pid}/stat").read_bytes())
+            if stat.session == leader and stat.state != "Z":
                 os.kill(pid, signal.SIGKILL)
                 found = True
     return found

@@ -6,24 +6,24 @@ import re
 import signal
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sandbox.errors import EngineError, SandboxError
 from sandbox.host.docker import Engine, RefusalError
 from sandbox.isolation.base import Stats
-from sandbox.isolation.docker import cgroup, inspection
+from sandbox.isolation.docker import cgroup
 from sandbox.isolation.docker import mounts as docker_mounts
 from sandbox.isolation.docker.sandbox import ContainerSandbox
 from sandbox.spec import Limits
+
+if TYPE_CHECKING:
+    from sandbox.isolation.inspection import View
 
 _READ_LIMITS = "ulimit -p; stat -f -c '%b %S' /tmp"
 """`ulimit -p` is RLIMIT_NPROC in dash(1); runsc of 2022 has no /proc/self/limits."""
 _LIMITS = re.compile(r"(\d+|unlimited)\n(\d+) (\d+)")
 _ASK_TIMEOUT = 30.0
 """Seconds."""
-_MARK = "@@"
-_LOOK = f"cat /proc/1/status; echo {_MARK}; cat /proc/1/mountinfo || cat /proc/1/mounts"
-_OF_THE_PROCESS = ("user", "capabilities", "seccomp", "namespaces")
 
 
 class GVisorSandbox(ContainerSandbox):
@@ -84,17 +84,12 @@ class GVisorSandbox(ContainerSandbox):
             release(self.engine, self.name)
         super().kill(number)
 
-    def effective(self) -> dict[str, Any]:
-        """Of the workload as gVisor's kernel says it; of gVisor's own process as the host's kernel has it."""
-        found = super().effective()
-        found["engine"]["process"] = {name: found[name] for name in _OF_THE_PROCESS}
-        state = self.state()
-        asked = state.running and not state.paused
-        answer = self._ask(_LOOK) if asked else b""
-        status, _, mounts = answer.decode("utf-8", "replace").partition(_MARK)
-        found |= inspection.workload(status, mounts)
-        found["seccomp"]["kernel"] = "gVisor"
-        return found
+    def _view(self, pid: int | None) -> View:
+        """Its init, as gVisor's kernel shows it to a command inside."""
+        from sandbox.isolation import inspection
+
+        asked = pid is not None and not self.state().paused
+        return inspection.inside(self._ask(inspection.question("1")).decode("utf-8", "replace") if asked else None)
 
     def remove(self) -> None:
         release(self.engine, self.name)

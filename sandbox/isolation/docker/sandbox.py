@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sandbox.errors import EngineError, UnavailableError
 from sandbox.failpoints import Failpoint, reached
 from sandbox.host.docker import Engine, NoAnswerError, RefusalError
 from sandbox.isolation.base import Attached, ExecResult, Sandbox, State, Stats, WindowSize
-from sandbox.isolation.docker import cgroup, inspection, mounts, network
+from sandbox.isolation.docker import cgroup, mounts, network
 from sandbox.isolation.docker import exec as docker_attach
 from sandbox.isolation.docker import logs as docker_stream
 from sandbox.isolation.docker import usage as docker_usage
@@ -23,6 +23,10 @@ from sandbox.isolation.log import Piece
 from sandbox.spec import SANDBOX_UID, Limits
 from sandbox.state.processid import ProcessId
 from sandbox.state.record import Record
+
+if TYPE_CHECKING:
+    from sandbox.isolation.in_force import Inspection
+    from sandbox.isolation.inspection import View
 
 NAME_PREFIX = "sbx-"
 _GONE = 404
@@ -242,11 +246,20 @@ class ContainerSandbox(Sandbox):
         handle = self.record.read_handle(Handle)
         return {"engine": str(self.engine), "container": (handle and handle.container) or self.name}
 
-    def effective(self) -> dict[str, Any]:
+    def inspection(self) -> Inspection:
+        from sandbox.isolation.docker import inspection  # no start pays for the form
+
         found = self.inspect()
         if found is None:
             raise EngineError(f"the container {self.name} is gone")
-        return inspection.read(found, self._pid(found), self.limits(), shared=self.kernel_shared)
+        pid = self._pid(found)
+        return inspection.inspect(self.record, found, self._view(pid), pid, self._group(found), self.limits())
+
+    def _view(self, pid: int | None) -> View:
+        """Its init, as the kernel that serves it shows it; `pid` is of the process of this host."""
+        from sandbox.isolation.inspection import on_host
+
+        return on_host(pid)
 
     def kill(self, number: int) -> None:
         name = signal.Signals(number).name if number in set(signal.Signals) else str(number)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from sandbox.errors import EngineError, LimitError
 from sandbox.isolation.base import Stats
 from sandbox.isolation.docker.cgroup import ContainerGroup
+from sandbox.kernel import procfs
 from sandbox.spec import Limits
 
 NANO = 1_000_000_000
@@ -74,16 +73,4 @@ def disk_size(path: str) -> int:
 
 def usage(group: ContainerGroup, pid: int) -> Stats:
     """Usage as the kernel accounts it."""
-    received, sent = traffic(pid)
-    return Stats(*group.usage(), received, sent, *group.transferred())
-
-
-def traffic(pid: int) -> tuple[int | None, int | None]:
-    """Bytes received and sent on the interface of a process's network namespace, see proc_pid_net(5), dev."""
-    with suppress(OSError):
-        for line in Path(f"/proc/{pid}/net/dev").read_text(encoding="ascii").splitlines():
-            name, found, rest = line.partition(":")
-            if found and name.strip() == LINK:
-                fields = rest.split()
-                return int(fields[0]), int(fields[8])
-    return None, None
+    return Stats(*group.usage(), *procfs.traffic(pid, LINK), *group.transferred())

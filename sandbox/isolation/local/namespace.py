@@ -14,10 +14,10 @@ from sandbox import images, workloads
 from sandbox.errors import EngineError
 from sandbox.failpoints import Failpoint, reached
 from sandbox.isolation.base import INIT, Features, Forking, Isolation, Progress, environment
-from sandbox.isolation.local import exit, inspection, logs, mounts
+from sandbox.isolation.local import exit, logs, mounts
 from sandbox.isolation.local import sandbox as local
 from sandbox.isolation.local import warm as local_warm
-from sandbox.kernel import cgroup, enter, seccomp, zygote
+from sandbox.kernel import cgroup, enter, procfs, seccomp, zygote
 from sandbox.kernel.cgroup import Group
 from sandbox.kernel.command import Place
 from sandbox.network import lab
@@ -135,9 +135,7 @@ class NamespaceSandbox(local.LocalSandbox):
 
     def _network_bytes(self) -> tuple[int | None, int | None]:
         process = self._init()
-        links = inspection.interfaces(None if process is None else process.pid)
-        own = (links or {}).get(LINK)
-        return (own["received"], own["sent"]) if own is not None else (None, None)
+        return (None, None) if process is None else procfs.traffic(process.pid, LINK)
 
     def remove(self) -> None:
         self._end()

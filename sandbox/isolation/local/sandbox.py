@@ -8,7 +8,7 @@ import signal
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sandbox import images
 from sandbox.errors import CannotInvokeError, CommandNotFoundError, EngineError, ImageError
@@ -27,16 +27,20 @@ from sandbox.isolation.base import (
 )
 from sandbox.isolation.keeper import STDOUT
 from sandbox.isolation.local import exec as local_attach
-from sandbox.isolation.local import exit, inspection, signals
+from sandbox.isolation.local import exit, signals
 from sandbox.isolation.local import logs as local_logs
 from sandbox.isolation.local.exec import LocalAttached, Sink
 from sandbox.isolation.log import Piece
+from sandbox.kernel import procfs
 from sandbox.kernel.cgroup import PARENT, Group, all_groups
 from sandbox.kernel.command import Command, Place
 from sandbox.kernel.enter import WORKDIR_STEP, Child, ChildError
 from sandbox.spec import SANDBOX_UID, Limits
 from sandbox.state.processid import ProcessId
 from sandbox.state.record import ID_PATTERN, Record
+
+if TYPE_CHECKING:
+    from sandbox.isolation.in_force import Inspection
 
 _DEATH = 5.0
 """Seconds to wait for an init that got SIGKILL."""
@@ -123,7 +127,7 @@ class LocalSandbox(Sandbox, Batched):
         except OSError as error:
             raise EngineError(f"the limits cannot be read: {error}") from error
         process = self._init()
-        disk = None if process is None else inspection.disk_limit(process.pid)
+        disk = None if process is None else procfs.size(f"/proc/{process.pid}/root/tmp")
         return Limits(cpus, memory, pids, f"cgroup {self.group.where.mode}, statvfs", disk)
 
     def stats(self) -> Stats:
@@ -139,9 +143,13 @@ class LocalSandbox(Sandbox, Batched):
     def resources(self) -> dict[str, Any]:
         return {"control_groups": [str(path) for path in self.group.directories()]}
 
-    def effective(self) -> dict[str, Any]:
-        process = self._init()
-        return inspection.effective(self.record, self.group, None if process is None else process.pid)
+    def inspection(self) -> Inspection:
+        from sandbox.isolation.local import inspection  # no start pays for the form
+
+        limits = None
+        with suppress(EngineError):  # the control group is gone, and its limits with it
+            limits = self.limits()
+        return inspection.inspect(self.record, self.group, self.state(), limits)
 
     def events(self) -> dict[str, int]:
         """The control group's counters of limits met."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import shlex
 import signal
@@ -12,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sandbox.errors import EngineError, SandboxError, SpecError
 from sandbox.failpoints import Failpoint, reached
@@ -22,15 +21,19 @@ from sandbox.isolation.keeper import STDOUT
 from sandbox.isolation.log import Piece
 from sandbox.isolation.vm import console as vm_console
 from sandbox.isolation.vm import domain as vm_domain
-from sandbox.isolation.vm import inspection, xml
 from sandbox.isolation.vm import logs as vm_log
+from sandbox.isolation.vm import xml
 from sandbox.isolation.vm.console import Console
 from sandbox.isolation.vm.domain import Hypervisor
 from sandbox.isolation.vm.exec import VmAttached, judge
 from sandbox.isolation.vm.guest import TERMINAL_TYPE, Guest
+from sandbox.kernel import procfs
 from sandbox.network.lab import interface_name
 from sandbox.spec import SANDBOX_UID, Limits
 from sandbox.state.record import Record
+
+if TYPE_CHECKING:
+    from sandbox.isolation.in_force import Inspection
 
 CLIENT_KEY = "client_key"
 INITRD = "initrd"
@@ -93,11 +96,10 @@ class VmSandbox(Sandbox):
         process = self.record.process
         with suppress(OSError):
             if process is not None:
-                status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
-                uids, seccomp = re.search(r"^Uid:\s+(.*)$", status, re.M), re.search(r"^Seccomp:\s+(\d)", status, re.M)
-                if uids is None or "0" in uids[1].split():
+                status = procfs.fields(Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8"))
+                if "0" in status.get("Uid", "0").split():
                     raise EngineError("QEMU runs as root", 'user = "libvirt-qemu" in /etc/libvirt/qemu.conf')
-                if seccomp is None or seccomp[1] != "2":
+                if status.get("Seccomp") != "2":
                     raise EngineError(
                         "QEMU runs without its seccomp filter", "seccomp_sandbox = 1 in /etc/libvirt/qemu.conf"
                     )
@@ -265,22 +267,19 @@ class VmSandbox(Sandbox):
     def resources(self) -> dict[str, Any]:
         return {"domain": xml.domain_name(self.record.id), "host_key": self.handle and self.handle.host_key}
 
-    def effective(self) -> dict[str, Any]:
-        pid = self.record.process.pid if self.record.process is not None and self._alive() else None
-        answer: dict[str, str] | None = None
+    def inspection(self) -> Inspection:
+        from sandbox.isolation.vm import inspection  # no start pays for the form
+
+        state = self.state()
+        answer: str | None = None
         limits: Limits | None = None
-        description: str | None = None
-        if pid is not None:
-            description = self._hypervisor.description(self.record.id)
-            with suppress(SandboxError):  # paused, or it does not answer: None says so
-                answer = inspection.sections(self._ask(inspection.QUESTION))
+        description = self._hypervisor.description(self.record.id) if state.running else None
+        if state.running and not state.paused:
+            with suppress(SandboxError):  # it does not answer: None says so
+                answer = self._ask(inspection.QUESTION)
                 limits = self.limits()
-        return {
-            **inspection.guest(answer, self.record.address),
-            "limits": inspection.limits(limits),
-            "domain": inspection.domain(description),
-            "engine": inspection.engine(pid),
-        }
+        console_log = self.record.directory / CONSOLE_LOG
+        return inspection.inspect(self.record, answer, description, state, limits, console_log)
 
     def stats(self) -> Stats:
         live = self._hypervisor.live(self.record.id)

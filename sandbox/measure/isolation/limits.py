@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sandbox.errors import SandboxError
-from sandbox.kernel import cgroup
+from sandbox.kernel import cgroup, procfs
 from sandbox.measure.isolation import observed
 from sandbox.measure.isolation.observed import DIED, Push, clean
 
@@ -66,18 +66,12 @@ class Group:
     @classmethod
     def of(cls, pid: int, controller: str) -> Group | None:
         """The group of a process; None where the host has no such controller or process (cgroups(7))."""
-        where = cgroup.hierarchy()
+        v2 = controller in cgroup.hierarchy().v2_controllers
         try:
-            lines = Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8").splitlines()
+            folder = cgroup.places(pid).get("" if v2 else controller)
         except OSError:
             return None
-        for line in lines:
-            _, names, path = line.split(":", 2)
-            if controller in where.v1 and controller in names.split(","):
-                return cls(controller, where.v1[controller] / path.lstrip("/"), v2=False)
-            if not names and controller in where.v2_controllers and where.v2 is not None:
-                return cls(controller, where.v2 / path.lstrip("/"), v2=True)
-        return None
+        return None if folder is None else cls(controller, folder, v2=v2)
 
     def limit(self) -> int | None:
         """The limit in force; None where there is none."""
@@ -108,12 +102,9 @@ class Group:
         return None
 
     def _keyed(self, name: str) -> dict[str, int]:
-        found = {}
-        with suppress(OSError, ValueError):
-            for line in (self.folder / name).read_text(encoding="ascii").splitlines():
-                key, _, value = line.partition(" ")
-                found[key] = int(value)
-        return found
+        with suppress(OSError):
+            return procfs.keyed((self.folder / name).read_text(encoding="ascii"))
+        return {}
 
 
 class Meter:
@@ -174,10 +165,7 @@ def _pairs(new: Reading, old: Reading) -> list[tuple[int | None, int | None]]:
 
 def available() -> int:
     """MemAvailable of the host in bytes (proc_meminfo(5))."""
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 0
+    return procfs.kibibytes(Path("/proc/meminfo").read_text(encoding="ascii"), "MemAvailable") or 0
 
 
 def push_memory(sandbox: Sandbox, before: Callable[[], None] = lambda: None) -> Push:

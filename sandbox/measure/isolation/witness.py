@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import secrets
 import socket
 import subprocess
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sandbox.kernel import caps, nftables
+from sandbox.kernel import caps, nftables, procfs
 from sandbox.measure.isolation import blockdevice
 from sandbox.measure.isolation.observed import Host, Resident, Secrets, clean
 from sandbox.network import lab
@@ -186,15 +185,11 @@ class Witness:
 
 def host_facts(disk: str | None) -> Host:
     """The host's own values."""
-    memory = 0
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-        if line.startswith("MemTotal:"):
-            memory = int(line.split()[1]) * 1024
     return Host(
         boot_id=boot_id(),
         release=os.uname().release,
         cpus=os.cpu_count() or 1,
-        memory=memory,
+        memory=procfs.kibibytes(Path("/proc/meminfo").read_text(encoding="ascii"), "MemTotal") or 0,
         namespaces=namespaces("self"),
         capabilities=caps.status("self").get("CapBnd", 0),
         disk=disk,
@@ -216,16 +211,15 @@ def resident(pid: int) -> Resident | None:
         text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    uids = re.search(r"^Uid:\s+(.*)$", text, re.MULTILINE)
-    if uids is None:
+    said = procfs.fields(text)
+    if "Uid" not in said:
         return None
-    return Resident(pid, _title(pid, text), tuple(map(int, uids[1].split())), caps.parse(text), namespaces(pid))
+    uids = tuple(map(int, said["Uid"].split()))
+    return Resident(pid, _title(pid, said.get("Name", "?")), uids, caps.parse(text), namespaces(pid))
 
 
-def _title(pid: int, status: str) -> str:
+def _title(pid: int, title: str) -> str:
     """What a process calls itself: its zeroth argument, else the kernel's name for it (runsc's is "exe")."""
-    name = re.search(r"^Name:\s+(.*)$", status, re.MULTILINE)
-    title = name[1] if name else "?"
     with suppress(OSError):
         zeroth = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]
         title = os.path.basename(zeroth.decode("utf-8", "replace")) or title
@@ -250,8 +244,8 @@ def family(pid: int) -> list[int]:
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             with suppress(OSError):
-                text = Path(f"/proc/{entry}/stat").read_bytes()
-                children.setdefault(int(text[text.rfind(b")") + 2 :].split()[1]), []).append(int(entry))
+                parent = procfs.stat(Path(f"/proc/{entry}/stat").read_bytes()).parent
+                children.setdefault(parent, []).append(int(entry))
     found = [pid]
     for one in found:
         found += children.get(one, [])
@@ -261,10 +255,10 @@ def family(pid: int) -> list[int]:
 def has_default_route(pid: int) -> bool | None:
     """Whether the network namespace of a process has a default route (proc_pid_net(5)); None when it is gone."""
     try:
-        rows = Path(f"/proc/{pid}/net/route").read_text(encoding="ascii").splitlines()[1:]
+        table = Path(f"/proc/{pid}/net/route").read_text(encoding="ascii")
     except OSError:
         return None
-    return any(row.split()[1] == "00000000" and row.split()[7] == "00000000" for row in rows)
+    return any(route.startswith("default ") for route in procfs.routes(table))
 
 
 def forwarding_barred() -> bool:

@@ -33,8 +33,9 @@ from sandbox.cli.facts import compare
 from sandbox.cli.logs import parse_tail, parse_time
 from sandbox.cli.output import binary_size, decimal_size, one_line, plain
 from sandbox.errors import SandboxError, SpecError
+from sandbox.isolation.in_force import Inspection
 from sandbox.phases import Status
-from sandbox.spec import MIB, Mount, Publish
+from sandbox.spec import MIB, Limits, Mount, Publish
 from sandbox.state import files
 from sandbox.state.record import Exit, Record
 from sandbox.state.store import Store
@@ -136,10 +137,10 @@ class TestPlain:
     def test_escape_sequences_in_errors_tables_and_names(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         record = faked.add("web", workload=f"evil{ESCAPES}", noted={"accelerator": ESCAPES})
 
-        def fail(self: faked.FakeSandbox) -> dict[str, Any]:
+        def fail(self: faked.FakeSandbox) -> Inspection:
             raise SandboxError(f"the engine says {ESCAPES}", ESCAPES)
 
-        monkeypatch.setattr(faked.FakeSandbox, "effective", fail)
+        monkeypatch.setattr(faked.FakeSandbox, "inspection", fail)
         monkeypatch.setattr(faked.FakeSandbox, "kill", lambda self, _number: fail(self))
         for argv in (["ps"], ["inspect", "--format", "table", "web"], ["stats", "web"], ["kill", "web"]):
             done = run(*argv)
@@ -151,7 +152,8 @@ class TestPlain:
         refused(run("kill", "web"), "the engine says")
 
     def test_what_a_sandbox_calls_its_processes_is_stripped_in_inspect(self, run: Run) -> None:
-        record = faked.add("web", fake={"effective": {"user": {"uid": 10001, "title": ESCAPES}}})
+        mount = f"1 0 0:1 / /{ESCAPES.replace(chr(10), '')} ro - title none rw\n"
+        record = faked.add("web", fake={"files": {"mountinfo": mount}})
         done = run("inspect", "--format", "table", record.name)
         assert "title" in done.out
         assert "\x1b" not in done.out
@@ -385,7 +387,8 @@ class TestInspect:
         record = faked.add("web")
         facts = {fact.setting: fact for fact in compare(record, None)}
         assert all(fact.effective is None and fact.differs is None for fact in facts.values())
-        low = {"limits": {"cpus": 0.5, "memory": 1, "pids": 129, "disk": None}, "user": {"uid": 0}, "mounts": []}
+        limits = Limits(0.5, 1, 129, "the test", None)
+        low = faked.inspected(record, limits, status="Uid:\t0\t0\t0\t0\n", mountinfo="")
         facts = {fact.setting: fact for fact in compare(record, low)}
         assert {name for name, fact in facts.items() if fact.differs} == {"cpus", "memory", "pids_limit", "uid"}
         assert facts["disk"].differs is None
@@ -397,10 +400,10 @@ class TestInspect:
         refused(done, "nobody")
 
     def test_an_engine_that_does_not_answer(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-        def fail(self: faked.FakeSandbox) -> dict[str, Any]:
+        def fail(self: faked.FakeSandbox) -> Inspection:
             raise SandboxError("dockerd is away")
 
-        monkeypatch.setattr(faked.FakeSandbox, "effective", fail)
+        monkeypatch.setattr(faked.FakeSandbox, "inspection", fail)
         faked.add("a")
         done = run("inspect", "a")
         assert done.code == 0

@@ -321,7 +321,12 @@ def test_whatever_is_sent_nothing_outside_is_touched(
             root = next((base / "target").iterdir()) / TREE
             for path in [root, *root.rglob("*")]:
                 assert not path.lstat().st_mode & 0o7000
-                resolved = Path(os.path.realpath(path))
+                try:
+                    resolved = path.resolve(strict=True)
+                except FileNotFoundError:
+                    resolved = Path(os.path.realpath(path))
+                except (OSError, RuntimeError):  # a loop of links leads nowhere; realpath would give nonsense for it
+                    continue
                 assert resolved == root or root in resolved.parents, f"{path} leads to {resolved}"
     finally:
         os.close(parent)

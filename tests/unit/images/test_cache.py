@@ -282,10 +282,6 @@ def test_a_directory_that_is_still_written_to_is_removed_in_the_end(monkeypatch:
         images.prune()
 
 
-def test_mountinfo_paths_are_unescaped() -> None:
-    assert workspace.unescape(r"/a\040b\011c\134d") == "/a b\tc\\d"
-
-
 def test_only_root_builds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     with pytest.raises(UnavailableError, match="needs root"):

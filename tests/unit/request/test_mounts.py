@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from sandbox.errors import SpecError
+from sandbox.kernel import procfs
 from sandbox.request import mounts
 from sandbox.spec import Mount
 
@@ -122,14 +123,13 @@ def test_a_place_of_its_own_for_each(data: Path) -> None:
 
 
 def test_a_file_system_of_the_kernel_wherever_it_is(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    listed = [("/", "ext4"), (str(data / "deep"), "proc")]
-    monkeypatch.setattr(mounts, "_mounted", lambda: listed)
+    def mounted(path: Path, kind: str) -> None:
+        table = procfs.mounts(f"1 0 0:1 / / rw - ext4 a rw\n2 1 0:2 / {path} rw - {kind} b rw\n")
+        monkeypatch.setattr(procfs, "own_mounts", lambda: table)
+
+    mounted(data / "deep", "proc")
     assert "proc is mounted" in refused(f"{data}:/data")
-    monkeypatch.setattr(mounts, "_mounted", lambda: [("/", "ext4"), (str(data.parent), "sysfs")])
+    mounted(data.parent, "sysfs")
     assert "sysfs is mounted" in refused(f"{data}:/data")
-    monkeypatch.setattr(mounts, "_mounted", lambda: [("/", "ext4"), (str(data), "tmpfs")])
+    mounted(data, "tmpfs")
     assert mounts.parse_one(f"{data}:/data")
-
-
-def test_the_mount_table_is_read() -> None:
-    assert ("/proc", "proc") in mounts._mounted()

@@ -31,13 +31,13 @@ from sandbox.host import Missing
 from sandbox.host.docker import Engine, RefusalError
 from sandbox.isolation.base import INIT, State
 from sandbox.isolation.docker import cgroup as docker_cgroup
-from sandbox.isolation.docker import engines, inspection, logs, usage
+from sandbox.isolation.docker import engines, logs, usage
 from sandbox.isolation.docker import mounts as docker_mounts
 from sandbox.isolation.docker import seccomp as docker_seccomp
 from sandbox.isolation.docker.driver import LABEL_ID, ContainerIsolation, GVisorIsolation
 from sandbox.isolation.docker.network import Lab
 from sandbox.isolation.docker.sandbox import ContainerSandbox
-from sandbox.kernel import seccomp
+from sandbox.kernel import procfs, seccomp
 from sandbox.kernel.cgroup import Hierarchy, read_hierarchy
 from sandbox.spec import MIB, Mount, SandboxSpec
 from sandbox.state.processid import ProcessId
@@ -212,7 +212,7 @@ HYBRID = """\
 
 
 def test_the_places_of_a_process() -> None:
-    places = docker_cgroup.parse_places(HYBRID)
+    places = procfs.groups(HYBRID)
     assert places["pids"] == places["cpu"] == places["cpuacct"] == places["name=systemd"] == "/docker/abc"
     assert places[""] == "/system"
 
@@ -242,7 +242,7 @@ def test_limits_of_v1(tmp_path: Path) -> None:
     write(tmp_path / "cpu/docker/abc", cpu__cfs_quota_us="-1\n", cpu__cfs_period_us="100000\n")
     write(tmp_path / "memory/docker/abc", memory__limit_in_bytes="67108864\n")
     write(tmp_path / "pids/docker/abc", pids__max="max\n")
-    group = docker_cgroup.ContainerGroup("abc", docker_cgroup.parse_places(HYBRID), read_hierarchy(mounts))
+    group = docker_cgroup.ContainerGroup("abc", procfs.groups(HYBRID), read_hierarchy(mounts))
     assert group.read_limits() == (None, 64 * MIB, None)
 
 
@@ -398,25 +398,6 @@ def test_what_is_mounted_is_compared_with_what_was_meant(tmp_path: Path) -> None
         docker_mounts.verify(inside, RECORD, noted, os.getpid())
     with pytest.raises(EngineError, match="replaced"):
         docker_mounts.verify_sources(noted)
-
-
-# What is in force
-
-
-def test_what_cannot_be_seen_is_none() -> None:
-    found = inspection.workload("", "")
-    assert found["user"] == {"uid": None, "gid": None, "groups": None, "no_new_privileges": None}
-    assert set(found["capabilities"].values()) == {None}
-    assert found["mounts"] is None
-
-
-def test_a_route_is_read() -> None:
-    text = (
-        "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n"
-        "eth0\t00000000\t010012C6\t0003\t0\t0\t0\t00000000\t0\t0\t0\n"
-        "eth0\t000012C6\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0\n"
-    )
-    assert inspection._routes(text) == ["default via 198.18.0.1 dev eth0", "198.18.0.0/16 dev eth0"]
 
 
 V1_IO = "8:0 Read 4096\n8:0 Write 512\n8:16 Read 100\n8:16 Write 0\nTotal 4708\n"

@@ -1,51 +1,59 @@
-"""What files of /proc say, taken apart."""
+"""What is in force in a local sandbox: this very process stands in for one."""
 
 from __future__ import annotations
 
-from sandbox.isolation.local import inspection
-from sandbox.kernel import caps
+import os
+from pathlib import Path
+from typing import Any
 
-MOUNTINFO = """\
-600 500 0:40 / / ro,nosuid,nodev,relatime - overlay overlay rw,lowerdir=/a:/b
-601 600 0:41 / /tmp rw,nosuid,nodev shared:5 - tmpfs tmpfs rw,size=65536k,uid=1879048192
-602 600 0:5 /null /proc/keys ro,nosuid - devtmpfs devtmpfs rw,mode=755
-603 600 254:0 /srv/a\\040b /data\\011x rw,nosuid,nodev master:1 - ext4 /dev/vda rw
-"""
+import pytest
 
-
-def test_mounts() -> None:
-    found = inspection.parse_mounts(MOUNTINFO)
-    assert [mount["target"] for mount in found] == ["/", "/tmp", "/proc/keys", "/data\tx"]
-    assert found[0]["options"] == ["ro", "nosuid", "nodev", "relatime", "lowerdir=/a:/b"]
-    assert [mount["read_only"] for mount in found] == [True, False, True, False]
-    assert found[2]["root"] == "/null"
-    assert (found[3]["root"], found[3]["source"], found[3]["type"]) == ("/srv/a b", "/dev/vda", "ext4")
+from sandbox.isolation.base import State
+from sandbox.isolation.in_force import Ended, Inspection
+from sandbox.isolation.local.inspection import inspect
+from sandbox.kernel.cgroup import Group, Hierarchy
+from sandbox.spec import Limits, SandboxSpec
+from sandbox.state.processid import ProcessId
+from sandbox.state.record import Record
 
 
-def test_the_root_that_is_seen_is_the_last_one() -> None:
-    below = {"target": "/", "read_only": False, "type": "ext4"}
-    above = {"target": "/", "read_only": True, "type": "overlay"}
-    assert inspection.root([below, above]) == {"read_only": True, "type": "overlay"}
-    assert inspection.root([]) is None
+@pytest.fixture
+def look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("SANDBOX_STATE_DIR", str(tmp_path / "state"))
+    record = Record("0123456789ab", SandboxSpec("web", "sleep", "process", ("sleep",)), "198.18.2.1")
+    record.process = ProcessId.of(os.getpid())
+    where = Hierarchy("v2", {}, tmp_path, frozenset({"cpu", "memory", "pids", "cpuset"}))
+    folder = tmp_path / "sandbox" / record.id
+    folder.mkdir(parents=True)
+    (folder / "memory.events").write_text("max 3\noom_kill 0\n")
+    (folder / "memory.swap.max").write_text("0\n")
+    (folder / "memory.oom.group").write_text("1\n")
+    (folder / "cpuset.cpus.effective").write_text("0-1\n")
+
+    def act(state: State, *, kills: int = 0) -> Inspection:
+        (folder / "memory.events").write_text(f"max 3\noom_kill {kills}\n")
+        return inspect(record, Group(record.id, where=where), state, Limits(1.0, 2**20, 9, "here", 2**20))
+
+    return act
 
 
-def test_ids() -> None:
-    rows = [[0, 1000, 10], [100, 5000, 1]]
-    assert [inspection.inside(number, rows) for number in (1000, 1009, 1010, 5000)] == [0, 9, None, 100]
-    assert inspection.inside(7, None) is None
+def test_one_that_runs(look: Any) -> None:
+    found = look(State(running=True, pid=os.getpid()))
+    assert found.ended is None
+    assert found.oom_killed is False
+    assert found.network.own is False
+    assert (found.limits.swap, found.limits.oom_group, found.limits.cpuset) == (0, True, "0-1")
+    assert (found.limits.cpus, found.limits.pids, found.limits.source) == (1.0, 9, "here")
+    assert (found.engine, found.domain) == (None, None)
+    assert found.process.pid == os.getpid()
 
 
-def test_links() -> None:
-    text = (
-        "Inter-|   Receive |  Transmit\n face |bytes packets\n"
-        "    lo:     12       1    0    0    0     0          0         0       12       1    0    0    0     0\n"
-        "  eth0: 123456     100    0    0    0     0          0         0      789      10    0    0    0     0\n"
-    )
-    found = inspection.parse_links(text)
-    assert found == {"lo": {"received": 12, "sent": 12}, "eth0": {"received": 123456, "sent": 789}}
-
-
-def test_capabilities_by_name() -> None:
-    assert caps.names(0) == []
-    assert caps.names(1 | 1 << 21 | 1 << 40) == ["CAP_CHOWN", "CAP_SYS_ADMIN", "CAP_CHECKPOINT_RESTORE"]
-    assert caps.names(1 << 63) == ["63"], "one that is newer than the table"
+def test_one_that_has_ended_has_what_its_control_group_says(look: Any) -> None:
+    found = look(State(running=False, exit_code=137), kills=1)
+    assert found.oom_killed is True
+    assert found.ended == Ended(None, 137, "out of memory")
+    assert found.process is None
+    assert found.user.uid is None
+    assert found.mounts is None
+    assert found.limits.memory == 2**20
+    assert found.network.address is None, "it was given one, and has none now"
