@@ -72,7 +72,8 @@ def test_the_exit_code_is_known_to_others(level: str, name: str) -> None:
     ident = done.stdout.strip()
     assert comes_true(lambda: len(keepers(ident)) == 1)
     assert sandbox("wait", name).stdout.strip() == "7"
-    assert comes_true(lambda: not keepers(ident))
+    directory = Manager().store.find(name).directory
+    assert comes_true(lambda: keeper.holder(directory) is None)
     record = Manager().store.find(name)
     assert record.data["exit_code"] == 7
     assert record.status.value == "exited"
