@@ -47,9 +47,8 @@ def main() -> None:
         contenders[level] = partial(rate, argv, size)
     image = images.find(images.Form.DOCKER)
     if shutil.which("docker") and image is not None and image.reference:
-        contenders["peer: docker run"] = partial(
-            rate, ["docker", "run", "--rm", image.reference], options.megabytes * MB
-        )
+        argv = ["docker", "run", "--rm", image.reference]
+        contenders["peer: docker run"] = partial(rate, argv, options.megabytes * MB)
     series = common.interleave(contenders, options.rounds, options.seed)
     common.report("output", "MB/s", series, {}, as_json=options.json)
     for one in series:
