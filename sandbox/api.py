@@ -142,7 +142,9 @@ class Sandbox:
 
         Args:
             follow: go on until it ends.
-            tail, since, until: as for `logs`.
+            tail: as for `logs`.
+            since: as for `logs`.
+            until: as for `logs`.
 
         Raises:
             EngineError
