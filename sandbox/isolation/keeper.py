@@ -112,6 +112,7 @@ class Keeper:
         self.child = child
         self.code: int | None = None
         """The exit code, once the keeper has told it."""
+        self._lost = False
         self._directory = directory
         self._control: socket.socket | None = control
         self._wake = wake
@@ -180,6 +181,10 @@ class Keeper:
             poller.poll(left * 1000)
         return self.code
 
+    def lost(self) -> bool:
+        """Whether it has ended before the sandbox did: somebody has killed it."""
+        return self._told() and self._lost
+
     def close(self) -> None:
         """Let go of it; without `detach` or `leave` before, it takes us for dead. Idempotent.
 
@@ -206,6 +211,7 @@ class Keeper:
             except OSError:
                 message = b""
             self._over = True
+            self._lost = not message
             if message[:1] == b"X" and message[1:]:
                 self.code = int(message[1:])
         return True

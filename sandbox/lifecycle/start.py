@@ -53,14 +53,21 @@ def await_reply(sandbox: Sandbox, record: Record, port: int, deadline: float) ->
 
     Raises:
         NotReadyError: it ended, or no correct reply came in time; with the end of its output.
+        EngineError: its keeper was killed.
     """
+
+    def alive() -> bool:
+        if sandbox.keeper is not None and sandbox.keeper.lost():
+            raise EngineError(f"the keeper of {record.name} was killed: what it writes is lost from here on")
+        return sandbox.state().running
+
     try:
         readiness.wait_for_reply(
             record.address,
             port,
             record.spec.ready_path,
             deadline=deadline,
-            alive=lambda: sandbox.state().running,
+            alive=alive,
             name=record.name,
         )
     except NotReadyError as error:
