@@ -116,12 +116,15 @@ class Keeper:
         self._directory = directory
         self._control: socket.socket | None = control
         self._wake = wake
-        self._over = False
+        self._told = False
 
-    def output(self) -> Iterator[Piece]:
+    def output(self, dropped: Callable[[int], object]) -> Iterator[Piece]:
         """What the workload writes, from its first byte until it ends.
 
-        A slow reader slows the workload, once it is PART_BYTES behind; nothing is lost, unless `let_go` was called.
+        A slow reader slows the workload, once it is PART_BYTES behind.
+
+        Args:
+            dropped: told how many bytes are missing: the disk had no room for them, or `let_go` was called.
         """
         from sandbox.interrupts import LOOK_EVERY
         from sandbox.isolation.log import Reader
@@ -131,10 +134,10 @@ class Keeper:
         poller.register(self._wake, select.POLLIN)
         if self._control is not None:
             poller.register(self._control, select.POLLIN)
-        with Reader(self._directory) as reader:
+        with Reader(self._directory, dropped) as reader:
             while True:
                 # Asked before the read: what it wrote last is then still read.
-                over = self._told()
+                over = self.over()
                 for piece in reader.read():
                     yield piece
                     if reader.position - acknowledged >= PART_BYTES // 32:
@@ -177,13 +180,13 @@ class Keeper:
         poller = select.poll()
         if self._control is not None:
             poller.register(self._control, select.POLLIN)
-        while not self._told() and (left := deadline - time.monotonic()) > 0:
+        while not self.over() and (left := deadline - time.monotonic()) > 0:
             poller.poll(left * 1000)
         return self.code
 
     def lost(self) -> bool:
         """Whether it has ended before the sandbox did: somebody has killed it."""
-        return self._told() and self._lost
+        return self.over() and self._lost
 
     def close(self) -> None:
         """Let go of it; without `detach` or `leave` before, it takes us for dead. Idempotent.
@@ -201,16 +204,16 @@ class Keeper:
         """Collect it, if it has ended."""
         _collect(self.pid)
 
-    def _told(self) -> bool:
-        """Whether it has said that all is over, or is gone."""
-        if self._control is not None and not self._over:
+    def over(self) -> bool:
+        """Whether it has said that the sandbox has ended, or is gone itself."""
+        if self._control is not None and not self._told:
             try:
                 message = self._control.recv(64, _dont_wait())
             except BlockingIOError:
                 return False
             except OSError:
                 message = b""
-            self._over = True
+            self._told = True
             self._lost = not message
             if message[:1] == b"X" and message[1:]:
                 self.code = int(message[1:])
@@ -637,7 +640,11 @@ class _Keeping:
         for descriptor in (state["control"], state["pidfd"]):
             if descriptor >= 0:
                 self.poller.unregister(descriptor)
+        left = 0 if state["linger"] else sum(map(_capacity, (source[0] for source in state["sources"])))
+        stop = self.log.position + left
         while state["sources"] and (ready := self.poller.poll(state["linger"] * 1000)):
+            if left and self.log.position >= stop:
+                break  # somebody whom the workload has left behind writes on and on
             for descriptor, _ in ready:
                 self._take(descriptor, last=True)
         code = self._code()
@@ -722,6 +729,14 @@ class _Keeping:
     def _execute(self, arguments: list[str]) -> None:
         env = {name: text for name, text in os.environ.items() if name in _KEPT_ENV or name.startswith("SANDBOX_")}
         os.execve(sys.executable, [sys.executable, *arguments], env)  # noqa: S606 - no shell is the point
+
+
+def _capacity(descriptor: int) -> int:
+    """Bytes that a pipe holds at most; a guess for what is none."""
+    try:
+        return fcntl.fcntl(descriptor, fcntl.F_GETPIPE_SZ)
+    except OSError:
+        return 1 << 20
 
 
 def _demultiplexed(begun: list[Any], data: bytes) -> Iterator[tuple[int, bytes]]:

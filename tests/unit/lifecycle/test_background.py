@@ -62,7 +62,7 @@ def over(kept: Keeper) -> bool:
 def test_the_code_goes_into_the_file_and_the_record(record: Record, script: str, code: int, early: bool) -> None:
     kept = keep(record, f"sleep {0.2 if early else 0}; {script}")
     if not early:
-        assert list(kept.output()) == []
+        assert list(kept.output(print)) == []
         assert kept.ending(0) == code
     kept.detach(keeper.NOTE)
     assert comes_true(lambda: over(kept))
