@@ -237,9 +237,12 @@ def _run() -> int:
             for number in _SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
         return result if isinstance(result, int) else 0
+    except NotReadyError as error:
+        for line in error.output.splitlines():
+            click.echo(plain(line.expandtabs()), err=True)
+        _print_error(f"{error.message} (its last output is above)" if error.output else str(error))
+        return error.exit_code
     except SandboxError as error:
-        for line in error.output.splitlines() if isinstance(error, NotReadyError) else ():
-            click.echo(plain(line), err=True)
         _print_error(str(error))
         return error.exit_code
     except click.exceptions.Exit as error:

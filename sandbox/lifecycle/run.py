@@ -20,6 +20,8 @@ def run(
     application: Application | None = None,
     progress: Progress = start.silent,
     owner: bool = False,
+    follow: bool = False,
+    remove: bool = False,
     warm: bool = False,
     then: Callable[[Running], object] | None = None,
 ) -> Running:
@@ -30,6 +32,8 @@ def run(
         application: whose files it sees; of the same request.
         progress: called with a line per step.
         owner: tie the sandbox to this process.
+        follow: the caller reads `sandbox.output()`.
+        remove: where nobody owns it, remove it when the workload ends by itself.
         warm: start from what `sandbox warm` has prepared.
         then: called with it once it is up.
 
@@ -39,5 +43,7 @@ def run(
     if warm:
         from sandbox.lifecycle import warm as prepared  # most starts are not
 
-        return prepared.start_warm(spec, progress=progress, owner=owner, then=then)
-    return start.start(spec, application=application, progress=progress, owner=owner, then=then)
+        return prepared.start_warm(spec, progress=progress, owner=owner, follow=follow, remove=remove, then=then)
+    return start.start(
+        spec, application=application, progress=progress, owner=owner, follow=follow, remove=remove, then=then
+    )

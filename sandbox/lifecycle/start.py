@@ -18,9 +18,9 @@ from sandbox.failpoints import Failpoint, reached
 from sandbox.interrupts import deferred
 from sandbox.isolation import driver
 from sandbox.isolation.base import Isolation, Progress, Sandbox
-from sandbox.lifecycle import lab
+from sandbox.lifecycle import background, lab
 from sandbox.lifecycle.find import Running
-from sandbox.lifecycle.remove import remove
+from sandbox.lifecycle.remove import remove as remove_sandbox
 from sandbox.network import lab as network
 from sandbox.network import publish, readiness
 from sandbox.phases import Phase, Status, Timeline
@@ -54,6 +54,8 @@ def start(
     application: Application | None = None,
     progress: Progress = silent,
     owner: bool = False,
+    follow: bool = False,
+    remove: bool = False,
     then: Callable[[Running], object] | None = None,
 ) -> Running:
     """Bring a sandbox up to its first correct reply, where a port is known. On any failure everything is undone.
@@ -62,7 +64,10 @@ def start(
         spec: as of `request.make`.
         application: whose files it sees; of the same request.
         progress: called with a line per step.
-        owner: tie the sandbox to this process: when it dies, the sandbox is debris that `prune` removes.
+        owner: tie the sandbox to this process: when it dies, the sandbox is debris that `prune` removes. Without, the
+            sandbox is left to its keeper.
+        follow: the caller reads `sandbox.output()`, and the workload waits for it where it must.
+        remove: where nobody owns it, remove it when the workload ends by itself.
         then: called with it once it is up, while an error or a signal still undoes everything. For callers who take it
             over: a signal between our return and their first line would leave it behind.
 
@@ -84,7 +89,9 @@ def start(
             if spec.publish:
                 undo.callback(lab.unpublish, ident)
                 publish.claim(store, ident, spec.publish)
-            running = _bring_up(spec, application, level, ident, undo, progress, owner=owner)
+            running = _bring_up(spec, application, level, ident, undo, progress, owner=owner, follow=follow)
+            if not owner:
+                background.detach(running, remove=remove)
             if then is not None:
                 then(running)
         except BaseException:
@@ -102,7 +109,7 @@ def running(spec: SandboxSpec, *, progress: Progress = silent) -> Iterator[Runni
     try:
         yield made
     finally:
-        remove(made, force=True)
+        remove_sandbox(made, force=True)
 
 
 def _bring_up(
@@ -114,6 +121,7 @@ def _bring_up(
     progress: Progress,
     *,
     owner: bool,
+    follow: bool,
 ) -> Running:
     store, clock = Store(), Clock()
     own_network = level.features.own_network
@@ -145,6 +153,8 @@ def _bring_up(
         reached(Failpoint.BOOTED)
     with clock.phase(Phase.START):
         sandbox.start()
+        if sandbox.keeper is not None and not follow:
+            sandbox.keeper.let_go()
         reached(Failpoint.STARTED)
         if own_network:
             network.isolate_ports(ident)
@@ -203,14 +213,24 @@ def await_reply(sandbox: Sandbox, record: Record, port: int, deadline: float) ->
 
     Raises:
         NotReadyError: it ended, or no correct reply came in time; with the end of its log.
+        EngineError: its keeper was killed.
     """
+
+    def alive() -> bool:
+        kept = sandbox.keeper
+        if kept is not None and not kept.over():
+            return True  # it would have said so; and this is asked many times a millisecond
+        if kept is not None and kept.lost():
+            raise EngineError(f"the keeper of {record.name} was killed: what it writes is lost from here on")
+        return sandbox.state().running
+
     try:
         readiness.wait_for_reply(
             record.address,
             port,
             record.spec.ready_path,
             deadline=deadline,
-            alive=lambda: sandbox.state().running,
+            alive=alive,
             name=record.name,
         )
     except NotReadyError as error:

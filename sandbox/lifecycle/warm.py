@@ -79,7 +79,13 @@ def key(spec: SandboxSpec) -> str:
 
 
 def start_warm(
-    spec: SandboxSpec, *, progress: Progress, owner: bool, then: Callable[[Running], object] | None
+    spec: SandboxSpec,
+    *,
+    progress: Progress,
+    owner: bool,
+    follow: bool = False,
+    remove: bool = False,
+    then: Callable[[Running], object] | None,
 ) -> Running:
     """Start from what is prepared.
 
@@ -93,7 +99,8 @@ def start_warm(
         return _take_paused(spec, owner=owner, then=then)
     if level.zygote(current=True) is None:
         raise _nothing(spec)
-    return start(replace(spec, warm=True), progress=progress, owner=owner, then=then)
+    warm = replace(spec, warm=True)
+    return start(warm, progress=progress, owner=owner, follow=follow, remove=remove, then=then)
 
 
 def _take_paused(spec: SandboxSpec, *, owner: bool, then: Callable[[Running], object] | None) -> Running:
