@@ -156,7 +156,7 @@ def test_input_goes_in_whole_and_ends(channel: Channel) -> None:
     running = command(channel)
     assert running.write(b"0123456789")
     running.close_write()
-    assert (channel.sent, channel.shut) == (b"0123456789", True)
+    assert (bytes(channel.sent), channel.shut) == (b"0123456789", True)
     channel.takes = 0
     answers = iter([True, True])
     assert not command(channel, lambda: next(answers, False)).write(b"x"), "the machine has ended"

@@ -33,8 +33,8 @@ class Machine:
             listener.listen(1)
             self.listeners.append(listener)
         self.process = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
-        self.record: Any = SimpleNamespace(id="0123456789ab", directory=directory)
-        self.keeper = output.keep(self.record, NONCE, self.process.pid)
+        record: Any = SimpleNamespace(id="0123456789ab", directory=directory)
+        self.keeper = output.keep(record, NONCE, self.process.pid)
         self.ports = [listener.accept()[0] for listener in self.listeners]
 
     def end(self) -> None:
