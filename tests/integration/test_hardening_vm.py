@@ -21,8 +21,8 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from sandbox.errors import EngineError
-from sandbox.isolation.base import ExecResult
 from sandbox.isolation import keeper
+from sandbox.isolation.base import ExecResult
 from sandbox.isolation.vm import config
 from sandbox.isolation.vm import xml as vm_xml
 from sandbox.isolation.vm.guest import Guest
