@@ -42,6 +42,7 @@ Sources: fcntl(2) (F_SETLK, preserved across exec), pipe(7), unix(7), pidfd_open
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import gc
 import os
@@ -113,6 +114,7 @@ class Keeper:
         self.child = child
         self.code: int | None = None
         """The exit code, once the keeper has told it."""
+        self._lost = False
         self._directory = directory
         self._control: socket.socket | None = control
         self._wake = wake
@@ -156,8 +158,14 @@ class Keeper:
         self._send(b"L")
 
     def detach(self, then: str) -> None:
-        """Let the keeper go on by itself, small, and do something at the end: NOTE, TELL or REMOVE."""
-        self._send(b"D" + then.encode("ascii"))
+        """Let the keeper go on by itself, small, and do something at the end: NOTE, TELL or REMOVE.
+
+        Raises:
+            OSError: it is gone.
+        """
+        if self._control is None:
+            raise BrokenPipeError(errno.EPIPE, "the keeper was let go of")
+        self._control.send(b"D" + then.encode("ascii"))
         self.close()
 
     def leave(self) -> None:
@@ -175,8 +183,16 @@ class Keeper:
             poller.poll(left * 1000)
         return self.code
 
+    def lost(self) -> bool:
+        """Whether it has ended before the sandbox did: somebody has killed it."""
+        return self._told() and self._lost
+
     def close(self) -> None:
-        """Let go of it; without `detach` or `leave` before, it takes us for dead, and notes the end. Idempotent."""
+        """Let go of it; without `detach` or `leave` before, it takes us for dead. Idempotent.
+
+        Then it notes the end; and a sandbox that nobody owns (`Record.owner`) it removes at once, for the command that
+        wanted it in the background has not come to the end of its start.
+        """
         if self._control is not None:
             self._control.close()
             self._control = None
@@ -197,6 +213,7 @@ class Keeper:
             except OSError:
                 message = b""
             self._over = True
+            self._lost = not message
             if message[:1] == b"X" and message[1:]:
                 self.code = int(message[1:])
         return True
@@ -266,12 +283,14 @@ def launch(
         "ident": record.id,
         "directory": str(record.directory),
         "control": its.fileno(),
+        "code": "",
         "wake": wake,
         "sources": [[source.descriptor, source.stream, [0, 0, b""], source.mark] for source in sources],
         "status": -1 if status is None else status,
         "events": events or "",
         "linger": linger if linger is not None else 0.0 if spawn or status is not None else _LINGER,
         "then": NOTHING,
+        "orphan": NOTE if record.owner is not None else REMOVE,
         "hold": True,
     }
     masked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -606,11 +625,13 @@ class _Keeping:
             state["hold"] = False
         if kind in (b"D", b""):
             if state["then"] != "":
-                state["then"] = rest if kind == b"D" else NOTE
+                state["then"] = rest if kind == b"D" else state["orphan"]
             self.poller.unregister(state["control"])
             os.close(state["control"])
             os.close(state["wake"])
             state["control"] = state["wake"] = -1
+            if kind == b"" and state["then"] == REMOVE:
+                self._then()  # the command that wanted it in the background died before it served
             if not self.over:
                 self._slim_down()
         if self.paused and (not state["hold"] or self.log.may_rotate(self.acknowledged)):
@@ -665,8 +686,9 @@ class _Keeping:
         text = json.dumps({"code": code, "time": time.time(), "oom_killed": oom, "reason": reason})
         path = f"{state['directory']}/{EXIT}"
         try:
-            with open(f"{path}.new", "w", encoding="ascii") as stream:
-                stream.write(text)
+            made = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            os.write(made, text.encode("ascii"))
+            os.close(made)
             os.rename(f"{path}.new", path)
         except OSError:
             return  # it has been removed, and its directory with it

@@ -52,7 +52,7 @@ def program(script: str, out: int, err: int) -> Callable[[], int]:
 
 @pytest.fixture
 def record(tmp_path: Path) -> Any:
-    return SimpleNamespace(id=IDENT, directory=tmp_path)
+    return SimpleNamespace(id=IDENT, directory=tmp_path, owner="the test")
 
 
 @pytest.fixture
