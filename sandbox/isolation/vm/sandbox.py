@@ -16,7 +16,7 @@ from typing import Any
 from sandbox.errors import EngineError, SandboxError, SpecError
 from sandbox.failpoints import Failpoint, reached
 from sandbox.interrupts import wait_readable
-from sandbox.isolation import keeper
+from sandbox.isolation import ending, keeper
 from sandbox.isolation.base import Attached, ExecResult, Sandbox, State, Stats, WindowSize
 from sandbox.isolation.relay import Relay, collect, to_descriptor
 from sandbox.isolation.vm import inspection, output, xml
@@ -125,14 +125,18 @@ class VmSandbox(Sandbox):
         return State(running=False, exit_code=self._exit_code())
 
     def _exit_code(self) -> int | None:
-        """What the guest's init said, or what is known because we ended the machine."""
+        """What the keeper or the guest's init said, or what is known because we ended the machine."""
         nonce = self.record.data.get("nonce")
         if nonce is None:
             return None
-        code = exit_code(self.record.directory / CONSOLE_LOG, nonce)
+        directory = self.record.directory
+        found = ending.read(directory)
+        if found is not None and found.code is not None:
+            return found.code
+        code = exit_code(directory / CONSOLE_LOG, nonce)
         if code is None:
             with suppress(OSError, ValueError):
-                return int((self.record.directory / ENDED).read_text(encoding="ascii"))
+                return int((directory / ENDED).read_text(encoding="ascii"))
         return code
 
     def _refuse_ended(self) -> None:
@@ -351,7 +355,8 @@ class VmSandbox(Sandbox):
         return self._final_code()
 
     def _final_code(self) -> int | None:
-        """The exit code, with a moment's patience for the log to be written."""
+        """The exit code, with a moment's patience for the logs to be written."""
+        ending.wait(self.record.directory)
         deadline = time.monotonic() + FLUSH
         while True:
             code = self._exit_code()
@@ -396,4 +401,7 @@ class VmSandbox(Sandbox):
             for path in log_files(self.record.id):
                 path.unlink(missing_ok=True)
         except OSError as error:  # TimeoutError is one
-            raise EngineError(f"the machine's output is not let go of: {error}") from error
+            raise EngineError(f"what is left of the machine could not be removed: {error}") from error
+        if self.keeper is not None:
+            self.keeper.ending(0)
+            self.keeper.close()

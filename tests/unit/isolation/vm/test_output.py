@@ -33,7 +33,7 @@ class Machine:
             listener.listen(1)
             self.listeners.append(listener)
         self.process = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
-        record: Any = SimpleNamespace(id="0123456789ab", directory=directory)
+        record: Any = SimpleNamespace(id="0123456789ab", directory=directory, owner=1)
         self.keeper = output.keep(record, NONCE, self.process.pid)
         self.ports = [listener.accept()[0] for listener in self.listeners]
 
@@ -90,6 +90,6 @@ def test_a_machine_that_is_switched_off_loses_nothing_that_it_sent(machine: Mach
 
 
 def test_a_machine_that_has_ended_is_one_line(tmp_path: Path) -> None:
-    record: Any = SimpleNamespace(id="0123456789ab", directory=tmp_path)
+    record: Any = SimpleNamespace(id="0123456789ab", directory=tmp_path, owner=1)
     with pytest.raises(EngineError, match="the machine's output cannot be read"):
         output.keep(record, NONCE, os.getpid())
