@@ -2,7 +2,7 @@
 
 Its root filesystem is the same as everyone's, on a disk that all machines share and none can write to. So there is no
 overlay to make: where a sandbox may write is memory at every level. What is a machine's own, a few kilobytes of
-configuration and keys, is appended to its initramfs: a second disk would cost an emulated guest 0.1 s. The domain is
+configuration and keys, is appended to its initramfs, which takes less time than a second disk. The domain is
 transient: when QEMU ends, for whatever reason, libvirt forgets it.
 
 The life of the machine is steered over its serial console, which works without its network and before its SSH

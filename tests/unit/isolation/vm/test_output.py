@@ -13,6 +13,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from sandbox.errors import EngineError
 from sandbox.isolation import keeper, log
@@ -47,9 +49,9 @@ class Machine:
 def machine(tmp_path: Path) -> Iterator[Machine]:
     made = Machine(tmp_path)
     yield made
+    made.keeper.leave()
     made.end()
     keeper.dismiss(tmp_path)
-    made.keeper.close()
 
 
 def test_the_guest_is_told_that_somebody_is_there(machine: Machine) -> None:
@@ -79,6 +81,24 @@ def test_a_port_is_let_go_of_at_its_mark_and_not_before(machine: Machine, tmp_pa
     machine.end()
     assert machine.keeper.ending(10) == 42
     assert json.loads((tmp_path / keeper.EXIT).read_text())["code"] == 42
+
+
+PARTS = st.binary(max_size=9) | st.sampled_from([b"@", b"@n", b"@n end", b"n end ", b"@@n end", b"\n", b"1\n"])
+
+
+@given(st.lists(PARTS, max_size=8), st.integers(1, 5))
+def test_a_mark_is_found_however_it_comes_in_pieces(parts: list[bytes], size: int) -> None:
+    mark = b"@n end "
+    text = b"".join(parts)
+    assume(mark not in text + mark[:-1])
+    stream = text + mark + b"137\n"
+    begun: list[Any] = [0, 0, b""]
+    found = b""
+    for at in range(0, len(stream), size):
+        before, code = keeper._marked(begun, mark, stream[at : at + size])
+        found += before
+        assert (code is None) == (at + size < len(stream)), "at its end and not before"
+    assert (found, code, begun[2]) == (text, b"137", b"")
 
 
 def test_a_machine_that_is_switched_off_loses_nothing_that_it_sent(machine: Machine, tmp_path: Path) -> None:
