@@ -16,8 +16,10 @@ How a level connects itself:
     self.keeper = keeper.launch(record, sources, ...)       in `create`, or in `start` before the workload begins
 
 with one `Source` per descriptor: a pipe, a socket, anything that poll(2) takes and that has an end. STDOUT and STDERR
-are plain bytes, MULTIPLEXED is Docker's framing of both. The keeper takes the descriptors over (the caller's copies
-are closed). How it learns of the end:
+are plain bytes, MULTIPLEXED is Docker's framing of both. A source with a mark has ended where the mark comes, which a
+line with the exit code follows (a virtual machine's port has no end of its own); its descriptor is closed then, and
+the other side sees that everything was read. The keeper takes the descriptors over (the caller's copies are closed).
+How it learns of the end:
 
 - `spawn`: called in the keeper, makes the init as the keeper's child, and returns its pid; `Keeper.child` is that;
 - `pid`: some other process, watched by a pidfd; with `status`, a descriptor from which its exit code can be read then,
@@ -92,8 +94,8 @@ _FINISH = (
     "background.finish(*sys.argv[2:])"
 )
 
-Source = namedtuple("Source", ("descriptor", "stream"))
-"""A descriptor to read from, and what comes: STDOUT, STDERR or MULTIPLEXED."""
+Source = namedtuple("Source", ("descriptor", "stream", "mark"), defaults=(b"",))
+"""A descriptor to read from, and what comes: STDOUT, STDERR or MULTIPLEXED; up to a mark, where one is given."""
 
 
 # --- the command's side ------------------------------------------------------------------------------------------
@@ -286,7 +288,7 @@ def launch(
         "control": its.fileno(),
         "code": "",
         "wake": wake,
-        "sources": [[source.descriptor, source.stream, [0, 0, b""]] for source in sources],
+        "sources": [[source.descriptor, source.stream, [0, 0, b""], source.mark] for source in sources],
         "status": -1 if status is None else status,
         "events": events or "",
         "linger": linger if linger is not None else 0.0 if spawn or status is not None else _LINGER,
@@ -530,7 +532,7 @@ class _Keeping:
         """All that it needs."""
         state = self.state
         named = [state[name] for name in ("control", "wake", "status", "pidfd", "lock", "log")]
-        return [one for one in named if one >= 0] + [one for one, _, _ in state["sources"]]
+        return [one for one in named if one >= 0] + [source[0] for source in state["sources"]]
 
     def hushed(self, _number: int, _frame: object) -> None:
         """The sandbox is being removed: nothing is to be written down."""
@@ -563,8 +565,8 @@ class _Keeping:
         self._then()
 
     def _listen(self) -> None:
-        for descriptor, _, _ in self.state["sources"]:
-            self.poller.register(descriptor, select.POLLIN)
+        for source in self.state["sources"]:
+            self.poller.register(source[0], select.POLLIN)
 
     def _take(self, descriptor: int, *, last: bool = False) -> None:
         """Read from a source and write it to the log, or pause where the reader in the foreground is too far behind."""
@@ -573,8 +575,8 @@ class _Keeping:
         if not last and not self.log.room(CHUNK):
             if self.state["hold"] and not self.log.may_rotate(self.acknowledged):
                 self.paused = True
-                for one, _, _ in self.state["sources"]:
-                    self.poller.unregister(one)
+                for source in self.state["sources"]:
+                    self.poller.unregister(source[0])
                 return
             self.log.rotate()
         (source,) = (one for one in self.state["sources"] if one[0] == descriptor)
@@ -584,11 +586,19 @@ class _Keeping:
             return
         except OSError:  # a connection that was reset
             data = b""
-        if not data:
+        over = not data
+        if source[3]:
+            data, code = _marked(source[2], source[3], data)
+            if code is not None:
+                over, self.state["told"] = True, code
+        if data:
+            self._append(source, data)
+        if over:
             self.poller.unregister(descriptor)
             self.state["sources"].remove(source)
             os.close(descriptor)
-            return
+
+    def _append(self, source: list[Any], data: bytes) -> None:
         if source[1] == MULTIPLEXED:
             for stream, part in _demultiplexed(source[2], data):
                 self.log.append(stream, part)
@@ -670,9 +680,9 @@ class _Keeping:
             poller = select.poll()
             poller.register(state["status"], select.POLLIN)
             if poller.poll(_PATIENCE * 1000):
-                said = os.read(state["status"], 16)
-                return int(said) if said.isdigit() else None
-        return None
+                state["told"] = os.read(state["status"], 16)
+        said = state.get("told", b"")
+        return int(said) if said.isdigit() else None
 
     def _note(self, code: int | None) -> None:
         import json
@@ -759,6 +769,27 @@ def _demultiplexed(begun: list[Any], data: bytes) -> Iterator[tuple[int, bytes]]
         begun[1] -= len(part)
         if part:
             yield (STDERR if begun[0] == STDERR else STDOUT), part
+
+
+def _marked(begun: list[Any], mark: bytes, data: bytes) -> tuple[bytes, bytes | None]:
+    """What stands before a mark, and the line that follows the mark; None as long as it has not come.
+
+    Args:
+        begun: the last field is what was held back, for it may be the beginning of the mark.
+        mark: the bytes that end the source.
+        data: what came; nothing at an end without the mark.
+    """
+    held, begun[2] = begun[2], b""
+    if not data:
+        return held, None
+    data = held + data
+    at = data.find(mark)
+    if at >= 0 and data.endswith(b"\n"):
+        return data[:at], data[at + len(mark) : -1]
+    if at < 0:
+        at = next(at for at in range(max(0, len(data) - len(mark) + 1), len(data) + 1) if mark.startswith(data[at:]))
+    begun[2] = data[at:]
+    return data[:at], None
 
 
 def _main(data: str) -> NoReturn:

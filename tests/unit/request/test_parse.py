@@ -232,7 +232,7 @@ def test_no_text_crashes_a_parser(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["0\n", "\n1b ", " 999999t\n"])
 def test_a_size_with_white_space_is_refused_in_one_line(text: str) -> None:
-    for refuse in (lambda: parse.memory(text, 1), lambda: parse.disk(text, 1)):
+    for parser in (parse.memory, parse.disk):
         with pytest.raises(SpecError) as caught:
-            refuse()
+            parser(text, 1)
         assert "\n" not in str(caught.value)
