@@ -15,9 +15,7 @@ from sandbox.errors import ImageError, SandboxError, SpecError, UnavailableError
 from sandbox.failpoints import Failpoint, reached
 from sandbox.host.docker import Engine, RefusalError, socket_path
 from sandbox.isolation.base import INIT, SHM_BYTES, Isolation, Progress, environment, writable
-from sandbox.isolation.docker import engines, gvisor, network, seccomp
-from sandbox.isolation.docker import mounts as docker_mounts
-from sandbox.isolation.docker import sandbox as docker_sandbox
+from sandbox.isolation.docker import engines, gvisor, mounts, network, sandbox, seccomp
 from sandbox.isolation.docker.network import Lab
 from sandbox.isolation.docker.sandbox import ContainerSandbox
 from sandbox.isolation.docker.usage import NANO
@@ -26,8 +24,6 @@ from sandbox.state.record import Record
 
 LABEL_ID = "org.sandbox.id"
 LABEL_LEVEL = "org.sandbox.isolation"
-LOG_BYTES = 10 * MIB
-"""A container that writes without end must not fill the host's disk."""
 
 _ENGINE_ENV: dict[str, str | None] = {"HOSTNAME": None}
 """What dockerd adds to every environment."""
@@ -63,7 +59,7 @@ class ContainerIsolation(Isolation):
     def check(self, spec: SandboxSpec) -> None:
         """Every field of the spec can be honoured, where the sources of its mounts are there."""
         for mount in spec.mounts:
-            docker_mounts.identity(mount.source)
+            mounts.identity(mount.source)
 
     def prepare(self, spec: SandboxSpec, progress: Progress) -> None:
         engine = self.engine()
@@ -74,23 +70,22 @@ class ContainerIsolation(Isolation):
 
     def create(self, spec: SandboxSpec, record: Record, undo: ExitStack) -> ContainerSandbox:
         engine = self.engine()
-        sandbox = self.sandbox_class(record, engine)
+        made = self.sandbox_class(record, engine)
         # By name and before the call: the engine may have made it although no answer came.
-        undo.callback(sandbox.destroy)
+        undo.callback(made.destroy)
         record.data["docker"] = {"socket": engine.socket}
-        sandbox.sources = docker_mounts.identities(spec, record)
+        made.sources = mounts.identities(spec, record)
         try:
             with engine.talking("the container could not be created") as api:
-                sandbox.uncertain = True
+                made.uncertain = True
                 body = self.body(spec, record, _numbers(engine.version().api))
-                made = api.create_container_from_config(body, name=sandbox.name)
-                sandbox.uncertain = False
+                record.data["docker"]["container"] = api.create_container_from_config(body, name=made.name)["Id"]
+                made.uncertain = False
         except RefusalError as error:
-            sandbox.uncertain = False
+            made.uncertain = False
             raise self._create_refused(error) from error
-        record.data["docker"]["container"] = made["Id"]
         reached(Failpoint.CONTAINER_CREATED)
-        return sandbox
+        return made
 
     def _create_refused(self, error: RefusalError) -> SandboxError:
         if "unknown runtime" in error.reason.lower():
@@ -121,7 +116,7 @@ class ContainerIsolation(Isolation):
             "User": f"{SANDBOX_UID}:{SANDBOX_UID}",
             "WorkingDir": spec.workdir,
             "Healthcheck": {"Test": ["NONE"]},
-            "HostConfig": self.host_config(spec) | {"Mounts": docker_mounts.bodies(spec, record)},
+            "HostConfig": self.host_config(spec) | {"Mounts": mounts.bodies(spec, record)},
             "NetworkingConfig": {"EndpointsConfig": {self.lab.name: endpoint}},
         }
         # The hardware address moved from the container to its endpoint with version 1.44 of the API.
@@ -153,8 +148,7 @@ class ContainerIsolation(Isolation):
             "ReadonlyRootfs": True,
             "Tmpfs": {path: f"rw,nosuid,nodev,noexec,size={size},mode={mode:o}" for path, size, mode in writable(spec)},
             "ShmSize": SHM_BYTES,
-            # Two files: with one, dockerd keeps a second beside it all the same, and reads no line of it.
-            "LogConfig": {"Type": "json-file", "Config": {"max-size": str(LOG_BYTES // 2), "max-file": "2"}},
+            "LogConfig": {"Type": "none"},  # the keeper writes it
             "IpcMode": "private",
             "CgroupnsMode": "private",
             "RestartPolicy": {"Name": "no"},
@@ -200,7 +194,7 @@ class ContainerIsolation(Isolation):
         Raises:
             EngineError
         """
-        docker_sandbox.remove(engine, container, name)
+        sandbox.remove(engine, container, name)
 
     def release(self) -> list[str]:
         removed = []

@@ -11,8 +11,7 @@ from typing import Any
 from sandbox.errors import EngineError, SandboxError
 from sandbox.host.docker import Engine, RefusalError
 from sandbox.isolation.base import Stats
-from sandbox.isolation.docker import cgroup, inspection
-from sandbox.isolation.docker import mounts as docker_mounts
+from sandbox.isolation.docker import cgroup, inspection, mounts
 from sandbox.isolation.docker.sandbox import ContainerSandbox
 from sandbox.spec import Limits
 
@@ -38,7 +37,7 @@ class GVisorSandbox(ContainerSandbox):
             with suppress(OSError):
                 if Path(f"/proc/{one}/cmdline").read_bytes().startswith(b"runsc-gofer"):
                     return one
-        raise docker_mounts.UnseenError("gVisor's gofer cannot be seen on this host, so its mounts cannot be checked")
+        raise mounts.UnseenError("gVisor's gofer cannot be seen on this host, so its mounts cannot be checked")
 
     def limits(self) -> Limits:
         """CPU and memory of the control group around gVisor; processes and disk as gVisor's kernel says it inside."""
@@ -91,8 +90,8 @@ class GVisorSandbox(ContainerSandbox):
         state = self.state()
         asked = state.running and not state.paused
         answer = self._ask(_LOOK) if asked else b""
-        status, _, mounts = answer.decode("utf-8", "replace").partition(_MARK)
-        found |= inspection.workload(status, mounts)
+        status, _, mounted = answer.decode("utf-8", "replace").partition(_MARK)
+        found |= inspection.workload(status, mounted)
         found["seccomp"]["kernel"] = "gVisor"
         return found
 
