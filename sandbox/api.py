@@ -21,6 +21,7 @@ from sandbox.spec import Publish, SandboxSpec
 
 if TYPE_CHECKING:
     from sandbox.isolation.base import ExecResult, Progress, State, Stats
+    from sandbox.isolation.log import Piece
 
 DEFAULT_ISOLATION = "namespace"
 GRACE = 10.0
@@ -116,18 +117,39 @@ class Sandbox:
             raise TypeError("argv is a list of texts, such as ['ls', '-l']")
         return self._running.sandbox.exec(argv, timeout=timeout, root=root)
 
-    def logs(self, *, tail: int | None = None, since: float | None = None) -> bytes:
+    def logs(self, *, tail: int | None = None, since: float | None = None, until: float | None = None) -> bytes:
         """What the workload wrote to stdout and stderr until now.
 
         Args:
             tail: the last so many lines only.
             since: what was written after this time only, in seconds since the epoch.
+            until: what was written before this time only.
 
         Raises:
-            SpecError: the level keeps no times with its log.
             EngineError
         """
-        return b"".join(self._running.sandbox.logs(tail=tail, since=since))
+        return b"".join(self._running.sandbox.logs(tail=tail, since=since, until=until))
+
+    def pieces(
+        self,
+        *,
+        follow: bool = False,
+        tail: int | None = None,
+        since: float | None = None,
+        until: float | None = None,
+    ) -> Iterator[Piece]:
+        """What the workload wrote, with the `stream` (1 or 2) and the `time` of each piece of `data`.
+
+        Args:
+            follow: go on until it ends.
+            tail: as for `logs`.
+            since: as for `logs`.
+            until: as for `logs`.
+
+        Raises:
+            EngineError
+        """
+        return self._running.sandbox.pieces(follow=follow, tail=tail, since=since, until=until)
 
     def follow(self) -> Iterator[bytes]:
         """Chunks of what the workload writes, from the beginning until it ends.

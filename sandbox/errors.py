@@ -48,7 +48,15 @@ class UnavailableError(SandboxError):
 
 
 class NotReadyError(SandboxError):
-    """The workload did not give a correct reply in time, or died before it did."""
+    """The workload did not give a correct reply in time, or died before it did.
+
+    Attributes:
+        output: the end of what it wrote, bytes as text; empty where it wrote nothing.
+    """
+
+    def __init__(self, message: str, hint: str | None = None, output: str = "") -> None:
+        super().__init__(message, hint)
+        self.output = output
 
 
 class LimitError(SandboxError):

@@ -13,15 +13,17 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+from sandbox.isolation import keeper
 from sandbox.kernel import nftables
 from sandbox.network import lab, publish
 from sandbox.state import paths
 from sandbox.state.record import APP_FOLDER
 
-_MONITOR = "sandbox/lifecycle/keeper.py"
-"""In the command line of each monitor, see sandbox.lifecycle.keeper."""
+_KEPT = re.compile(rf"/[0-9a-f]{{12}}/{keeper.LOCK}( \(deleted\))?")
+"""The lock that each keeper holds, in the directory of its sandbox, be that there or not."""
 
 Snapshot = dict[str, frozenset[str]]
 
@@ -51,9 +53,14 @@ def processes() -> frozenset[str]:
     return frozenset(found)
 
 
-def monitors() -> frozenset[str]:
-    """Processes that wait for the end of a detached sandbox."""
-    return frozenset(one for one in processes() if _MONITOR in one)
+def keepers() -> frozenset[str]:
+    """Processes that keep a sandbox's output, or have yet to do something after its end."""
+    found: set[str] = set()
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):
+            if _KEPT.search(target := os.readlink(link)):
+                found.add(f"{link.parts[2]} {target}")
+    return frozenset(found)
 
 
 def terminals() -> frozenset[str]:
@@ -229,7 +236,7 @@ KINDS: dict[str, Callable[[], frozenset[str]]] = {
     "staged files": staged_files,
     "claimed ports": claimed_ports,
     "published": published,
-    "monitors": monitors,
+    "keepers": keepers,
     "terminals": terminals,
     "half images": half_images,
     "ports": ports,

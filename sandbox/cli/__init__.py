@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from sandbox import __version__
-from sandbox.cli.output import one_line
-from sandbox.errors import EXIT_ERROR, SandboxError
+from sandbox.cli.output import one_line, plain
+from sandbox.errors import EXIT_ERROR, NotReadyError, SandboxError
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -237,6 +237,11 @@ def _run() -> int:
             for number in _ENDS:
                 signal.signal(number, signal.SIG_IGN)
         return result if isinstance(result, int) else 0
+    except NotReadyError as error:
+        for line in error.output.splitlines():
+            click.echo(plain(line.expandtabs()), err=True)
+        _say(f"{error.message} (its last output is above)" if error.output else str(error))
+        return error.exit_code
     except SandboxError as error:
         _say(str(error))
         return error.exit_code

@@ -5,18 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from sandbox.cli import completing
-from sandbox.cli import detach as detaching
 from sandbox.cli.dockerflags import refuse_docker_flags
 from sandbox.cli.options import isolation_option
-from sandbox.cli.output import Progress
-from sandbox.errors import SandboxError
+from sandbox.cli.output import Progress, print_pieces, tell_dropped
+from sandbox.errors import EXIT_ERROR, SandboxError
 
 if TYPE_CHECKING:
     from sandbox.lifecycle.manager import Manager, Running
@@ -79,8 +77,9 @@ class RunCommand(click.Command):
 def command(workload: str | None, isolation: str, detach: bool, remove: bool, warm: bool, **options: Any) -> int:
     """Run a workload, a directory with a sandbox.toml, or a command behind a wall.
 
-    Prints the address once a correct reply was served, then follows the log. A command without --port serves nothing
-    that is known of: its output is printed as it comes. Ctrl-C stops and removes the sandbox.
+    Prints the address once a correct reply was served, then what the workload writes: its standard output and error to
+    ours, as it comes and byte for byte. A command without --port serves nothing that is known of, and has no address.
+    Ctrl-C stops and removes the sandbox.
 
     \b
     A WORKLOAD is one of `sandbox workloads`. A DIRECTORY is told from it by a slash, or is ".";
@@ -102,15 +101,10 @@ def command(workload: str | None, isolation: str, detach: bool, remove: bool, wa
     wanted = resolve.make(_target(click.get_current_context(), workload), isolation, resolve.Options(**options))
     manager = Manager()
 
-    def start(then: Callable[[Running], object]) -> Running:
-        with Progress() as progress:
-            return _start(manager, wanted, progress, warm=warm, owner=not detach, then=then)
-
-    if detach and isolation in detaching.LEVELS:
-        return detaching.run(manager, start, _where, remove=remove)
     made: list[Running] = []
     try:
-        running = start(made.append)
+        with Progress() as progress:
+            running = _start(manager, wanted, progress, warm, owner=not detach, remove=remove, then=made.append)
         if not detach:
             return _follow(running, manager, remove=remove)
     except BaseException:
@@ -119,27 +113,20 @@ def command(workload: str | None, isolation: str, detach: bool, remove: bool, wa
         if made:
             _end(manager, made[0])
         raise
-    if remove:
+    if remove and running.sandbox.keeper is None:
         _remove_when_over(manager, running)
     click.echo(running.record.id)
     click.echo(f"{running.record.name} {_where(running)}", err=True)
     return 0
 
 
-def _start(
-    manager: Manager,
-    wanted: Request,
-    progress: Progress,
-    *,
-    warm: bool,
-    owner: bool,
-    then: Callable[[Running], object],
-) -> Running:
+def _start(manager: Manager, wanted: Request, progress: Progress, warm: bool, *, owner: bool, **more: Any) -> Running:
     if warm:
         from sandbox.lifecycle import warm as pool
 
-        return pool.run(manager, wanted.spec, progress=progress, owner=owner, then=then)
-    return manager.run(wanted.spec, application=wanted.application, progress=progress, owner=owner, then=then)
+        return pool.run(manager, wanted.spec, progress=progress, owner=owner, follow=owner, **more)
+    application = wanted.application
+    return manager.run(wanted.spec, application=application, progress=progress, owner=owner, follow=owner, **more)
 
 
 def _target(ctx: click.Context, workload: str | None) -> Target:
@@ -162,34 +149,36 @@ def _where(running: Running) -> str:
 
 
 def _follow(running: Running, manager: Manager, *, remove: bool) -> int:
-    output = _announce(running)
-    for chunk in running.sandbox.logs(follow=True):
-        output.write(chunk)
-        output.flush()
+    _announce(running)
+    print_pieces(running.sandbox.output(tell_dropped))
     code = running.sandbox.wait()
     if remove:
         manager.destroy(running)
     else:
         manager.note_end(running.record.id, code)
+        if running.sandbox.keeper is not None:
+            running.sandbox.keeper.leave()
         click.echo(f"{running.record.name} ended; sandbox logs {running.record.name}, sandbox prune", err=True)
-    return code if code is not None else 0
+    if code is None:
+        click.echo(f"sandbox: how {running.record.name} ended is not known: it, or its keeper, was removed", err=True)
+        return EXIT_ERROR
+    return code
 
 
-def _announce(running: Running) -> Any:
-    """Say where it serves. Returns the stream for its output: a server's is a log, a command's is the data."""
-    if running.url is None:
-        return sys.stdout.buffer
-    click.echo(running.url)
-    sys.stdout.flush()
-    spec = running.record.spec
-    click.echo(f"{spec.name} ({spec.isolation}) {_where(running)}. Ctrl-C stops it.", err=True)
-    return sys.stderr.buffer
+def _announce(running: Running) -> None:
+    """Say where it serves."""
+    if running.url is not None:
+        click.echo(running.url)
+        spec = running.record.spec
+        click.echo(f"{spec.name} ({spec.isolation}) {_where(running)}. Ctrl-C stops it.", err=True)
 
 
 def _end(manager: Manager, running: Running) -> None:
     from sandbox.cli import arm
 
     arm()  # a second Ctrl-C cuts the time of grace short
+    if running.sandbox.keeper is not None:
+        running.sandbox.keeper.let_go()  # it may have much to say at its end, and nobody reads that here
     try:
         running.sandbox.stop(GRACE)
     finally:

@@ -41,6 +41,7 @@ Sources: fcntl(2) (F_SETLK, preserved across exec), pipe(7), unix(7), pidfd_open
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import gc
 import os
@@ -116,15 +117,19 @@ class Keeper:
         self.child = child
         self.code: int | None = None
         """The exit code, once the keeper has told it."""
+        self._lost = False
         self._directory = directory
         self._control: socket.socket | None = control
         self._wake = wake
-        self._over = False
+        self._told = False
 
-    def output(self) -> Iterator[Piece]:
+    def output(self, dropped: Callable[[int], object]) -> Iterator[Piece]:
         """What the workload writes, from its first byte until it ends.
 
-        A slow reader slows the workload, once it is PART_BYTES behind; nothing is lost, unless `let_go` was called.
+        A slow reader slows the workload, once it is PART_BYTES behind.
+
+        Args:
+            dropped: told how many bytes are missing: the disk had no room for them, or `let_go` was called.
         """
         from sandbox.interrupts import LOOK_EVERY
         from sandbox.isolation.log import Reader
@@ -134,10 +139,10 @@ class Keeper:
         poller.register(self._wake, select.POLLIN)
         if self._control is not None:
             poller.register(self._control, select.POLLIN)
-        with Reader(self._directory) as reader:
+        with Reader(self._directory, dropped) as reader:
             while True:
                 # Asked before the read: what it wrote last is then still read.
-                over = self._told()
+                over = self.over()
                 for piece in reader.read():
                     yield piece
                     if reader.position - acknowledged >= PART_BYTES // 32:
@@ -159,8 +164,14 @@ class Keeper:
         self._send(b"L")
 
     def detach(self, then: str) -> None:
-        """Let the keeper go on by itself, small, and do something at the end: NOTE, TELL or REMOVE."""
-        self._send(b"D" + then.encode("ascii"))
+        """Let the keeper go on by itself, small, and do something at the end: NOTE, TELL or REMOVE.
+
+        Raises:
+            OSError: it is gone.
+        """
+        if self._control is None:
+            raise BrokenPipeError(errno.EPIPE, "the keeper was let go of")
+        self._control.send(b"D" + then.encode("ascii"))
         self.close()
 
     def leave(self) -> None:
@@ -174,12 +185,20 @@ class Keeper:
         poller = select.poll()
         if self._control is not None:
             poller.register(self._control, select.POLLIN)
-        while not self._told() and (left := deadline - time.monotonic()) > 0:
+        while not self.over() and (left := deadline - time.monotonic()) > 0:
             poller.poll(left * 1000)
         return self.code
 
+    def lost(self) -> bool:
+        """Whether it has ended before the sandbox did: somebody has killed it."""
+        return self.over() and self._lost
+
     def close(self) -> None:
-        """Let go of it; without `detach` or `leave` before, it takes us for dead, and notes the end. Idempotent."""
+        """Let go of it; without `detach` or `leave` before, it takes us for dead. Idempotent.
+
+        Then it notes the end; and a sandbox that nobody owns (`Record.owner`) it removes at once, for the command that
+        wanted it in the background has not come to the end of its start.
+        """
         if self._control is not None:
             self._control.close()
             self._control = None
@@ -190,16 +209,17 @@ class Keeper:
         """Collect it, if it has ended."""
         _collect(self.pid)
 
-    def _told(self) -> bool:
-        """Whether it has said that all is over, or is gone."""
-        if self._control is not None and not self._over:
+    def over(self) -> bool:
+        """Whether it has said that the sandbox has ended, or is gone itself."""
+        if self._control is not None and not self._told:
             try:
                 message = self._control.recv(64, _dont_wait())
             except BlockingIOError:
                 return False
             except OSError:
                 message = b""
-            self._over = True
+            self._told = True
+            self._lost = not message
             if message[:1] == b"X" and message[1:]:
                 self.code = int(message[1:])
         return True
@@ -272,6 +292,7 @@ def launch(
         "ident": record.id,
         "directory": str(record.directory),
         "control": its.fileno(),
+        "code": "",
         "wake": wake,
         "sources": [[source.descriptor, source.stream, [0, 0, b""]] for source in sources],
         "status": -1 if status is None else status,
@@ -279,6 +300,7 @@ def launch(
         "engine": engine or (),
         "linger": linger if linger is not None else 0.0 if spawn or status is not None else _LINGER,
         "then": NOTHING,
+        "orphan": NOTE if record.owner is not None else REMOVE,
         "hold": True,
     }
     masked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -613,11 +635,13 @@ class _Keeping:
             state["hold"] = False
         if kind in (b"D", b""):
             if state["then"] != "":
-                state["then"] = rest if kind == b"D" else NOTE
+                state["then"] = rest if kind == b"D" else state["orphan"]
             self.poller.unregister(state["control"])
             os.close(state["control"])
             os.close(state["wake"])
             state["control"] = state["wake"] = -1
+            if kind == b"" and state["then"] == REMOVE:
+                self._then()  # the command that wanted it in the background died before it served
             if not self.over:
                 self._slim_down()
         if self.paused and (not state["hold"] or self.log.may_rotate(self.acknowledged)):
@@ -633,7 +657,11 @@ class _Keeping:
         for descriptor in (state["control"], state["pidfd"]):
             if descriptor >= 0:
                 self.poller.unregister(descriptor)
+        left = 0 if state["linger"] else sum(map(_capacity, (source[0] for source in state["sources"])))
+        stop = self.log.position + left
         while state["sources"] and (ready := self.poller.poll(state["linger"] * 1000)):
+            if left and self.log.position >= stop:
+                break  # somebody whom the workload has left behind writes on and on
             for descriptor, _ in ready:
                 self._take(descriptor, last=True)
         code = self._code()
@@ -693,8 +721,9 @@ class _Keeping:
         text = json.dumps({"code": code, "time": time.time(), "oom_killed": oom, "reason": reason})
         path = f"{state['directory']}/{EXIT}"
         try:
-            with open(f"{path}.new", "w", encoding="ascii") as stream:
-                stream.write(text)
+            made = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            os.write(made, text.encode("ascii"))
+            os.close(made)
             os.rename(f"{path}.new", path)
         except OSError:
             return  # it has been removed, and its directory with it
@@ -718,7 +747,7 @@ class _Keeping:
 
     def _ask(self, what: str, headers: str = "") -> Any:
         """Make a call to dockerd; where it does not answer, what is returned cannot be read from."""
-        import _socket  # `socket` takes 1 MiB more
+        import _socket  # without what `socket` loads beside it: 0.4 MiB
 
         connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
         connection.settimeout(_PATIENCE)
@@ -770,6 +799,14 @@ class _Keeping:
     def _execute(self, arguments: list[str]) -> None:
         env = {name: text for name, text in os.environ.items() if name in _KEPT_ENV or name.startswith("SANDBOX_")}
         os.execve(sys.executable, [sys.executable, *arguments], env)  # noqa: S606 - no shell is the point
+
+
+def _capacity(descriptor: int) -> int:
+    """Bytes that a pipe holds at most; a guess for what is none."""
+    try:
+        return fcntl.fcntl(descriptor, fcntl.F_GETPIPE_SZ)
+    except OSError:
+        return 1 << 20
 
 
 def demultiplexed(begun: list[Any], data: bytes) -> Iterator[tuple[int, bytes]]:

@@ -387,6 +387,12 @@ class Group:
             return None, None
         return sum(read for read, _ in members), sum(written for _, written in members)
 
+    def oom_file(self) -> Path | None:
+        """Where the kernel counts its OOM kills, in a line `oom_kill N`; None without a controller of memory."""
+        with suppress(OSError):
+            return self._file("memory", "memory.oom_control", "memory.events")
+        return None
+
     def events(self) -> dict[str, int]:
         """How often limits were met: `oom_kill`, `memory_max` (allocations that hit the limit), `pids_max`."""
         found: dict[str, int] = {}

@@ -1,8 +1,11 @@
 """The first process of a sandbox: one that ends up in fresh namespaces, or one in a chroot. `command` joins either.
 
-The child imports nothing and always ends in exec or os._exit. Parent and child talk over two pipes: by `control` the
-parent lets the child go on, one letter at a time; by `report` the child says how far it came, or what failed. When the
-parent dies, the child reads the end of `control` and exits, and its namespaces die with it.
+The child imports nothing and always ends in exec or os._exit. It and the command that makes the sandbox talk over two
+pipes: by `control` the command lets the child go on, one letter at a time; by `report` the child says how far it came,
+or what failed. When the command dies, the child reads the end of `control` and exits, and its namespaces die with it.
+
+The child's parent need not be the command itself: whoever `start` calls its argument in is (`sandbox.isolation.keeper`
+forks for that).
 
 Sources: namespaces(7), user_namespaces(7), pid_namespaces(7), time_namespaces(7), clone(2), credentials(7).
 """
@@ -12,7 +15,6 @@ from __future__ import annotations
 import fcntl
 import gc
 import os
-import resource
 import select
 import signal
 import socket
@@ -30,7 +32,7 @@ _CLONE_FLAGS = (ALL_NAMESPACES & ~syscalls.CLONE_NEWCGROUP) | syscalls.SIGCHLD
 _CONTROL_FD, _REPORT_FD, _FIRST_TREE_FD = 3, 4, 5
 WORKDIR_STEP = "working directory"
 _GO = b"g"
-_PID, _READY, _FAILED = b"P", b"R", b"E"
+_READY, _FAILED = b"R", b"E"
 _MAX_REPORT = 4096
 
 
@@ -55,25 +57,25 @@ class Plan:
         env: its whole environment.
         uid: user and group inside.
         root: path of the root filesystem's directory, outside.
-        log: path that stdout and stderr are appended to.
+        outputs: descriptors that become its stdout and stderr.
         cgroup_files: files to write "0" to, to join the control group.
         hostname: inside; None keeps the host's.
         layout: what is mounted on the root filesystem; used by the namespaced child alone.
         workdir: absolute path inside that the command starts in.
-        file_size: bytes that a file written by the workload may have, its log among them (RLIMIT_FSIZE, see
-            getrlimit(2)); None for no limit.
+        program: what the command runs, looked up on the PATH of `env`, where that is not argv[0] itself but what
+            this, an init, runs: that it cannot be executed is told here. Empty for none.
     """
 
     argv: tuple[str, ...]
     env: tuple[tuple[str, str], ...]
     uid: int
     root: str
-    log: str
+    outputs: tuple[int, int]
     cgroup_files: tuple[str, ...]
     hostname: str | None = None
     layout: rootfs.Layout = field(default_factory=rootfs.Layout)
     workdir: str = "/"
-    file_size: int | None = None
+    program: str = ""
 
 
 MAPPED_COUNT = 65536
@@ -81,6 +83,15 @@ OWNER = 0x6FFFFFFF
 """The owner of the user namespaces, outside: a user who owns nothing else. What the kernel counts per user, such as
 inotify instances, message queues and queued signals, it charges to the owner as well (user_namespaces(7)): were that
 root, one sandbox could use up what all of the host's root has."""
+
+
+Start = Callable[[Callable[[], int]], int]
+"""Calls its argument, which makes the child, in the process that is to be the parent; returns the child's pid. That
+process has one thread."""
+
+
+def _here(make: Callable[[], int]) -> int:
+    return make()
 
 
 Enrol = Callable[[], None]
@@ -155,49 +166,28 @@ def _failure(message: bytes) -> ChildError:
     return ChildError(int(number), step, text)
 
 
-def spawn_namespaced(plan: Plan, mapped_base: int, plug: Callable[[int], None], enrol: Enrol = _no_group) -> Child:
+def spawn_namespaced(
+    plan: Plan, mapped_base: int, plug: Callable[[int], None], start: Start = _here, enrol: Enrol = _no_group
+) -> Child:
     """Make a child in fresh namespaces, ready to exec.
 
-    A raw clone(2) makes it, without a fork first that would copy the page tables twice (2 to 4 ms of a start, by the
-    size of the caller). That is safe only in a process of one thread; where there are more, a process is forked in
-    between, and CLONE_PARENT makes the child ours.
+    A raw clone(2) makes it, without a fork first that would copy the page tables once more. That is safe only in a
+    process of one thread.
 
     Args:
         plan: what to do.
         mapped_base: see `map_ids`.
         plug: called with the child's pid once its namespaces exist, to give it its network.
+        start: where the child is made; by default here.
         enrol: makes the control group that it joins, while it starts; by default the group is there.
 
     Raises:
         ChildError: a step in the child failed.
-        OSError: fork failed.
+        OSError: clone failed.
     """
     program = seccomp.build()
-    alone = len(os.listdir("/proc/self/task")) == 1
-
-    def body() -> None:
-        if not alone:
-            made = clone_bare(syscalls.CLONE_PARENT)
-            if made:
-                _say(_PID + str(made).encode())
-                os._exit(0)
-        enter_namespaces(plan, program)
-
-    child, first = _spawn(plan, body, clone_bare if alone else os.fork)
-    try:
-        if alone:
-            child.pid = first
-        else:
-            try:
-                child.pid = int(child._expect(_PID))
-            finally:
-                os.waitpid(first, 0)
-        _equip(plan, child, mapped_base, plug, enrol)
-    except BaseException:
-        child.close()
-        if child.pid:
-            kill_and_reap(child.pid)
-        raise
+    child = _spawn(plan, lambda: enter_namespaces(plan, program), clone_bare, start)
+    _equip(plan, child, mapped_base, plug, enrol)
     return child
 
 
@@ -210,34 +200,41 @@ def spawn_warm(
         plan: what to do, without trees: descriptors of mounts are not passed on.
         mapped_base: see `map_ids`.
         plug: as for `spawn_namespaced`.
-        ask: has the zygote make a child with these descriptors (control, report, log), and returns its pid here.
+        ask: has the zygote make a child with these descriptors (control, report, stdout, stderr); returns its pid.
         enrol: as for `spawn_namespaced`.
 
     Raises:
         ChildError, OSError
     """
-    child, _ = _spawn(plan, lambda: None, lambda: -1, ask)
+    child, theirs = _pipes()
     try:
-        _equip(plan, child, mapped_base, plug, enrol)
+        child.pid = ask([*theirs, *plan.outputs])
     except BaseException:
         child.close()
-        with suppress(ProcessLookupError):
-            os.kill(child.pid, signal.SIGKILL)
         raise
+    finally:
+        for descriptor in theirs:
+            os.close(descriptor)
+    _equip(plan, child, mapped_base, plug, enrol)
     return child
 
 
 def _equip(plan: Plan, child: Child, mapped_base: int, plug: Callable[[int], None], enrol: Enrol) -> None:
-    """Give a child that waits in its namespaces what it cannot give itself."""
-    map_ids(child.pid, mapped_base)
-    if plan.layout.trees:
-        trees.map_ids(plan.layout.trees, mapped_base, MAPPED_COUNT)
-    enrol()
-    child._go()
+    """Give a child that waits in its namespaces what it cannot give itself; where that fails, end it."""
     try:
-        plug(child.pid)  # while the child mounts its root and puts up its walls, on another CPU if there is one
-    except Exception:
-        child.check()  # where it died, that is what it died of
+        map_ids(child.pid, mapped_base)
+        if plan.layout.trees:
+            trees.map_ids(plan.layout.trees, mapped_base, MAPPED_COUNT)
+        enrol()
+        child._go()
+        try:
+            plug(child.pid)  # while the child mounts its root and puts up its walls, on another CPU if there is one
+        except Exception:
+            child.check()  # where it died, that is what it died of
+            raise
+    except BaseException:
+        kill_and_reap(child.pid)
+        child.close()
         raise
 
 
@@ -290,7 +287,7 @@ def clone_bare(more: int = 0, without: int = 0) -> int:
     return made
 
 
-def spawn_chrooted(plan: Plan) -> Child:
+def spawn_chrooted(plan: Plan, start: Start = _here) -> Child:
     """Make a child in a chroot and a control group, as another user, and behind no other wall.
 
     Raises:
@@ -304,48 +301,49 @@ def spawn_chrooted(plan: Plan) -> Child:
         _wait_for_go()
         walls.change_directory(plan.workdir)
 
-    child, pid = _spawn(plan, body, os.fork)
-    child.pid = pid
+    return _spawn(plan, body, os.fork, start)
+
+
+def _pipes() -> tuple[Child, tuple[int, int]]:
+    """A child's ends of `control` and `report`, and the other ends."""
+    control_read, control_write = os.pipe()
+    report_read, report_write = os.pipe()
+    return Child(control_write, report_read), (control_read, report_write)
+
+
+def _spawn(plan: Plan, body: Callable[[], None], clone: Callable[[], int], start: Start) -> Child:
+    child, theirs = _pipes()
+
+    def make() -> int:
+        pid = clone()
+        if pid == 0:
+            run_child(plan, body, theirs)
+        return pid
+
+    try:
+        child.pid = start(make)
+    except BaseException:
+        child.close()
+        raise
+    finally:
+        for descriptor in theirs:
+            os.close(descriptor)
     return child
 
 
-def _spawn(
-    plan: Plan,
-    body: Callable[[], None],
-    make: Callable[[], int],
-    ask: Callable[[list[int]], int] | None = None,
-) -> tuple[Child, int]:
-    control_read, control_write = os.pipe()
-    report_read, report_write = os.pipe()
-    log = os.open(plan.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    made = Child(control_write, report_read)
-    try:
-        if ask is not None:
-            made.pid = ask([control_read, report_write, log])
-            return made, made.pid
-        pid = make()
-        if pid == 0:
-            run_child(plan, body, (control_read, report_write), log)
-    except BaseException:
-        made.close()
-        raise
-    finally:
-        for descriptor in (control_read, report_write, log):
-            os.close(descriptor)
-    return made, pid
-
-
 def _execute(plan: Plan) -> NoReturn:
+    env = dict(plan.env)
+    if plan.program:
+        walls.check_program(plan.program, env.get("PATH", ""))
     # Whatever the steps before have opened, or will in a later version of them: nothing of it goes inside.
     syscalls.close_from_at_exec(_CONTROL_FD)
-    os.execve(plan.argv[0], plan.argv, dict(plan.env))  # noqa: S606 - no shell is the point
+    os.execve(plan.argv[0], plan.argv, env)  # noqa: S606 - no shell is the point
 
 
 def run_child(
     plan: Plan,
     body: Callable[[], None],
     keep: tuple[int, int],
-    log: int,
     finish: Callable[[Plan], NoReturn] = _execute,
 ) -> NoReturn:
     """The life of the child, after the fork: `body`, then `finish`; whatever goes wrong is reported.
@@ -354,20 +352,17 @@ def run_child(
         plan: what to do.
         body: the way behind the walls.
         keep: its ends of the pipes `control` and `report`.
-        log: descriptor for its output.
         finish: becomes the workload; by default execve(2).
     """
     gc.disable()  # a collection would touch, and thereby copy, most pages of the parent
     step = "descriptors"
     try:
-        _arrange(keep, log, plan.layout.trees)
+        _arrange(keep, plan.outputs, plan.layout.trees)
         os.setsid()
         os.umask(0o022)
-        if plan.file_size is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (plan.file_size, plan.file_size))
         step = "namespaces"
         body()
-        step = plan.argv[0]
+        step = plan.program or plan.argv[0]
         finish(plan)
     except walls.WorkdirError as error:
         _say(_FAILED + f"{error.errno or 0}\t{WORKDIR_STEP}\t{error.strerror}".encode())
@@ -379,17 +374,17 @@ def run_child(
         os._exit(127)
 
 
-def _arrange(keep: tuple[int, int], log: int, attached: Sequence[trees.Tree]) -> None:
+def _arrange(keep: tuple[int, int], outputs: tuple[int, int], attached: Sequence[trees.Tree]) -> None:
     """Put what the child needs at fixed numbers and close everything else, before anything can go wrong."""
     walls.default_signals()
     # First out of the way of the fixed numbers, then onto them.
     above = _FIRST_TREE_FD + len(attached) + 64
-    spare = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, above) for descriptor in (*keep, log)]
+    spare = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, above) for descriptor in (*keep, *outputs)]
     copies = [fcntl.fcntl(tree.descriptor, fcntl.F_DUPFD_CLOEXEC, above) for tree in attached]
     null = os.open("/dev/null", os.O_RDONLY)
     os.dup2(null, 0)
     os.dup2(spare[2], 1)
-    os.dup2(spare[2], 2)
+    os.dup2(spare[3], 2)
     for descriptor, fixed in zip(spare[:2], (_CONTROL_FD, _REPORT_FD), strict=True):
         os.dup2(descriptor, fixed, inheritable=False)
     for fixed, descriptor in enumerate(copies, _FIRST_TREE_FD):
@@ -445,7 +440,7 @@ def map_ids(pid: int, base: int) -> None:
 
 
 def kill_and_reap(pid: int) -> None:
-    """SIGKILL to a child of ours, and wait for it."""
+    """SIGKILL to a child, and wait for it where it is ours."""
     try:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)

@@ -101,6 +101,19 @@ def change_directory(path: str) -> None:
         raise WorkdirError(error.errno, error.strerror) from None
 
 
+def check_program(name: str, path: str) -> None:
+    """Look a program up as execvp(3) does, as the user that one is by now.
+
+    Raises:
+        OSError: ENOENT, there is none; EACCES, it cannot be executed.
+    """
+    places = [name] if "/" in name else [f"{directory or '.'}/{name}" for directory in path.split(":")]
+    found = [place for place in places if os.path.exists(place)]
+    if not any(os.access(place, os.X_OK) and not os.path.isdir(place) for place in found):
+        number = errno.EACCES if found else errno.ENOENT
+        raise OSError(number, os.strerror(number))
+
+
 def check_directory() -> None:
     """Make sure that the working directory is inside the root: elsewhere it is a way out (CVE-2024-21626 was one).
 

@@ -34,14 +34,18 @@ FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signa
 """Signals that a child's init passes on to the server, as tini(1) does."""
 PING = b"?"
 """A request to say that it is there."""
-_FDS = 3
+_FDS = 5
 _NAME_BYTES = 15
 _IDLE_MS = 100
 """Milliseconds without a request until the next child is made ahead: it would only be in the way of one that starts."""
 
 
-def pack(plan: Plan, program: bytes, exit_file: str) -> bytes:
-    """A request: the plan of a child without bind mounts, its filter, and where its exit code goes."""
+def pack(plan: Plan, program: bytes) -> bytes:
+    """A request: the plan of a child without bind mounts, and its filter.
+
+    With it go five descriptors: the child's ends of the pipes `control` and `report`, its stdout and stderr, and a pipe
+    that its exit code is written to, in decimal digits.
+    """
     fields: dict[str, Any] = {
         "argv": plan.argv,
         "env": plan.env,
@@ -51,25 +55,23 @@ def pack(plan: Plan, program: bytes, exit_file: str) -> bytes:
         "hostname": plan.hostname,
         "tmpfs": plan.layout.tmpfs,
         "workdir": plan.workdir,
-        "file_size": plan.file_size,
         "program": program.hex(),
     }
-    return os.fsencode(exit_file) + b"\0" + json.dumps(fields).encode()
+    return json.dumps(fields).encode()
 
 
-def _unpack(data: bytes) -> tuple[Plan, bytes]:
+def _unpack(data: bytes, outputs: tuple[int, int]) -> tuple[Plan, bytes]:
     raw = json.loads(data)
     plan = Plan(
         argv=tuple(raw["argv"]),
         env=tuple((name, value) for name, value in raw["env"]),
         uid=raw["uid"],
         root=raw["root"],
-        log="",
+        outputs=outputs,
         cgroup_files=tuple(raw["cgroup_files"]),
         hostname=raw["hostname"],
         layout=rootfs.Layout(tuple((path, size, mode) for path, size, mode in raw["tmpfs"])),
         workdir=raw["workdir"],
-        file_size=raw["file_size"],
     )
     return plan, bytes.fromhex(raw["program"])
 
@@ -94,9 +96,9 @@ def main(serve: Callable[[list[str]], int]) -> NoReturn:
     signal.signal(signal.SIGTERM, lambda _number, _frame: os._exit(0))
 
     def become(data: bytes, descriptors: list[int]) -> NoReturn:
-        plan, program = _unpack(data)
-        control, report, log = descriptors
-        enter.run_child(plan, lambda: _enter(plan, program), (control, report), log, finish)
+        control, report, out, err = descriptors
+        plan, program = _unpack(data, (out, err))
+        enter.run_child(plan, lambda: _enter(plan, program), (control, report), finish)
 
     def finish(plan: Plan) -> NoReturn:
         sys.path[:] = search_path
@@ -120,10 +122,10 @@ def main(serve: Callable[[list[str]], int]) -> NoReturn:
                     if request == PING:
                         connection.sendall(PING)
                         continue
-                    exit_file, _, data = request.partition(b"\0")
+                    *its, status = descriptors
                     mine, spare = spare, None
-                    pid = _give(mine, become, data, descriptors)
-                    poller.register(children.add(pid, os.fsdecode(exit_file)), select.POLLIN)
+                    pid = _give(mine, become, request, its)
+                    poller.register(children.add(pid, os.dup(status)), select.POLLIN)
                     connection.sendall(str(pid).encode())
                 finally:
                     for one in descriptors:
@@ -158,26 +160,22 @@ class _Children:
     """Those that live, by their pidfd: only their parent learns how they end."""
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[int, str]] = {}
+        self._known: dict[int, tuple[int, int]] = {}
 
-    def add(self, pid: int, exit_file: str) -> int:
+    def add(self, pid: int, status: int) -> int:
         """Note a child; returns its pidfd, which can be read from once it has ended."""
         descriptor = os.pidfd_open(pid)
-        self._known[descriptor] = (pid, exit_file)
+        self._known[descriptor] = (pid, status)
         return descriptor
 
     def ended(self, descriptor: int) -> None:
         """Reap a child and write its exit code where it was asked for."""
-        pid, exit_file = self._known.pop(descriptor)
+        pid, status = self._known.pop(descriptor)
         os.close(descriptor)
-        _, status = os.waitpid(pid, 0)
-        code = os.waitstatus_to_exitcode(status)
-        text = str(code if code >= 0 else 128 - code)
-        with suppress(OSError):  # the sandbox was removed: nobody asks any more
-            file = os.open(exit_file + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            os.write(file, text.encode())
-            os.close(file)
-            os.rename(exit_file + ".new", exit_file)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        with suppress(OSError):  # its keeper is gone: nobody asks any more
+            os.write(status, str(code if code >= 0 else 128 - code).encode())
+        os.close(status)
 
 
 def _become(plan: Plan, serve: Callable[[list[str]], int]) -> NoReturn:

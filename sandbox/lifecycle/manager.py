@@ -24,7 +24,7 @@ from sandbox.failpoints import Failpoint, reached
 from sandbox.interrupts import deferred
 from sandbox.isolation import driver
 from sandbox.isolation.base import Isolation, Progress, Sandbox
-from sandbox.lifecycle import lab_users
+from sandbox.lifecycle import background, lab_users
 from sandbox.lifecycle import start as starting
 from sandbox.network import lab as network
 from sandbox.network import publish as publishing
@@ -103,6 +103,8 @@ class Manager:
         application: Application | None = None,
         progress: Progress = _silent,
         owner: bool = False,
+        follow: bool = False,
+        remove: bool = False,
         then: Callable[[Running], object] | None = None,
     ) -> Running:
         """Bring a sandbox up to its first correct reply, where a port is known. On any failure everything is undone.
@@ -111,7 +113,10 @@ class Manager:
             spec: as of `request.make`.
             application: whose files it sees; of the same request.
             progress: told what is being done.
-            owner: tie the sandbox to this process: when it dies, the sandbox is debris that `prune` removes.
+            owner: tie the sandbox to this process: when it dies, the sandbox is debris that `prune` removes. Without,
+                the sandbox is left to its keeper.
+            follow: the caller reads `sandbox.output()`, and the workload waits for it where it must.
+            remove: where nobody owns it, remove it when the workload ends by itself.
             then: called with it once it is up, while what goes wrong, a signal among it, still undoes everything. For
                 callers who take it over: a signal between our return and their first line would find nobody.
 
@@ -132,7 +137,9 @@ class Manager:
                 if spec.publish:
                     undo.callback(lab_users.withdraw, ident)
                     publishing.claim(self.store, ident, spec.publish)
-                running = self._bring_up(spec, application, level, ident, undo, progress, owner=owner)
+                running = self._bring_up(spec, application, level, ident, undo, progress, owner=owner, follow=follow)
+                if not owner:
+                    background.detach(running, remove=remove)
                 if then is not None:
                     then(running)
             except BaseException:
@@ -152,6 +159,7 @@ class Manager:
         progress: Progress,
         *,
         owner: bool,
+        follow: bool,
     ) -> Running:
         clock = starting.Clock()
         with clock.phase(Phase.PREPARE):
@@ -182,6 +190,8 @@ class Manager:
             reached(Failpoint.BOOTED)
         with clock.phase(Phase.START):
             sandbox.start()
+            if sandbox.keeper is not None and not follow:
+                sandbox.keeper.let_go()
             reached(Failpoint.STARTED)
             if level.own_network:
                 network.isolate_ports(ident)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from sandbox.errors import BusyError, NotFoundError, SandboxError
 from sandbox.interrupts import deferred
-from sandbox.isolation.local import exit
+from sandbox.isolation import keeper
 from sandbox.isolation.local.sandbox import LocalSandbox
 from sandbox.lifecycle.manager import PATIENCE, Manager, Running
 
@@ -71,12 +71,10 @@ def _kill_local(manager: Manager, doomed: Iterable[Running]) -> None:
     local = [(running, running.sandbox) for running in doomed if isinstance(running.sandbox, LocalSandbox)]
     for running, sandbox in local:
         manager.doom(running)
+        # Else it would load its libraries to write the end down, a hundred of them at once.
+        keeper.hush(running.record.directory)
         with suppress(OSError, TimeoutError):
             sandbox.group.kill(timeout=0)
-    for running, _ in local:
-        # What stays to write an end down would load its libraries now, a hundred of them at once.
-        with suppress(TimeoutError):
-            exit.dismiss(running.record)
     for _, sandbox in local:
         with suppress(OSError, TimeoutError):
             sandbox.group.remove(timeout=0)

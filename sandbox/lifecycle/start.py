@@ -21,8 +21,8 @@ GUEST_SHARE = 4
 """A guest keeps its application's files in memory, twice while it unpacks them; this part of it may be theirs."""
 _END_NOTED = 2.0
 """Seconds that an engine may take to note an end that already showed."""
-_LOG_TAIL = 4096
-"""Bytes."""
+_LAST_LINES, _LAST_BYTES = 100, 16384
+"""How much of its output an error shows of a workload that did not come up."""
 
 
 def stage(application: Application | None, record: Record, level: Isolation) -> None:
@@ -52,19 +52,32 @@ def await_reply(sandbox: Sandbox, record: Record, port: int, deadline: float) ->
         deadline: a value of time.monotonic().
 
     Raises:
-        NotReadyError: it ended, or no correct reply came in time; with the last line of its log.
+        NotReadyError: it ended, or no correct reply came in time; with the end of its output.
+        EngineError: its keeper was killed.
     """
+
+    def alive() -> bool:
+        kept = sandbox.keeper
+        if kept is not None and not kept.over():
+            return True  # it would have said so; and this is asked many times a millisecond
+        if kept is not None and kept.lost():
+            raise EngineError(f"the keeper of {record.name} was killed: what it writes is lost from here on")
+        return sandbox.state().running
+
     try:
         readiness.wait_for_reply(
             record.address,
             port,
             record.spec.ready_path,
             deadline=deadline,
-            alive=lambda: sandbox.state().running,
+            alive=alive,
             name=record.name,
         )
     except NotReadyError as error:
-        raise NotReadyError(error.message, _last_words(sandbox) or error.hint) from None
+        output = _last_output(sandbox)
+        lines = [line.strip() for line in output.splitlines() if line.strip()]
+        hint = "its output ends: " + "".join(c if c.isprintable() else "?" for c in lines[-1]) if lines else error.hint
+        raise NotReadyError(error.message, hint, output) from None
 
 
 def check_limits(spec: SandboxSpec, sandbox: Sandbox) -> None:
@@ -104,14 +117,11 @@ def _is_over(spec: SandboxSpec, sandbox: Sandbox) -> bool:
     return True
 
 
-def _last_words(sandbox: Sandbox) -> str | None:
-    """The last line of the log, for the error message."""
+def _last_output(sandbox: Sandbox) -> str:
+    """The end of what it wrote; empty where that cannot be read."""
     with suppress(SandboxError):
-        tail = b"".join(sandbox.logs())[-_LOG_TAIL:].decode("utf-8", "replace")
-        lines = [line.strip() for line in tail.splitlines() if line.strip()]
-        if lines:
-            return "its log ends: " + "".join(c if c.isprintable() else "?" for c in lines[-1])
-    return None
+        return b"".join(sandbox.logs(tail=_LAST_LINES))[-_LAST_BYTES:].decode("utf-8", "replace")
+    return ""
 
 
 class Clock:

@@ -87,6 +87,8 @@ def run(
     *,
     progress: Progress,
     owner: bool = False,
+    follow: bool = False,
+    remove: bool = False,
     then: Callable[[Running], object] | None = None,
 ) -> Running:
     """A sandbox by a warm start.
@@ -99,7 +101,8 @@ def run(
     if spec.isolation == ZYGOTE:
         if local_warm.running(images.digest(images.Form.ROOTFS)) is None:
             raise _nothing(spec)
-        return manager.run(replace(spec, warm=True), progress=progress, owner=owner, then=then)
+        warm = replace(spec, warm=True)
+        return manager.run(warm, progress=progress, owner=owner, follow=follow, remove=remove, then=then)
     wanted = key(spec)
     begun = time.monotonic_ns()
     for record in manager.store.records():

@@ -2,9 +2,8 @@
 
 PLAN is JSON: {"log": path} to write down every failpoint that is passed, a number a line; or {"at": [failpoint,
 which], "signals": [name, ...]} to send the first signal when that failpoint is passed for the which-th time (from 0),
-and the others one by one at the failpoints after it. A detached start has two processes, the one that was called and
-the one that works. SIGTERM goes to the first, as kill(1) would send it; the others go to both, as a terminal and the
-kernel send them; with "front": true all go to the first. It leads a process group of its own.
+and the others one by one at the failpoints after it. They go to its process group, as a terminal sends them, which it
+leads; the keeper is in one of its own.
 
 Not a test; `test_crash.py` starts it.
 """
@@ -36,11 +35,10 @@ def recording(path: Path) -> Callable[[Failpoint], None]:
     return listen
 
 
-def dying(at: tuple[int, int], names: list[str], *, front: bool) -> Callable[[Failpoint], None]:
+def dying(at: tuple[int, int], names: list[str]) -> Callable[[Failpoint], None]:
     """Send signals, the first one at the point, the others at what comes after it."""
     passed: Counter[int] = Counter()
     pending = [getattr(signal, name) for name in names]
-    first = os.getpid()
     begun = False
 
     def listen(failpoint: Failpoint) -> None:
@@ -48,11 +46,7 @@ def dying(at: tuple[int, int], names: list[str], *, front: bool) -> Callable[[Fa
         begun = begun or (failpoint.value, passed[failpoint.value]) == at
         passed[failpoint.value] += 1
         if begun and pending:
-            number = pending.pop(0)
-            if front or number == signal.SIGTERM:
-                os.kill(first, number)
-            else:
-                os.killpg(first, number)
+            os.killpg(0, pending.pop(0))
 
     return listen
 
@@ -62,7 +56,7 @@ def listener(plan: dict[str, Any]) -> Callable[[Failpoint], None]:
     if "log" in plan:
         return recording(Path(plan["log"]))
     number, which = plan["at"]
-    return dying((number, which), plan["signals"], front=plan.get("front", False))
+    return dying((number, which), plan["signals"])
 
 
 if __name__ == "__main__":

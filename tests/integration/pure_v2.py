@@ -74,17 +74,19 @@ class Workload:
         self.group.limit(**({"cpus": CPUS, "memory": MEMORY, "pids": PIDS, "cpuset": None} | limits))
         self.read_back = self.group.read_limits()
         self.log = f"/run/{name}.log"
+        log = os.open(self.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         plan = enter.Plan(
             argv=("/usr/bin/tini", "--", *PYTHON, script),
             env=(("PATH", "/usr/bin:/bin"), ("HOME", "/tmp")),
             uid=UID,
             root=ROOT,
-            log=self.log,
+            outputs=(log, log),
             cgroup_files=tuple(str(path) for path in self.group.join_files()),
             hostname=name,
             layout=rootfs.Layout(tmpfs=(("/tmp", DISK, 0o1777), ("/run", MIB, 0o755))),
         )
         self.child = enter.spawn_namespaced(plan, MAP_BASE, lambda _: None)
+        os.close(log)
         self.began = time.monotonic()
         self.child.release()
 

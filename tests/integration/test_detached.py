@@ -1,4 +1,4 @@
-"""`run -d` at the local levels: its exit code is known, its monitor goes with it, and what ends it early undoes it."""
+"""`run -d` at the local levels: its exit code is known, its keeper goes with it, and what ends it early undoes it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.isolation.local import exit
+import sandbox as interface
+from sandbox.isolation import keeper
 from sandbox.lifecycle.manager import Manager
 from tests.integration.test_cli import sandbox
 
@@ -37,8 +38,8 @@ def name(level: str, request: pytest.FixtureRequest) -> Iterator[str]:
     sandbox("rm", "-f", name)
 
 
-def monitors(ident: str = "") -> list[int]:
-    """Processes that wait for a detached sandbox's end."""
+def keepers(ident: str = "") -> list[int]:
+    """Keepers of detached sandboxes."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -69,9 +70,10 @@ def test_the_exit_code_is_known_to_others(level: str, name: str) -> None:
     done = sandbox("run", "-d", "--isolation", level, "--name", name, "--", "sh", "-c", "sleep 0.5; exit 7")
     assert done.returncode == 0, done.stderr
     ident = done.stdout.strip()
-    assert len(monitors(ident)) == 1
+    assert comes_true(lambda: len(keepers(ident)) == 1)
     assert sandbox("wait", name).stdout.strip() == "7"
-    assert comes_true(lambda: not monitors(ident))
+    directory = Manager().store.find(name).directory
+    assert comes_true(lambda: keeper.holder(directory) is None)
     record = Manager().store.find(name)
     assert record.data["exit_code"] == 7
     assert record.status.value == "exited"
@@ -85,43 +87,60 @@ def test_a_stopped_ones_code_is_its_own(level: str, name: str) -> None:
     assert Manager().stop(name, 10) == 3
 
 
-def test_the_monitor_is_alone_and_small(level: str, name: str) -> None:
+def test_the_keeper_is_alone_and_small(level: str, name: str) -> None:
     ident = sandbox("run", "-d", "--isolation", level, "--name", name, "--", "sleep", "600").stdout.strip()
-    (monitor,) = monitors(ident)
-    assert comes_true(lambda: not [one for one in os.listdir(f"/proc/{monitor}/fd") if int(one) > 2])
-    assert {os.readlink(f"/proc/{monitor}/fd/{number}") for number in range(3)} == {"/dev/null"}
-    assert os.readlink(f"/proc/{monitor}/cwd") == "/"
-    assert os.getsid(monitor) == monitor
-    pss = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{monitor}/smaps_rollup").read_text(), re.MULTILINE)
+    assert comes_true(lambda: len(keepers(ident)) == 1)
+    (kept,) = keepers(ident)
+
+    def held() -> list[str]:
+        links = (os.readlink(f"/proc/{kept}/fd/{one}") for one in os.listdir(f"/proc/{kept}/fd") if int(one) > 2)
+        return sorted(link.rpartition("/")[2].partition(":")[0] for link in links)
+
+    assert comes_true(lambda: held() == ["anon_inode", "keeper", "log", "pipe", "pipe"]), held()
+    assert {os.readlink(f"/proc/{kept}/fd/{number}") for number in range(3)} == {"/dev/null"}
+    assert os.readlink(f"/proc/{kept}/cwd") == "/"
+    assert os.getsid(kept) == kept
+    pss = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{kept}/smaps_rollup").read_text(), re.MULTILINE)
     assert pss is not None
     assert int(pss[1]) < 6 * 1024, "KiB"
 
 
 @pytest.mark.parametrize("verb", [("rm", "-f"), ("stop", "-t", "0"), ("kill",)])
-def test_the_monitor_goes_with_it(level: str, name: str, verb: tuple[str, ...]) -> None:
+def test_the_keeper_goes_with_it(level: str, name: str, verb: tuple[str, ...]) -> None:
     ident = sandbox("run", "-d", "--isolation", level, "--name", name, "--", "sleep", "600").stdout.strip()
-    assert len(monitors(ident)) == 1
+    assert comes_true(lambda: len(keepers(ident)) == 1)
     assert sandbox(*verb, name).returncode == 0
     if verb[0] == "rm":
-        assert not monitors(ident), "gone by the time that the command returns"
-    assert comes_true(lambda: not monitors(ident))
+        assert not keepers(ident), "gone by the time that the command returns"
+    assert comes_true(lambda: not keepers(ident))
 
 
 def test_rm_removes_it_at_its_end(level: str, name: str) -> None:
     done = sandbox("run", "-d", "--rm", "--isolation", level, "--name", name, "--", "sh", "-c", "sleep 0.3")
     assert done.returncode == 0, done.stderr
     assert comes_true(lambda: listed(name) is None)
-    assert comes_true(lambda: not monitors(done.stdout.strip()))
+    assert comes_true(lambda: not keepers(done.stdout.strip()))
 
 
-def test_a_killed_monitor_costs_the_exit_code_alone(level: str, name: str) -> None:
-    ident = sandbox("run", "-d", "--isolation", level, "--name", name, "--", "sleep", "600").stdout.strip()
-    os.kill(monitors(ident)[0], signal.SIGKILL)
+def test_a_killed_keeper_costs_the_exit_code_and_what_is_written_later(level: str, name: str) -> None:
+    script = "echo before; sleep 600"
+    ident = sandbox("run", "-d", "--isolation", level, "--name", name, "--", "sh", "-c", script).stdout.strip()
     running = Manager().get(name)
-    assert comes_true(lambda: not monitors(ident))
+    assert comes_true(lambda: b"".join(running.sandbox.logs()) == b"before\n")
+    assert comes_true(lambda: len(keepers(ident)) == 1)
+    os.kill(keepers(ident)[0], signal.SIGKILL)
+    assert comes_true(lambda: not keepers(ident))
     assert running.sandbox.state().running
-    assert exit.monitor(running.record) is not None
+    assert keeper.holder(running.record.directory) is None
+    assert sandbox("logs", "-f", name).stdout == "before\n"
     assert Manager().stop(name, 10) is None
+
+
+def test_through_python_too(level: str, name: str) -> None:
+    with interface.run(["sh", "-c", "sleep 0.2; exit 7"], isolation=level, name=name, detach=True) as box:
+        assert box.wait(20) == 7
+        assert comes_true(lambda: Manager().store.find(name).status.value == "exited")
+        assert interface.get(name).state.exit_code == 7
 
 
 def test_errors_are_the_fronts(level: str) -> None:
@@ -148,15 +167,17 @@ def test_a_front_that_is_ended_early_leaves_nothing(level: str, name: str, numbe
     assert comes_true(lambda: listed(name) is None)
 
 
-def test_a_killed_other_half_is_said(level: str, name: str) -> None:
-    command = [sys.executable, "-m", "sandbox", *WAITS[:2], "--isolation", level, "--name", name, *WAITS[2:]]
+def test_a_keeper_that_is_killed_during_the_start_is_said(level: str, name: str) -> None:
+    serve = "import http.server, time; time.sleep(2); http.server.test(port=8000)"
+    command = [sys.executable, "-m", "sandbox", "run", "-d", "--isolation", level, "--name", name, "--port", "8000"]
     with subprocess.Popen(
-        [*command, "sleep", "600"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, "--", "python3", "-c", serve], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as front:
         assert comes_true(lambda: (found := listed(name)) is not None and bool(found["pid"])), "it did not come up"
-        (child,) = map(int, Path(f"/proc/{front.pid}/task/{front.pid}/children").read_text().split())
-        os.kill(child, signal.SIGKILL)
+        kept = keeper.holder(Manager().store.find(name).directory)
+        assert kept is not None
+        os.kill(kept, signal.SIGKILL)
         out, errors = front.communicate(timeout=60)
     assert (front.returncode, out) == (125, "")
-    assert "SIGKILL" in errors
-    assert "prune" in errors
+    assert "keeper" in errors
+    assert listed(name) is None

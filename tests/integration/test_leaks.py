@@ -12,18 +12,20 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from sandbox import images
+from sandbox.isolation import keeper
 from sandbox.kernel import cgroup, syscalls
-from sandbox.lifecycle import keeper
 from sandbox.lifecycle.manager import Manager
 from sandbox.network import lab as network
 from sandbox.network import publish as publishing
 from sandbox.spec import Publish
 from sandbox.state import paths
-from sandbox.state.record import APP_FOLDER
+from sandbox.state.record import APP_FOLDER, Record
 from sandbox.state.store import Store, named_lock
 from tests import leaks
 
@@ -170,16 +172,34 @@ def a_published_port() -> Iterator[None]:
 
 
 @contextmanager
-def a_monitor() -> Iterator[None]:
-    with subprocess.Popen(["sleep", "60"]) as init:
-        argv = keeper.command(IDENT, init.pid, "/nonexistent/exit", keeper.KEEP)
-        with subprocess.Popen(argv) as waiting:
-            # Popen returns in the middle of the exec, when the kernel has closed the old descriptors.
-            while IDENT not in Path(f"/proc/{waiting.pid}/cmdline").read_text(encoding="utf-8"):
-                time.sleep(0.001)
-            yield
-            waiting.kill()
-        init.kill()
+def a_keeper() -> Iterator[None]:
+    """One that has outlived its sandbox, and that one's directory."""
+    directory = paths.sandboxes_dir() / IDENT
+    directory.mkdir(parents=True)
+    record = SimpleNamespace(id=IDENT, directory=directory, owner=None)
+    with subprocess.Popen(["sleep", "60"]) as stranger:
+        kept = keeper.launch(cast(Record, record), [], pid=stranger.pid)
+        keeper.hush(directory)
+        shutil.rmtree(directory)
+        yield
+        stranger.kill()
+    kept.close()
+
+
+@contextmanager
+def a_detached_keeper() -> Iterator[None]:
+    with subprocess.Popen(["sleep", "60"]) as stranger:
+        directory = paths.sandboxes_dir() / IDENT
+        directory.mkdir(parents=True)
+        record = SimpleNamespace(id=IDENT, directory=directory, owner=None)
+        kept = keeper.launch(cast(Record, record), [], pid=stranger.pid)
+        kept.leave()
+        while IDENT not in Path(f"/proc/{kept.pid}/cmdline").read_text(encoding="utf-8"):
+            time.sleep(0.001)
+        yield
+        stranger.kill()
+    keeper.dismiss(directory)
+    shutil.rmtree(directory)
 
 
 @contextmanager
@@ -241,8 +261,9 @@ CASES: list[tuple[str, Callable[[], AbstractContextManager[None]], tuple[str, ..
     ("staged files", a_staged_file, ()),
     ("claimed ports", a_claimed_port, ()),
     ("published", a_published_port, ()),
-    ("monitors", a_monitor, ()),
-    ("processes", a_monitor, ()),
+    ("keepers", a_keeper, ()),
+    ("keepers", a_detached_keeper, ()),
+    ("processes", a_detached_keeper, ()),
     ("terminals", a_terminal, ()),
     ("half images", a_half_image, ()),
     ("ports", a_port, ()),

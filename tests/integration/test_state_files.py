@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from sandbox.errors import EngineError, NewerRecordError, SandboxError, StoreError, UnavailableError
-from sandbox.isolation.local import exit
+from sandbox.isolation import keeper
 from sandbox.kernel import syscalls
 from sandbox.kernel.cgroup import Group
 from sandbox.lifecycle.manager import Manager, Running
@@ -204,9 +204,7 @@ def _json(process: ProcessId) -> dict[str, Any]:
 def test_a_process_of_somebody_else_is_never_signalled_nor_entered(running: Running, stranger: ProcessId) -> None:
     """Even when pid, start time and boot are those of a process that lives: the kernel says whose it is."""
     change(running, process=_json(stranger))
-    (running.record.directory / exit.MONITOR_FILE).write_text(
-        json.dumps([stranger.pid, stranger.start_time, stranger.boot_id])
-    )
+    (running.record.directory / keeper.LOCK).write_text(str(stranger.pid))
     manager = Manager()
     found = manager.get(NAME)
     assert not found.sandbox.state().running

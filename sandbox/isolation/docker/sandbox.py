@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from sandbox.errors import EngineError, UnavailableError
 from sandbox.failpoints import Failpoint, reached
 from sandbox.host.docker import Engine, NoAnswerError, RefusalError
-from sandbox.isolation import keeper, relay
+from sandbox.isolation import ending, keeper, relay
 from sandbox.isolation.base import Attached, ExecResult, Sandbox, State, Stats, WindowSize
 from sandbox.isolation.docker import cgroup, inspection, mounts, network, output, usage
 from sandbox.isolation.docker import exec as commands
@@ -134,7 +134,8 @@ class ContainerSandbox(Sandbox):
         except UnavailableError:
             if process is None:
                 raise
-            return State(running=False)  # its init is dead, whatever became of the engine
+            noted = ending.read(self.record.directory)  # its init is dead, whatever became of the engine
+            return State(running=False, exit_code=None if noted is None else noted.code)
         if found is None or found["State"]["Status"] == "created":
             return State(running=False)
         state = found["State"]
@@ -313,10 +314,8 @@ class ContainerSandbox(Sandbox):
                 if error.status != _GONE:
                     raise
                 code = None
-        deadline = time.monotonic() + _END_NOTED
-        while keeper.watching(self.record.directory) and time.monotonic() < deadline:
-            time.sleep(0.002)  # the log is about to be complete
-        return code
+        noted = ending.wait(self.record.directory)  # then the log is complete, too
+        return noted.code if code is None and noted is not None else code
 
     def destroy(self) -> None:
         # Before the workload ends: what would be written down then is about to be removed.

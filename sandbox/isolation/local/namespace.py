@@ -5,7 +5,8 @@ The embedded default: the kernel alone, nothing to install beside the root files
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import os
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -15,9 +16,10 @@ from sandbox.errors import EngineError
 from sandbox.failpoints import Failpoint, reached
 from sandbox.host import Missing
 from sandbox.isolation.base import INIT, Isolation, Progress, environment
-from sandbox.isolation.local import exit, inspection, logs, mounts
+from sandbox.isolation.local import inspection, mounts
 from sandbox.isolation.local import sandbox as local
 from sandbox.isolation.local import warm as local_warm
+from sandbox.isolation.local.output import Outputs
 from sandbox.kernel import cgroup, enter, seccomp, zygote
 from sandbox.kernel.cgroup import Group
 from sandbox.kernel.command import Place
@@ -55,28 +57,30 @@ class NamespaceIsolation(Isolation):
         undo.callback(sandbox.destroy)
         try:
             image = self._root or local.root_path()
-            with mounts.layout(spec, record, image) as layout:
+            with (
+                mounts.layout(spec, record, image) as layout,
+                Outputs(record, MAP_BASE + SANDBOX_UID, group.oom_file()) as outputs,
+            ):
                 plan = enter.Plan(
                     argv=(*INIT, *spec.argv),
                     env=tuple(environment(spec).items()),
                     uid=SANDBOX_UID,
                     root=image,
-                    log=str(record.log_path),
+                    outputs=outputs.writing,
                     cgroup_files=tuple(str(path) for path in group.join_files()),
                     hostname=spec.name,
                     layout=layout,
                     workdir=spec.workdir,
-                    file_size=logs.cap(spec),
+                    program=spec.argv[0],
                 )
                 plug, enrol = partial(_plug, record), partial(_enrol, group, spec)
                 if spec.warm:
-                    ask = local_warm.asker(_request(plan, spec, record))
-                    child = enter.spawn_warm(plan, MAP_BASE, plug, ask, enrol)
+                    child = _warm(plan, outputs, plug, enrol)
                 else:
-                    child = enter.spawn_namespaced(plan, MAP_BASE, plug, enrol)
+                    child = enter.spawn_namespaced(plan, MAP_BASE, plug, outputs.start, enrol)
         except OSError as error:
             raise EngineError(f"the namespaces could not be made: {error}") from error
-        sandbox.adopt_child(child, ours=not spec.warm)
+        sandbox.adopt_child(child, outputs.keeper)
         local.remember(record, child)
         reached(Failpoint.CHILD_READY)
         return sandbox
@@ -98,10 +102,24 @@ class NamespaceIsolation(Isolation):
         return []
 
 
-def _request(plan: enter.Plan, spec: SandboxSpec, record: Record) -> bytes:
-    """What the zygote is asked: a server's own arguments in place of a command line."""
-    server = replace(plan, argv=workloads.arguments(spec.argv))
-    return zygote.pack(server, seccomp.build(), str(record.directory / exit.EXIT_FILE))
+def _warm(plan: enter.Plan, outputs: Outputs, plug: Callable[[int], None], enrol: enter.Enrol) -> enter.Child:
+    """A child of the zygote's, which tells its exit code by a pipe."""
+    # The zygote takes a server's own arguments in place of a command line.
+    request = zygote.pack(replace(plan, argv=workloads.arguments(plan.argv[len(INIT) :])), seccomp.build())
+    status_read, status_write = os.pipe()
+    try:
+        child = enter.spawn_warm(plan, MAP_BASE, plug, local_warm.asker(request, status_write), enrol)
+    except BaseException:
+        os.close(status_read)
+        raise
+    finally:
+        os.close(status_write)
+    try:
+        outputs.watch(child.pid, status_read)
+    except BaseException:
+        child.close()
+        raise
+    return child
 
 
 def _enrol(group: Group, spec: SandboxSpec) -> None:
@@ -118,6 +136,9 @@ def _plug(record: Record, pid: int) -> None:
 
 class NamespaceSandbox(local.LocalSandbox):
     """One sandbox in namespaces."""
+
+    def _outside(self, uid: int) -> int:
+        return MAP_BASE + uid
 
     def _place(self, uid: int) -> Place:
         return Place(tuple(str(path) for path in self.group.join_files()), uid, pid=self._pid())

@@ -11,8 +11,9 @@ from sandbox.errors import EngineError
 from sandbox.failpoints import Failpoint, reached
 from sandbox.host import Missing
 from sandbox.isolation.base import Isolation, Progress, environment
-from sandbox.isolation.local import logs, mounts
+from sandbox.isolation.local import mounts
 from sandbox.isolation.local import sandbox as local
+from sandbox.isolation.local.output import Outputs
 from sandbox.kernel import cgroup, enter, rootfs, syscalls
 from sandbox.kernel.cgroup import Group
 from sandbox.kernel.command import Place
@@ -62,21 +63,21 @@ class ProcessIsolation(Isolation):
             reached(Failpoint.ROOT_MOUNTED)
             lab.serve_on_host(record.address)
             reached(Failpoint.ADDRESS_SERVED)
-            child = enter.spawn_chrooted(
-                enter.Plan(
+            with Outputs(record, SANDBOX_UID, group.oom_file()) as outputs:
+                plan = enter.Plan(
                     argv=(*INIT, *spec.argv),
                     env=tuple(environment(spec).items()),
                     uid=SANDBOX_UID,
                     root=str(root),
-                    log=str(record.log_path),
+                    outputs=outputs.writing,
                     cgroup_files=tuple(str(path) for path in group.join_files()),
                     workdir=spec.workdir,
-                    file_size=logs.cap(spec),
+                    program=spec.argv[0],
                 )
-            )
+                child = enter.spawn_chrooted(plan, outputs.start)
         except OSError as error:
             raise EngineError(f"the process could not be made: {error}") from error
-        sandbox.adopt_child(child)
+        sandbox.adopt_child(child, outputs.keeper)
         local.remember(record, child)
         reached(Failpoint.CHILD_READY)
         return sandbox
@@ -105,6 +106,9 @@ class ProcessIsolation(Isolation):
 
 class ProcessSandbox(local.LocalSandbox):
     """One process in a chroot."""
+
+    def _outside(self, uid: int) -> int:
+        return uid
 
     @property
     def _root(self) -> Path:

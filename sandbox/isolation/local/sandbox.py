@@ -6,30 +6,26 @@ import errno
 import os
 import signal
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import Any
 
 from sandbox import host, images
-from sandbox.errors import CannotInvokeError, CommandNotFoundError, EngineError, ImageError
+from sandbox.errors import CannotInvokeError, CommandNotFoundError, EngineError, ImageError, SandboxError
 from sandbox.failpoints import Failpoint, reached
 from sandbox.interrupts import wait_readable
+from sandbox.isolation import ending, keeper
 from sandbox.isolation.base import Attached, ExecResult, Progress, Sandbox, State, Stats, WindowSize, environment
-from sandbox.isolation.keeper import STDOUT
-from sandbox.isolation.local import exec as local_attach
-from sandbox.isolation.local import exit, inspection, signals
-from sandbox.isolation.local import logs as local_logs
-from sandbox.isolation.local.exec import LocalAttached, Sink
-from sandbox.isolation.log import Piece
+from sandbox.isolation.keeper import Keeper
+from sandbox.isolation.local import exec as commands
+from sandbox.isolation.local import inspection, signals
+from sandbox.isolation.relay import Relay, collect, to_descriptor
 from sandbox.kernel.cgroup import PARENT, Group, all_groups
 from sandbox.kernel.command import Command, Place
 from sandbox.kernel.enter import WORKDIR_STEP, Child, ChildError
 from sandbox.spec import SANDBOX_UID, Limits
 from sandbox.state.processid import ProcessId
 from sandbox.state.record import ID_PATTERN, Record
-
-_DEATH = 5.0
-"""Seconds to wait for an init that got SIGKILL."""
 
 
 def root_path() -> str:
@@ -61,13 +57,11 @@ class LocalSandbox(Sandbox):
         self.record = record
         self.group = Group(record.id)
         self._child: Child | None = None
-        self._exit_code: int | None = None
-        self._ours = False
 
-    def adopt_child(self, child: Child, *, ours: bool = True) -> None:
-        """Take over a child that was made and waits; one that is not this process's own cannot be reaped by it."""
+    def adopt_child(self, child: Child, kept: Keeper | None) -> None:
+        """Take over a child that was made and waits, and its keeper."""
         self._child = child
-        self._ours = ours
+        self.keeper = kept
 
     def boot(self, deadline: float) -> None:
         """The host's kernel is the sandbox's kernel: there is nothing to boot."""
@@ -80,6 +74,8 @@ class LocalSandbox(Sandbox):
         except ChildError as error:
             if error.step == WORKDIR_STEP:
                 raise CannotInvokeError(_bad_workdir(self.record.spec.workdir, error)) from None
+            if error.step == self.record.spec.argv[0]:
+                raise _not_executed(error.step, error) from None
             raise EngineError(f"the workload could not be started: {error.strerror}") from error
 
     def _init(self) -> ProcessId | None:
@@ -91,26 +87,17 @@ class LocalSandbox(Sandbox):
         process = self.record.process
         if process is None:
             return State(running=False)
-        if self._ours:
-            self._reap(process.pid)
-        # Our own child is asked for by waitpid(2) alone: while it exits it is in no group any more, nor a zombie yet.
-        if self._ours or self._init() is not None:
+        if self._init() is not None:
             return State(running=True, pid=process.pid, paused=self.group.frozen())
-        if self._exit_code is None and not self._ours:
-            self._exit_code = exit.code(self.record)
-        return State(running=False, exit_code=self._exit_code)
+        return State(running=False, exit_code=self._exit_code())
 
-    def _reap(self, pid: int) -> None:
-        """Collect the exit code, which only the parent can; after that the pid is nobody's."""
-        try:
-            found, status = os.waitpid(pid, os.WNOHANG)
-        except ChildProcessError:
-            self._ours = False
-            return
-        if found:
-            code = os.waitstatus_to_exitcode(status)
-            self._exit_code = code if code >= 0 else 128 - code
-            self._ours = False
+    def _exit_code(self) -> int | None:
+        """The exit code of what has ended, as its keeper tells it."""
+        found = ending.wait(self.record.directory)
+        if found is not None:
+            return found.code
+        # It was removed by another command, say: then the keeper writes nothing, but still tells who started it.
+        return None if self.keeper is None else self.keeper.ending(0)
 
     def limits(self) -> Limits:
         try:
@@ -174,19 +161,27 @@ class LocalSandbox(Sandbox):
             raise EngineError(f"sandbox {self.record.name} cannot be unpaused: {error}") from error
 
     @abstractmethod
+    def _outside(self, uid: int) -> int:
+        """The number of a user inside, on this host."""
+
+    @abstractmethod
     def _place(self, uid: int) -> Place:
         """Where a command goes that joins it as user `uid`."""
 
-    def _run(self, what: Command, *, root: bool, stdin: int | None, stdout: Sink, stderr: Sink) -> LocalAttached:
+    def _run(self, what: Command, *, root: bool, has_input: bool) -> commands.LocalBackend:
         self._pid()
         if self.group.frozen():
             # It would be held still with the rest, and its caller with it.
             raise EngineError(f"sandbox {self.record.name} is paused", f"sandbox unpause {self.record.name}")
         name = what.argv[0]
+        uid = 0 if root else SANDBOX_UID
         try:
-            place = self._place(0 if root else SANDBOX_UID)
-            return local_attach.run(
-                place, what, stdin=stdin, stdout=stdout, stderr=stderr, alive=lambda: self._init() is not None
+            return commands.start(
+                self._place(uid),
+                what,
+                has_input=has_input,
+                owner=self._outside(uid),
+                alive=lambda: self._init() is not None,
             )
         except ChildError as error:
             if error.step == WORKDIR_STEP:
@@ -198,24 +193,13 @@ class LocalSandbox(Sandbox):
             if error.step != name:
                 hint = "it may have ended a moment ago"
                 raise EngineError(f"the sandbox could not be joined: {error.strerror}", hint) from error
-            if error.errno in (errno.ENOENT, errno.ENOTDIR):
-                raise CommandNotFoundError(f"there is no command {name!r} inside") from None
-            raise CannotInvokeError(f"{name!r} cannot be executed: {os.strerror(error.errno or 0)}") from error
+            raise _not_executed(name, error) from error
         except OSError as error:
             raise EngineError(f"the command could not be started: {error.strerror}") from error
 
     def exec(self, argv: Sequence[str], *, timeout: float | None = None, root: bool = False) -> ExecResult:
-        out: list[bytes] = []
-        err: list[bytes] = []
         what = Command(tuple(argv), environment(self.record.spec), self.record.spec.workdir)
-        running = self._run(what, root=root, stdin=None, stdout=out.append, stderr=err.append)
-        try:
-            code = running.wait(timeout)
-        except TimeoutError:
-            raise TimeoutError(f"{argv[0]!r} took longer than {timeout:g} s") from None
-        finally:
-            running.close()
-        return ExecResult(code, b"".join(out), b"".join(err))
+        return collect(self._run(what, root=root, has_input=False), argv, timeout)
 
     def attach(
         self,
@@ -239,20 +223,13 @@ class LocalSandbox(Sandbox):
             self.record.spec.workdir if workdir is None else workdir,
             None if terminal is None else (terminal.rows, terminal.columns),
         )
-        sinks = [local_attach.to_descriptor(descriptor) for descriptor in (stdout, stderr)]
-        return self._run(what, root=root, stdin=stdin, stdout=sinks[0], stderr=sinks[1])
-
-    def pieces(
-        self,
-        *,
-        follow: bool = False,
-        tail: int | None = None,
-        since: float | None = None,
-        until: float | None = None,
-        dropped: Callable[[int], object] = lambda _count: None,
-    ) -> Iterator[Piece]:
-        found = local_logs.read(self.record.log_path, tail=tail, follow=follow, running=lambda: self.state().running)
-        return (Piece(STDOUT, 0.0, data) for data in found)
+        return Relay(
+            self._run(what, root=root, has_input=stdin is not None),
+            stdin=stdin,
+            stdout=to_descriptor(stdout),
+            stderr=to_descriptor(stderr),
+            terminal=terminal is not None,
+        )
 
     def stop(self, grace: float) -> int | None:
         process = self._init()
@@ -276,28 +253,24 @@ class LocalSandbox(Sandbox):
             raise EngineError(str(error)) from error
 
     def wait(self, timeout: float | None = None) -> int | None:
-        process = self.record.process if self._ours else self._init()
-        if process is None:
-            return self.state().exit_code
-        try:
-            pidfd = os.pidfd_open(process.pid)
-        except ProcessLookupError:
-            return self.state().exit_code
-        try:
-            runs = self._ours or self._init() is not None
-            if runs and not wait_readable(pidfd, timeout):
-                raise TimeoutError(f"sandbox {self.record.name} still runs after {timeout:g} s")
-        finally:
-            os.close(pidfd)
+        process = self._init()
+        if process is not None:
+            with suppress(ProcessLookupError):
+                pidfd = os.pidfd_open(process.pid)
+                try:
+                    if self._init() is not None and not wait_readable(pidfd, timeout):
+                        raise TimeoutError(f"sandbox {self.record.name} still runs after {timeout:g} s")
+                finally:
+                    os.close(pidfd)
         return self.state().exit_code
 
     def _end(self) -> None:
-        """Kill everything of it, reap what is ours, and remove the control group."""
+        """Kill everything of it, see its keeper off, and remove the control group."""
         if self._child is not None:
             self._child.close()
         try:
             # Before the workload ends: what would be written down then is about to be removed.
-            exit.dismiss(self.record)
+            keeper.hush(self.record.directory)
             self.group.kill()
             reached(Failpoint.PROCESSES_KILLED)
             self.group.remove()
@@ -305,12 +278,18 @@ class LocalSandbox(Sandbox):
             raise EngineError(f"the control group of {self.record.name} could not be removed: {error}") from error
         reached(Failpoint.CGROUP_REMOVED)
         try:
-            if self.record.process is not None and self._ours:
-                # Not without end: it is waited for by its namespace, too, and a command of ours that nobody has
-                # waited for keeps that from ending (pid_namespaces(7)).
-                self.wait(_DEATH)
+            keeper.dismiss(self.record.directory)
         except TimeoutError as error:
             raise EngineError(str(error)) from error
+        if self.keeper is not None:
+            self.keeper.ending(0)
+            self.keeper.close()
+
+
+def _not_executed(name: str, error: ChildError) -> SandboxError:
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return CommandNotFoundError(f"there is no command {name!r} inside")
+    return CannotInvokeError(f"{name!r} cannot be executed: {os.strerror(error.errno or 0)}")
 
 
 def _bad_workdir(path: str, error: ChildError) -> str:

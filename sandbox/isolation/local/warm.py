@@ -123,12 +123,17 @@ def stop() -> bool:
     return found is not None
 
 
-def asker(request: bytes) -> Callable[[list[int]], int]:
-    """What has the zygote make a child by a request of `zygote.pack`, see `enter.spawn_warm`."""
+def asker(request: bytes, status: int) -> Callable[[list[int]], int]:
+    """What has the zygote make a child by a request of `zygote.pack`, see `enter.spawn_warm`.
+
+    Args:
+        request: the same.
+        status: a pipe that gets the child's exit code.
+    """
 
     def ask(descriptors: list[int]) -> int:
         try:
-            answer = _talk(request, descriptors, _ANSWER_SECONDS)
+            answer = _talk(request, [*descriptors, status], _ANSWER_SECONDS)
         except (FileNotFoundError, ConnectionRefusedError):
             raise UnavailableError("no zygote runs, so there is no warm start", "sandbox warm") from None
         except OSError as error:

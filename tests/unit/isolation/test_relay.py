@@ -130,7 +130,8 @@ def test_closing_does_not_wait_for_a_reader_that_reads_no_more(fake: Fake, pipe:
     relay.close()
     assert time.monotonic() - begin < 1
     assert fake.calls == ["end"], "a thread still uses it"
-    os.close(pipe[0])  # lets the thread go
+    os.close(pipe[0])
+    relay._threads[0].join(10)  # before its descriptor's number is another's
 
 
 def test_a_writer_that_does_not_block_is_waited_for(pipe: tuple[int, int]) -> None:
