@@ -10,12 +10,12 @@ from collections.abc import Collection, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any, ClassVar
 
-from sandbox import host, images
+from sandbox import host
 from sandbox.errors import ImageError, SandboxError, SpecError, UnavailableError
 from sandbox.failpoints import Failpoint, reached
 from sandbox.host.docker import Engine, RefusalError, socket_path
 from sandbox.isolation.base import INIT, SHM_BYTES, Isolation, Progress, environment, writable
-from sandbox.isolation.docker import engines, gvisor, mounts, network, sandbox, seccomp
+from sandbox.isolation.docker import engines, gvisor, mounts, network, sandbox
 from sandbox.isolation.docker.network import Lab
 from sandbox.isolation.docker.sandbox import ContainerSandbox
 from sandbox.isolation.docker.usage import NANO
@@ -62,6 +62,8 @@ class ContainerIsolation(Isolation):
             mounts.identity(mount.source)
 
     def prepare(self, spec: SandboxSpec, progress: Progress) -> None:
+        from sandbox import images  # here and below: no command but a start pays for what only a start needs
+
         engine = self.engine()
         engine.version()  # an engine that is not there is known before an image is built for it
         self._image = images.ensure(images.Form.DOCKER, progress).reference
@@ -124,6 +126,8 @@ class ContainerIsolation(Isolation):
         return body
 
     def _reference(self) -> str:
+        from sandbox import images
+
         if self._image is None:
             image = images.find(images.Form.DOCKER)
             if image is None or image.reference is None:
@@ -133,6 +137,8 @@ class ContainerIsolation(Isolation):
 
     def host_config(self, spec: SandboxSpec) -> dict[str, Any]:
         """Limits and walls."""
+        from sandbox.isolation.docker import seccomp
+
         config: dict[str, Any] = {
             "NetworkMode": self.lab.name,
             # The engine's own resolver answers at 127.0.0.11, and asks the host's name server for what it does not

@@ -11,7 +11,7 @@ from typing import Any
 from sandbox.errors import EngineError, SandboxError
 from sandbox.host.docker import Engine, RefusalError
 from sandbox.isolation.base import Stats
-from sandbox.isolation.docker import cgroup, inspection, mounts
+from sandbox.isolation.docker import cgroup, mounts
 from sandbox.isolation.docker.sandbox import ContainerSandbox
 from sandbox.spec import Limits
 
@@ -85,6 +85,8 @@ class GVisorSandbox(ContainerSandbox):
 
     def effective(self) -> dict[str, Any]:
         """Of the workload as gVisor's kernel says it; of gVisor's own process as the host's kernel has it."""
+        from sandbox.isolation.docker import inspection
+
         found = super().effective()
         found["engine"]["process"] = {name: found[name] for name in _OF_THE_PROCESS}
         state = self.state()

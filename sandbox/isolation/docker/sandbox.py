@@ -14,7 +14,7 @@ from sandbox.failpoints import Failpoint, reached
 from sandbox.host.docker import Engine, NoAnswerError, RefusalError
 from sandbox.isolation import ending, keeper, relay
 from sandbox.isolation.base import Attached, ExecResult, Sandbox, State, Stats, WindowSize
-from sandbox.isolation.docker import cgroup, inspection, mounts, network, output, usage
+from sandbox.isolation.docker import cgroup, mounts, network, output, usage
 from sandbox.isolation.docker import exec as commands
 from sandbox.spec import SANDBOX_UID, Limits
 from sandbox.state.processid import ProcessId
@@ -202,6 +202,8 @@ class ContainerSandbox(Sandbox):
         )
 
     def effective(self) -> dict[str, Any]:
+        from sandbox.isolation.docker import inspection  # no other command looks so closely
+
         found = self.inspect()
         if found is None:
             raise EngineError(f"the container {self.name} is gone")

@@ -296,7 +296,7 @@ def test_an_engine_that_is_not_there_is_said_as_the_doctor_says_it(
 ) -> None:
     monkeypatch.setattr(docker, "DEFAULT_SOCKET", str(tmp_path / "none.sock"))
     for programs, words in (({}, "Docker is not installed"), ({"dockerd": "/usr/sbin/dockerd"}, "does not answer")):
-        monkeypatch.setattr(docker, "which", programs.get)
+        monkeypatch.setattr("sandbox.host.programs.which", programs.get)
         with pytest.raises(UnavailableError, match=words) as caught:
             Engine().version()
         finding = docker_check.daemon()
