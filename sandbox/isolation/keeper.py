@@ -705,7 +705,9 @@ class _Keeping:
                 if not found["Running"]:
                     self.state["oom_killed"] = bool(found["OOMKilled"])
                     return int(found["ExitCode"])
-            except (OSError, ValueError, KeyError, TypeError):
+            except OSError:
+                pass  # it is being restarted
+            except (ValueError, KeyError, TypeError):
                 return None
             finally:
                 answer.close()
