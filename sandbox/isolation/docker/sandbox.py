@@ -320,6 +320,7 @@ class ContainerSandbox(Sandbox):
         return noted.code if code is None and noted is not None else code
 
     def destroy(self) -> None:
+        self.inspect()  # an engine that is away says so here, and the keeper goes on
         # Before the workload ends: what would be written down then is about to be removed.
         keeper.hush(self.record.directory)
         deadline = time.monotonic() + _LATE_CREATION
