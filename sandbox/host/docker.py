@@ -107,7 +107,7 @@ def _context(folder: Path, name: str) -> str:
 
 
 class Version(NamedTuple):
-    """What a dockerd says of itself."""
+    """The versions of a dockerd and of its API."""
 
     docker: str
     api: str
@@ -197,7 +197,7 @@ class Engine:
                 raise self._broken(error, what) from error
 
     def look(self, path: str, what: str) -> dict[str, Any] | None:
-        """What the engine says of one thing; None when there is no such thing.
+        """Get the engine's description of one thing; None when there is no such thing.
 
         Raises:
             EngineError, UnavailableError: as `ask`.

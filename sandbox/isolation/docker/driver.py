@@ -26,7 +26,7 @@ LABEL_ID = "org.sandbox.id"
 LABEL_LEVEL = "org.sandbox.isolation"
 
 _ENGINE_ENV: dict[str, str | None] = {"HOSTNAME": None}
-"""What dockerd adds to every environment."""
+"""Entries that dockerd adds to every environment."""
 _GONE = 404
 
 
@@ -167,7 +167,7 @@ class ContainerIsolation(Isolation):
 
     @property
     def sandbox_class(self) -> type[ContainerSandbox]:
-        """What `create` and `adopt` return."""
+        """The class that `create` and `adopt` return."""
         return ContainerSandbox
 
     def adopt(self, record: Record) -> ContainerSandbox:

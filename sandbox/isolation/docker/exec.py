@@ -314,7 +314,7 @@ class ContainerBackend(Backend):
         return int(found["ExitCode"])
 
     def _sandbox_ends(self) -> bool:
-        """Whether the sandbox is over too, a moment later: an init dies after all others in its pid namespace."""
+        """Tell whether the sandbox has ended too, a moment later: an init dies after all others in its pid namespace."""
         deadline = time.monotonic() + _MOMENT
         while self._alive():
             if time.monotonic() > deadline:
@@ -329,7 +329,7 @@ class ContainerBackend(Backend):
 
 
 def refused(command: str, reason: str) -> SandboxError | None:
-    """What the runtime's words mean for the command; None when they are about something else."""
+    """Turn the runtime's words into an error of ours; None when they are about something else."""
     if "chdir to cwd" in reason or "initial working directory" in reason:  # runc's words, runsc's
         return CannotInvokeError(f"{command!r} cannot be executed: its working directory is not there")
     if "executable file not found" in reason or "no such file or directory" in reason:

@@ -59,7 +59,7 @@ class GVisorSandbox(ContainerSandbox):
         )
 
     def _ask(self, script: str) -> bytes:
-        """What a shell inside prints.
+        """Run a shell inside and return what it prints.
 
         Raises:
             EngineError: it cannot be run, or is cut short: the sandbox ends while it is asked, say, which runsc tells
@@ -104,5 +104,5 @@ class GVisorSandbox(ContainerSandbox):
 
 def release(engine: Engine, container: str) -> None:
     """End a pause: runsc 2022 cannot signal what is paused, and dockerd then waits 10 s for its removal."""
-    with suppress(RefusalError), engine.talking("the container could not be let go on") as api:
+    with suppress(RefusalError), engine.talking("the container could not be unpaused") as api:
         api.unpause(container)

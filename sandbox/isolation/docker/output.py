@@ -1,4 +1,4 @@
-"""What a container writes: the engine's attach stream, connected to the keeper. dockerd keeps no log of its own."""
+"""A container's output: the engine's attach stream, handed to the keeper. dockerd keeps no log of its own."""
 
 from __future__ import annotations
 

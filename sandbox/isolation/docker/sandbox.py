@@ -34,7 +34,7 @@ _KEPT_BY_INIT = frozenset(
     {signal.SIGABRT, signal.SIGBUS, signal.SIGCHLD, signal.SIGCONT, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV}
     | {signal.SIGSTOP, signal.SIGSYS, signal.SIGTRAP, signal.SIGTTIN, signal.SIGTTOU}
 )
-"""What the init does not pass on: signals that tell of its own faults, and those that job control uses (tini(1))."""
+"""Signals that the init does not pass on: those of its own faults, and those that job control uses (tini(1))."""
 
 
 class ContainerSandbox(Sandbox):
@@ -115,7 +115,7 @@ class ContainerSandbox(Sandbox):
         return self.engine.look(f"/containers/{self.name}/json", "the container cannot be inspected")
 
     def alive(self) -> bool:
-        """Whether it runs, paused or not."""
+        """Tell whether it runs, paused or not."""
         process = self.record.process
         if process is not None and process.alive():
             return True  # known without the engine, and without the SDK's 0.1 s
@@ -242,14 +242,14 @@ class ContainerSandbox(Sandbox):
 
     def unpause(self) -> None:
         try:
-            with self.engine.talking("the container could not be let go on") as api:
+            with self.engine.talking("the container could not be unpaused") as api:
                 api.unpause(self.name)
         except RefusalError:
             if self._paused():
                 raise
 
     def _paused(self) -> bool:
-        """Whether the engine holds it.
+        """Tell whether the engine has paused it.
 
         Raises:
             EngineError: it does not run.
