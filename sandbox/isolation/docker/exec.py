@@ -314,7 +314,7 @@ class ContainerBackend(Backend):
         return int(found["ExitCode"])
 
     def _sandbox_ends(self) -> bool:
-        """Tell whether the sandbox has ended too, a moment later: an init dies after all others in its pid namespace."""
+        """Tell whether the sandbox ends too, a moment later: an init dies after all others in its pid namespace."""
         deadline = time.monotonic() + _MOMENT
         while self._alive():
             if time.monotonic() > deadline:
