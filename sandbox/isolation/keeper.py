@@ -25,7 +25,8 @@ How it learns of the end:
   (then `Keeper.settled` has to be called, before the init is let go);
 - `pid`: some other process, watched by a pidfd; with `status`, a descriptor from which its exit code can be read then,
   as decimal digits;
-- neither: the sandbox has ended when its sources have.
+- neither: the sandbox has ended when its sources have;
+- `engine`: beside the last two, dockerd is asked then.
 
 After the end it reads on until the sources end, or nothing has come for `linger` seconds. Then `exit` is written; its
 code is None unless the init was a child or `status` told, and whoever asks takes the code from the engine. What is
@@ -95,6 +96,10 @@ _FLOCK = struct.Struct("hhqqi4x")
 _PATIENCE = 2.0
 """Seconds that a keeper gets to do what takes it milliseconds."""
 _LINGER = 1.0
+_RETRY = 0.5
+"""Seconds between attempts to reach a dockerd that was restarted."""
+_LOOK = 0.01
+"""Seconds between looks whether dockerd has noted an end."""
 _KEPT_ENV = ("PATH", "HOME", "LANG")
 _FINISH = (
     "import sys; sys.path.insert(0, sys.argv[1]); from sandbox.lifecycle import background; "
@@ -290,6 +295,7 @@ def launch(
     pid: int | None = None,
     status: int | None = None,
     events: str | None = None,
+    engine: tuple[str, str] | None = None,
     linger: float | None = None,
 ) -> Keeper:
     """Start the keeper of a sandbox; how is told at the top.
@@ -302,6 +308,8 @@ def launch(
         pid: process whose end is the sandbox's.
         status: where the exit code of `pid` can be read once it has ended.
         events: file with a line `oom_kill N` of the sandbox's control group, read at the end.
+        engine: dockerd's socket and a container, whose MULTIPLEXED stream is the source: asked for the exit code and
+            the OOM kill, and connected to anew where the stream ends before `pid` does (dockerd was restarted).
         linger: seconds of silence after which, the sandbox having ended, the sources are taken to have ended too;
             by default 0 with `spawn` or `status` (all that was written can be read by then), else a second.
 
@@ -323,6 +331,7 @@ def launch(
         "sources": [[source.descriptor, source.stream, [0, 0, b""], source.mark] for source in sources],
         "status": -1 if status is None else status,
         "events": events or "",
+        "engine": engine or (),
         "linger": linger if linger is not None else 0.0 if spawn or status is not None else _LINGER,
         "then": NOTHING,
         "orphan": NOTE if record.owner is not None else REMOVE,
@@ -358,6 +367,11 @@ def _fork() -> int:
     from sandbox.kernel import syscalls
 
     return syscalls.clone(syscalls.SIGCHLD) if len(os.listdir("/proc/self/task")) == 1 else os.fork()
+
+
+def attach_path(container: str) -> str:
+    """The path of the call for both outputs of a container, see the Docker Engine API, "Attach to a container"."""
+    return f"/containers/{container}/attach?stream=1&stdout=1&stderr=1"
 
 
 def holder(directory: Path) -> int | None:
@@ -582,7 +596,10 @@ class _Keeping:
             if "gone" in state or (not state["sources"] and state["pidfd"] < 0):
                 self._end()
                 break
-            for descriptor, _ in self.poller.poll():
+            cut_off = state["engine"] and not state["sources"]
+            if not (found := self.poller.poll(_RETRY * 1000 if cut_off else None)):
+                self._reconnect()
+            for descriptor, _ in found:
                 if descriptor == state["control"]:
                     self._told()
                 elif descriptor == state["pidfd"]:
@@ -631,7 +648,7 @@ class _Keeping:
 
     def _append(self, source: list[Any], data: bytes) -> None:
         if source[1] == MULTIPLEXED:
-            for stream, part in _demultiplexed(source[2], data):
+            for stream, part in demultiplexed(source[2], data):
                 self.log.append(stream, part)
         else:
             self.log.append(source[1], data)
@@ -713,7 +730,32 @@ class _Keeping:
             if poller.poll(_PATIENCE * 1000):
                 state["told"] = os.read(state["status"], 16)
         said = state.get("told", b"")
-        return int(said) if said.isdigit() else None
+        if said.isdigit():
+            return int(said)
+        return self._engines_code() if state["engine"] else None
+
+    def _engines_code(self) -> int | None:
+        """The exit code as dockerd has it, which also knows of an OOM kill: the control group is gone by now."""
+        import json
+
+        deadline = time.monotonic() + _PATIENCE
+        while time.monotonic() < deadline:
+            answer, text = self._ask(f"GET /containers/{self.state['engine'][1]}/json"), b""
+            try:
+                while block := answer.recv(CHUNK):
+                    text += block
+                found = json.loads(text.partition(b"\r\n\r\n")[2])["State"]
+                if not found["Running"]:
+                    self.state["oom_killed"] = bool(found["OOMKilled"])
+                    return int(found["ExitCode"])
+            except OSError:
+                pass  # it is being restarted
+            except (ValueError, KeyError, TypeError):
+                return None
+            finally:
+                answer.close()
+            time.sleep(_LOOK)
+        return None
 
     def _note(self, code: int | None) -> None:
         import json
@@ -731,8 +773,40 @@ class _Keeping:
         except OSError:
             return  # it has been removed, and its directory with it
 
+    def _reconnect(self) -> None:
+        """Read on from a container whose stream has ended before it did; what it wrote in between is lost."""
+        answer = self._ask(f"POST {attach_path(self.state['engine'][1])}", "Connection: Upgrade\r\nUpgrade: tcp\r\n")
+        try:
+            head = b""
+            while not head.endswith(b"\r\n\r\n") and (byte := answer.recv(1)):
+                head += byte
+            if head.startswith(b"HTTP/1.1 101"):
+                answer.settimeout(None)
+                descriptor = answer.detach()
+                self.state["sources"].append([descriptor, MULTIPLEXED, [0, 0, b""]])
+                self.poller.register(descriptor, select.POLLIN)
+        except OSError:
+            return
+        finally:
+            answer.close()
+
+    def _ask(self, what: str, headers: str = "") -> Any:
+        """Make a call to dockerd; where it does not answer, what is returned cannot be read from."""
+        import _socket  # without what `socket` loads beside it: 0.4 MiB
+
+        connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        connection.settimeout(_PATIENCE)
+        try:
+            connection.connect(self.state["engine"][0])
+            connection.send(f"{what} HTTP/1.0\r\n{headers}\r\n".encode())
+        except OSError:
+            pass
+        return connection
+
     def _oom_kills(self) -> bool | None:
         """Whether the kernel has killed a process of it for want of memory; None where that cannot be seen."""
+        if "oom_killed" in self.state:
+            return bool(self.state["oom_killed"])
         try:
             with open(self.state["events"], encoding="ascii") as stream:
                 found = dict(line.split() for line in stream)
@@ -780,7 +854,7 @@ def _capacity(descriptor: int) -> int:
         return 1 << 20
 
 
-def _demultiplexed(begun: list[Any], data: bytes) -> Iterator[tuple[int, bytes]]:
+def demultiplexed(begun: list[Any], data: bytes) -> Iterator[tuple[int, bytes]]:
     """The streams in some bytes of Docker's framing (Docker Engine API, "Attach to a container").
 
     Args:
