@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from sandbox.isolation import keeper
+from sandbox.isolation import keeper, supervision
 
 _PATIENCE = 2.0
 """Seconds that a keeper gets to write it after the end; it takes milliseconds."""
@@ -45,6 +45,6 @@ def read(directory: Path) -> Ending | None:
 def wait(directory: Path) -> Ending | None:
     """As `read`, of a sandbox that has ended: a keeper that is just about to write is waited for."""
     deadline = time.monotonic() + _PATIENCE
-    while (found := read(directory)) is None and keeper.watching(directory) and time.monotonic() < deadline:
+    while (found := read(directory)) is None and supervision.watching(directory) and time.monotonic() < deadline:
         time.sleep(_LOOK)
     return found if found is not None else read(directory)
