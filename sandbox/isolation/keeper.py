@@ -441,7 +441,7 @@ class _Keeping:
             if head.startswith(b"HTTP/1.1 101"):
                 answer.settimeout(None)
                 descriptor = answer.detach()
-                self.state["sources"].append([descriptor, MULTIPLEXED, [0, 0, b""]])
+                self.state["sources"].append([descriptor, MULTIPLEXED, [0, 0, b""], b""])
                 self.poller.register(descriptor, select.POLLIN)
         except OSError:
             return
