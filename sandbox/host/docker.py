@@ -11,7 +11,6 @@ Engines are local: one on another host is refused, whatever names it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import socket
@@ -23,8 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sandbox.errors import EngineError, SandboxError, UnavailableError
-from sandbox.host.distribution import FIX, distribution, remedy
-from sandbox.host.programs import which
 
 if TYPE_CHECKING:
     import http.client
@@ -100,6 +97,8 @@ def _current_context(folder: Path) -> str | None:
 
 def _context(folder: Path, name: str) -> str:
     """The address that a context leads to; docker names its directory by the SHA-256 of the name."""
+    import hashlib  # loads OpenSSL
+
     path = folder / "contexts/meta" / hashlib.sha256(name.encode()).hexdigest() / "meta.json"
     try:
         return str(json.loads(path.read_text(encoding="utf-8"))["Endpoints"]["docker"]["Host"])
@@ -108,7 +107,7 @@ def _context(folder: Path, name: str) -> str:
 
 
 class Version(NamedTuple):
-    """What a dockerd says of itself."""
+    """The versions of a dockerd and of its API."""
 
     docker: str
     api: str
@@ -198,7 +197,7 @@ class Engine:
                 raise self._broken(error, what) from error
 
     def look(self, path: str, what: str) -> dict[str, Any] | None:
-        """What the engine says of one thing; None when there is no such thing.
+        """Get the engine's description of one thing; None when there is no such thing.
 
         Raises:
             EngineError, UnavailableError: as `ask`.
@@ -302,6 +301,9 @@ class Engine:
         return None
 
     def _unreachable(self, error: Exception) -> UnavailableError:
+        from sandbox.host.distribution import FIX, distribution, remedy
+        from sandbox.host.programs import which
+
         if "Permission denied" in str(error):
             return UnavailableError(f"{self} may not be used by this user", "run it as root")
         if self.socket != DEFAULT_SOCKET:

@@ -34,7 +34,7 @@ _NOT_FOUND = 404
 
 
 def daemon() -> Finding:
-    """Whether the Docker daemon answers."""
+    """Find out whether the Docker daemon answers."""
     name = "docker.daemon"
     try:
         engine = Engine()
@@ -44,7 +44,7 @@ def daemon() -> Finding:
 
 
 def registered(engine: Engine) -> dict[str, Any] | None:
-    """How the runtime runsc is registered with an engine; None when it is not.
+    """Get the registration of the runtime runsc with an engine; None when there is none.
 
     Raises:
         EngineError, UnavailableError: the daemon does not answer, or not sensibly.
@@ -61,7 +61,7 @@ def _info(engine: Engine) -> dict[str, Any]:
 
 
 def runsc() -> Finding:
-    """Whether gVisor's runtime is registered with the daemon, and runs a container."""
+    """Find out whether gVisor's runtime is registered with the daemon, and runs a container."""
     name = "docker.runsc"
     try:
         engine = Engine()
@@ -84,7 +84,7 @@ def runsc() -> Finding:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether gVisor runs containers, and why not or how it was found."""
+    """The outcome of a trial of gVisor, with a reason."""
 
     works: bool
     reason: str

@@ -26,7 +26,7 @@ _RELOAD_TIMEOUT = 10.0
 
 
 def chosen() -> bool:
-    """Whether the dockerd that the docker command would use is this host's own, which can be started here."""
+    """Tell whether the docker command would use this host's own dockerd, which can be started here."""
     try:
         return socket_path() == DEFAULT_SOCKET
     except UnavailableError:
@@ -39,13 +39,13 @@ def own_config() -> Path:
 
 
 def entry() -> dict[str, Any]:
-    """How runsc is registered; empty where it is not installed."""
+    """The registration of runsc; empty where it is not installed."""
     path = which(RUNTIME)
     return {RUNTIME: {"path": path, "runtimeArgs": list(RUNTIME_ARGS)}} if path else {}
 
 
 def advice() -> str:
-    """What to add by hand to a configuration that is not ours."""
+    """Advice for a configuration that is not ours."""
     return f'add to {SYSTEM_CONFIG}: "runtimes": {json.dumps(entry())}, and reload dockerd'
 
 

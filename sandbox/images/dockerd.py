@@ -32,7 +32,7 @@ def reference(digest: str) -> str:
 
 
 def find(digest: str) -> dict[str, Any] | None:
-    """What the daemon says of the image (ImageInspect); None when it has none.
+    """Get the daemon's description of the image (ImageInspect); None when it has none.
 
     Raises:
         UnavailableError: no daemon answers.

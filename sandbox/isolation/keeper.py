@@ -16,13 +16,17 @@ How a level connects itself:
     self.keeper = keeper.launch(record, sources, ...)       in `create`, or in `start` before the workload begins
 
 with one `Source` per descriptor: a pipe, a socket, anything that poll(2) takes and that has an end. STDOUT and STDERR
-are plain bytes, MULTIPLEXED is Docker's framing of both. The keeper takes the descriptors over (the caller's copies
-are closed). How it learns of the end:
+are plain bytes, MULTIPLEXED is Docker's framing of both. A source with a mark has ended where the mark comes, which a
+line with the exit code follows (a virtual machine's port has no end of its own); its descriptor is closed then, and
+the other side sees that everything was read. The keeper takes the descriptors over (the caller's copies are closed).
+How it learns of the end:
 
-- `spawn`: called in the keeper, makes the init as the keeper's child, and returns its pid; `Keeper.child` is that;
+- `spawn`: called in the keeper, makes the init as the keeper's child, and returns its pid; `Keeper.child` is that
+  (then `Keeper.settled` has to be called, before the init is let go);
 - `pid`: some other process, watched by a pidfd; with `status`, a descriptor from which its exit code can be read then,
   as decimal digits;
-- neither: the sandbox has ended when its sources have.
+- neither: the sandbox has ended when its sources have;
+- `engine`: beside the last two, dockerd is asked then.
 
 After the end it reads on until the sources end, or nothing has come for `linger` seconds. Then `exit` is written; its
 code is None unless the init was a child or `status` told, and whoever asks takes the code from the engine. What is
@@ -81,19 +85,29 @@ NOTHING, NOTE, TELL, REMOVE = "nothing", "note", "tell", "remove"
 """What to do at the end: nothing (the command does it), note it in the record, have the manager note it and withdraw
 published ports, or remove the sandbox."""
 
+_HANDLED = (
+    *(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT),
+    *(signal.SIGALRM, signal.SIGCHLD, signal.SIGWINCH),
+    *(signal.SIGUSR1, signal.SIGUSR2),
+)
+"""Signals that a command may have handlers for: they do not run in the keeper."""
 _DOCKER = struct.Struct(">BxxxL")
 _FLOCK = struct.Struct("hhqqi4x")
 _PATIENCE = 2.0
 """Seconds that a keeper gets to do what takes it milliseconds."""
 _LINGER = 1.0
+_RETRY = 0.5
+"""Seconds between attempts to reach a dockerd that was restarted."""
+_LOOK = 0.01
+"""Seconds between looks whether dockerd has noted an end."""
 _KEPT_ENV = ("PATH", "HOME", "LANG")
 _FINISH = (
     "import sys; sys.path.insert(0, sys.argv[1]); from sandbox.lifecycle import background; "
     "background.finish(*sys.argv[2:])"
 )
 
-Source = namedtuple("Source", ("descriptor", "stream"))
-"""A descriptor to read from, and what comes: STDOUT, STDERR or MULTIPLEXED."""
+Source = namedtuple("Source", ("descriptor", "stream", "mark"), defaults=(b"",))
+"""A descriptor to read from, and what comes: STDOUT, STDERR or MULTIPLEXED; up to a mark, where one is given."""
 
 
 # --- the command's side ------------------------------------------------------------------------------------------
@@ -107,9 +121,9 @@ class Keeper:
         child: the init that its `spawn` made; 0 without one.
     """
 
-    def __init__(self, directory: Path, pid: int, child: int, control: socket.socket, wake: int) -> None:
+    def __init__(self, directory: Path, pid: int, control: socket.socket, wake: int) -> None:
         self.pid = pid
-        self.child = child
+        self.child = 0
         self.code: int | None = None
         """The exit code, once the keeper has told it."""
         self._lost = False
@@ -117,6 +131,30 @@ class Keeper:
         self._control: socket.socket | None = control
         self._wake = wake
         self._told = False
+
+    def settled(self) -> None:
+        """Wait until it has closed all that it has inherited of the command, and can be found (`holder`).
+
+        Raises:
+            OSError: it could not write the log, say.
+        """
+        self.expect(b"R")
+
+    def expect(self, kind: bytes) -> str:
+        """Take an answer of it; for `launch`.
+
+        Raises:
+            OSError: it was another one.
+        """
+        try:
+            answer = self._control.recv(4096) if self._control is not None else b""
+            if answer[:1] != kind:
+                number, _, text = answer[1:].decode("utf-8", "replace").partition(" ")
+                raise OSError(int(number or 0), text or "the keeper ended at once")
+        except BaseException:
+            self.close()
+            raise
+        return answer[1:].decode("ascii")
 
     def output(self, dropped: Callable[[int], object]) -> Iterator[Piece]:
         """What the workload writes, from its first byte until it ends.
@@ -257,6 +295,7 @@ def launch(
     pid: int | None = None,
     status: int | None = None,
     events: str | None = None,
+    engine: tuple[str, str] | None = None,
     linger: float | None = None,
 ) -> Keeper:
     """Start the keeper of a sandbox; how is told at the top.
@@ -264,10 +303,13 @@ def launch(
     Args:
         record: of the sandbox; its directory is there.
         sources: what to read from.
-        spawn: makes the init, in the keeper.
+        spawn: makes the init, in the keeper. Then this returns as soon as there is one, and what is to come can be done
+            while the keeper settles; see `Keeper.settled`, which is to be called before anything is let go.
         pid: process whose end is the sandbox's.
         status: where the exit code of `pid` can be read once it has ended.
         events: file with a line `oom_kill N` of the sandbox's control group, read at the end.
+        engine: dockerd's socket and a container, whose MULTIPLEXED stream is the source: asked for the exit code and
+            the OOM kill, and connected to anew where the stream ends before `pid` does (dockerd was restarted).
         linger: seconds of silence after which, the sandbox having ended, the sources are taken to have ended too;
             by default 0 with `spawn` or `status` (all that was written can be read by then), else a second.
 
@@ -286,17 +328,18 @@ def launch(
         "control": its.fileno(),
         "code": "",
         "wake": wake,
-        "sources": [[source.descriptor, source.stream, [0, 0, b""]] for source in sources],
+        "sources": [[source.descriptor, source.stream, [0, 0, b""], source.mark] for source in sources],
         "status": -1 if status is None else status,
         "events": events or "",
+        "engine": engine or (),
         "linger": linger if linger is not None else 0.0 if spawn or status is not None else _LINGER,
         "then": NOTHING,
         "orphan": NOTE if record.owner is not None else REMOVE,
         "hold": True,
     }
-    masked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    masked = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
     try:
-        made = os.fork()
+        made = _fork()
         if made == 0:
             _live(state, spawn, pid)
         _launched.add(made)
@@ -311,21 +354,24 @@ def launch(
             os.close(source.descriptor)
         if status is not None:
             os.close(status)
-    return _greet(record.directory, made, ours, wake)
+    kept = Keeper(record.directory, made, ours, wake)
+    if spawn is not None:
+        kept.child = int(kept.expect(b"P"))
+    else:
+        kept.expect(b"R")
+    return kept
 
 
-def _greet(directory: Path, pid: int, control: socket.socket, wake: int) -> Keeper:
-    try:
-        answer = control.recv(4096)
-        if answer[:1] != b"P":
-            number, _, text = answer[1:].decode("utf-8", "replace").partition(" ")
-            raise OSError(int(number or 0), text or "the keeper ended at once")
-    except BaseException:
-        control.close()
-        os.close(wake)
-        _collect(pid)
-        raise
-    return Keeper(directory, pid, int(answer[1:]), control, wake)
+def _fork() -> int:
+    """As os.fork; where there is one thread only, without what that does for others, which takes it 1 to 2 ms."""
+    from sandbox.kernel import syscalls
+
+    return syscalls.clone(syscalls.SIGCHLD) if len(os.listdir("/proc/self/task")) == 1 else os.fork()
+
+
+def attach_path(container: str) -> str:
+    """The path of the call for both outputs of a container, see the Docker Engine API, "Attach to a container"."""
+    return f"/containers/{container}/attach?stream=1&stdout=1&stderr=1"
 
 
 def holder(directory: Path) -> int | None:
@@ -410,6 +456,7 @@ def _live(state: dict[str, Any], spawn: Callable[[], int] | None, pid: int | Non
         child = 0
         if spawn is not None:
             child = pid = spawn()
+            os.write(control, b"P%d" % child)
         os.setsid()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
@@ -427,7 +474,7 @@ def _live(state: dict[str, Any], spawn: Callable[[], int] | None, pid: int | Non
         keeping.settle()
         signal.signal(signal.SIGUSR1, keeping.hushed)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        os.write(control, b"P%d" % child)
+        os.write(control, b"R")
         keeping.run()
     except OSError as error:
         os.write(control, f"E{error.errno or 0} {error.strerror or error}".encode())
@@ -530,7 +577,7 @@ class _Keeping:
         """All that it needs."""
         state = self.state
         named = [state[name] for name in ("control", "wake", "status", "pidfd", "lock", "log")]
-        return [one for one in named if one >= 0] + [one for one, _, _ in state["sources"]]
+        return [one for one in named if one >= 0] + [source[0] for source in state["sources"]]
 
     def hushed(self, _number: int, _frame: object) -> None:
         """The sandbox is being removed: nothing is to be written down."""
@@ -549,7 +596,10 @@ class _Keeping:
             if "gone" in state or (not state["sources"] and state["pidfd"] < 0):
                 self._end()
                 break
-            for descriptor, _ in self.poller.poll():
+            cut_off = state["engine"] and not state["sources"]
+            if not (found := self.poller.poll(_RETRY * 1000 if cut_off else None)):
+                self._reconnect()
+            for descriptor, _ in found:
                 if descriptor == state["control"]:
                     self._told()
                 elif descriptor == state["pidfd"]:
@@ -563,8 +613,8 @@ class _Keeping:
         self._then()
 
     def _listen(self) -> None:
-        for descriptor, _, _ in self.state["sources"]:
-            self.poller.register(descriptor, select.POLLIN)
+        for source in self.state["sources"]:
+            self.poller.register(source[0], select.POLLIN)
 
     def _take(self, descriptor: int, *, last: bool = False) -> None:
         """Read from a source and write it to the log, or pause where the reader in the foreground is too far behind."""
@@ -573,8 +623,8 @@ class _Keeping:
         if not last and not self.log.room(CHUNK):
             if self.state["hold"] and not self.log.may_rotate(self.acknowledged):
                 self.paused = True
-                for one, _, _ in self.state["sources"]:
-                    self.poller.unregister(one)
+                for source in self.state["sources"]:
+                    self.poller.unregister(source[0])
                 return
             self.log.rotate()
         (source,) = (one for one in self.state["sources"] if one[0] == descriptor)
@@ -584,13 +634,21 @@ class _Keeping:
             return
         except OSError:  # a connection that was reset
             data = b""
-        if not data:
+        over = not data
+        if source[3]:
+            data, code = _marked(source[2], source[3], data)
+            if code is not None:
+                over, self.state["told"] = True, code
+        if data:
+            self._append(source, data)
+        if over:
             self.poller.unregister(descriptor)
             self.state["sources"].remove(source)
             os.close(descriptor)
-            return
+
+    def _append(self, source: list[Any], data: bytes) -> None:
         if source[1] == MULTIPLEXED:
-            for stream, part in _demultiplexed(source[2], data):
+            for stream, part in demultiplexed(source[2], data):
                 self.log.append(stream, part)
         else:
             self.log.append(source[1], data)
@@ -670,8 +728,33 @@ class _Keeping:
             poller = select.poll()
             poller.register(state["status"], select.POLLIN)
             if poller.poll(_PATIENCE * 1000):
-                said = os.read(state["status"], 16)
-                return int(said) if said.isdigit() else None
+                state["told"] = os.read(state["status"], 16)
+        said = state.get("told", b"")
+        if said.isdigit():
+            return int(said)
+        return self._engines_code() if state["engine"] else None
+
+    def _engines_code(self) -> int | None:
+        """The exit code as dockerd has it, which also knows of an OOM kill: the control group is gone by now."""
+        import json
+
+        deadline = time.monotonic() + _PATIENCE
+        while time.monotonic() < deadline:
+            answer, text = self._ask(f"GET /containers/{self.state['engine'][1]}/json"), b""
+            try:
+                while block := answer.recv(CHUNK):
+                    text += block
+                found = json.loads(text.partition(b"\r\n\r\n")[2])["State"]
+                if not found["Running"]:
+                    self.state["oom_killed"] = bool(found["OOMKilled"])
+                    return int(found["ExitCode"])
+            except OSError:
+                pass  # it is being restarted
+            except (ValueError, KeyError, TypeError):
+                return None
+            finally:
+                answer.close()
+            time.sleep(_LOOK)
         return None
 
     def _note(self, code: int | None) -> None:
@@ -690,8 +773,40 @@ class _Keeping:
         except OSError:
             return  # it has been removed, and its directory with it
 
+    def _reconnect(self) -> None:
+        """Read on from a container whose stream has ended before it did; what it wrote in between is lost."""
+        answer = self._ask(f"POST {attach_path(self.state['engine'][1])}", "Connection: Upgrade\r\nUpgrade: tcp\r\n")
+        try:
+            head = b""
+            while not head.endswith(b"\r\n\r\n") and (byte := answer.recv(1)):
+                head += byte
+            if head.startswith(b"HTTP/1.1 101"):
+                answer.settimeout(None)
+                descriptor = answer.detach()
+                self.state["sources"].append([descriptor, MULTIPLEXED, [0, 0, b""]])
+                self.poller.register(descriptor, select.POLLIN)
+        except OSError:
+            return
+        finally:
+            answer.close()
+
+    def _ask(self, what: str, headers: str = "") -> Any:
+        """Make a call to dockerd; where it does not answer, what is returned cannot be read from."""
+        import _socket  # without what `socket` loads beside it: 0.4 MiB
+
+        connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        connection.settimeout(_PATIENCE)
+        try:
+            connection.connect(self.state["engine"][0])
+            connection.send(f"{what} HTTP/1.0\r\n{headers}\r\n".encode())
+        except OSError:
+            pass
+        return connection
+
     def _oom_kills(self) -> bool | None:
         """Whether the kernel has killed a process of it for want of memory; None where that cannot be seen."""
+        if "oom_killed" in self.state:
+            return bool(self.state["oom_killed"])
         try:
             with open(self.state["events"], encoding="ascii") as stream:
                 found = dict(line.split() for line in stream)
@@ -739,7 +854,7 @@ def _capacity(descriptor: int) -> int:
         return 1 << 20
 
 
-def _demultiplexed(begun: list[Any], data: bytes) -> Iterator[tuple[int, bytes]]:
+def demultiplexed(begun: list[Any], data: bytes) -> Iterator[tuple[int, bytes]]:
     """The streams in some bytes of Docker's framing (Docker Engine API, "Attach to a container").
 
     Args:
@@ -759,6 +874,27 @@ def _demultiplexed(begun: list[Any], data: bytes) -> Iterator[tuple[int, bytes]]
         begun[1] -= len(part)
         if part:
             yield (STDERR if begun[0] == STDERR else STDOUT), part
+
+
+def _marked(begun: list[Any], mark: bytes, data: bytes) -> tuple[bytes, bytes | None]:
+    """What stands before a mark, and the line that follows the mark; None as long as it has not come.
+
+    Args:
+        begun: the last field is what was held back, for it may be the beginning of the mark.
+        mark: the bytes that end the source.
+        data: what came; nothing at an end without the mark.
+    """
+    held, begun[2] = begun[2], b""
+    if not data:
+        return held, None
+    data = held + data
+    at = data.find(mark)
+    if at >= 0 and data.endswith(b"\n"):
+        return data[:at], data[at + len(mark) : -1]
+    if at < 0:
+        at = next(at for at in range(max(0, len(data) - len(mark) + 1), len(data) + 1) if mark.startswith(data[at:]))
+    begun[2] = data[at:]
+    return data[:at], None
 
 
 def _main(data: str) -> NoReturn:

@@ -66,6 +66,7 @@ def memory(text: str, host_bytes: int | None = None, what: str = "--memory") -> 
     Raises:
         SpecError: it is not a size, below MIN_MEMORY, or more than the host has.
     """
+    text = text.strip()
     value = _size(text, what)
     if value < MIN_MEMORY:
         raise SpecError(
@@ -83,6 +84,7 @@ def disk(text: str, memory_bytes: int, what: str = "--disk") -> int:
     Raises:
         SpecError: it is not a size, below MIN_DISK, or more than the sandbox's memory, which holds the files.
     """
+    text = text.strip()
     value = _size(text, what)
     if value < MIN_DISK:
         raise SpecError(

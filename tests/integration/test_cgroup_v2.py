@@ -33,8 +33,12 @@ $bb mount -t proc proc /proc
 $bb mount -t sysfs sysfs /sys
 $bb mount -t cgroup2 cgroup2 /sys/fs/cgroup
 $bb mount -t tmpfs tmpfs /run
-$bb stty -F /dev/ttyS1 raw -echo
-/usr/bin/python3 -I -S /{vmimage.GUEST_HOME}/code/pure_v2.py >/dev/ttyS1 2>&1
+. /{vmimage.GUEST_HOME}/etc/settings
+exec 5<>"$(echo /dev/vport*p1)"
+until read -r _ <&5; do :; done
+/usr/bin/python3 -I -S /{vmimage.GUEST_HOME}/code/pure_v2.py >&5 2>&1
+echo "@$nonce end $?" >&5
+read -r _ <&5
 $bb reboot -f
 """
 TIMEOUT = 240.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import subprocess
 import threading
 import time
@@ -80,6 +81,8 @@ def make(level: ContainerIsolation) -> Iterator[Make]:
         def make(argv: tuple[str, ...] = SLEEP, *, start: bool = True, **changes: Any) -> ContainerSandbox:
             spec = spec_of(level.name, argv, **changes)
             record = Record(secrets.token_hex(6), spec, f"198.19.2.{next(used)}")
+            record.directory.mkdir(parents=True)
+            undo.callback(shutil.rmtree, record.directory)
             sandbox = level.create(spec, record, undo)
             if start:
                 sandbox.start()
@@ -309,6 +312,8 @@ def test_a_command_is_ended_where_nothing_can_be_started(pipes: Pipes) -> None:
     level.prepare(spec_of("container"), quiet)
     with ExitStack() as undo:
         record = Record(secrets.token_hex(6), spec_of("container", pids_limit=16), "10.198.2.9")
+        record.directory.mkdir(parents=True)
+        undo.callback(shutil.rmtree, record.directory)
         sandbox = level.create(record.spec, record, undo)
         sandbox.start()
         fork = ["/usr/bin/python3", "-I", "-S", "-c", script]
@@ -410,7 +415,7 @@ def test_what_is_in_force(make: Make, level: ContainerIsolation) -> None:
     assert engine.restart_policy == "no"
     assert engine.published_ports is None
     assert engine.swap == 0
-    assert engine.log_driver == "json-file"
+    assert engine.log_driver == "none"  # the keeper writes it
     assert engine.root_read_only is True
     assert process.seccomp.mode == "filter"
     # A hybrid host has its cgroup namespace too.
@@ -470,6 +475,8 @@ def test_ended_from_inside(pipes: Pipes, monkeypatch: pytest.MonkeyPatch) -> Non
     level.prepare(spec_of("container"), quiet)
     with ExitStack() as undo:
         record = Record(secrets.token_hex(6), spec_of("container"), "10.198.2.8")
+        record.directory.mkdir(parents=True)
+        undo.callback(shutil.rmtree, record.directory)
         sandbox = level.create(record.spec, record, undo)
         sandbox.start()
         handle = sandbox.attach(shell("sleep 301 & echo begun; sleep 302"), stdin=None, stdout=pipes.stdout, stderr=2)

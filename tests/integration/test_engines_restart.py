@@ -185,11 +185,23 @@ def _through_a_restart(dockerd: OwnDockerd, manager: Manager, *, live: bool, end
     if live:
         assert served(found)
         assert found.sandbox.exec(["/bin/echo", "hello"], timeout=30).stdout == b"hello\n"
+        assert _says_again(found), "its keeper has not connected to it anew"
         assert cli("stop", NAME).returncode == 0
         assert not found.sandbox.state().running
     assert cli("rm", NAME).returncode == 0
     assert subprocess.run(["docker", "ps", "-aq"], capture_output=True, check=True).stdout == b""
     assert not Manager().store.known().__contains__(running.record.id)
+
+
+def _says_again(running: Running) -> bool:
+    """Whether what the workload writes from now on reaches the log."""
+    deadline = time.monotonic() + 10
+    while b"after the restart" not in b"".join(running.sandbox.logs()):
+        if time.monotonic() > deadline:
+            return False
+        running.sandbox.exec(["/bin/sh", "-c", "echo after the restart >/proc/1/fd/1"], timeout=30)
+        time.sleep(0.2)
+    return True
 
 
 def while_down(manager: Manager, running: Running, *, survives: bool) -> None:
@@ -198,9 +210,10 @@ def while_down(manager: Manager, running: Running, *, survives: bool) -> None:
     assert NAME in listed("-a")
     if survives:
         assert served(running)
-    for verb in (("exec", NAME, "true"), ("stop", NAME), ("rm", "-f", NAME), ("logs", NAME)):
+    for verb in (("exec", NAME, "true"), ("stop", NAME), ("rm", "-f", NAME)):
         done = cli(*verb)
         assert one_line(done), (verb, done)
+    assert cli("logs", NAME).returncode == 0, "the log is the keeper's"
     with pytest.raises(UnavailableError):
         manager.get(NAME).sandbox.exec(["true"], timeout=10)
     with pytest.raises(SandboxError):

@@ -11,6 +11,7 @@ import ctypes
 import json
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import threading
@@ -25,9 +26,10 @@ import pytest
 
 from sandbox.isolation.docker import cgroup
 from sandbox.isolation.docker import network as docker_network
-from sandbox.isolation.docker.driver import LOG_BYTES, ContainerIsolation
+from sandbox.isolation.docker.driver import ContainerIsolation
 from sandbox.isolation.docker.network import Lab
 from sandbox.isolation.docker.sandbox import ContainerSandbox
+from sandbox.isolation.keeper import PART_BYTES
 from sandbox.kernel import syscalls
 from sandbox.spec import MIB, SandboxSpec
 from sandbox.state.record import Record
@@ -375,6 +377,8 @@ def start(
     level: ContainerIsolation, undo: ExitStack, argv: tuple[str, ...] = SPEC.argv, address: str | None = None
 ) -> ContainerSandbox:
     record = Record(secrets.token_hex(6), replace(SPEC, argv=argv), address or f"10.197.2.{next(_used)}")
+    record.directory.mkdir(parents=True)
+    undo.callback(shutil.rmtree, record.directory)
     sandbox = level.create(record.spec, record, undo)
     sandbox.start()
     return sandbox
@@ -426,19 +430,22 @@ def test_succeeds_without_the_item(network: None, name: str, monkeypatch: pytest
 
 
 def test_the_log_is_capped(network: None) -> None:
-    flood = ("/usr/bin/python3", "-c", "import sys; sys.stdout.write(('x' * 99 + '\\n') * 200_000)")
+    """The keeper's is; dockerd keeps none, where its default would grow with all that is written."""
 
-    def size(*weaken: Weaken) -> int:
-        with ExitStack() as undo:
-            sandbox = start(Weakened(weaken[0]) if weaken else ContainerIsolation(LAB), undo, argv=flood)
-            assert sandbox.wait(60.0) == 0
-            found = sandbox.inspect()
-            assert found is not None
-            path = Path(found["LogPath"])
-            return sum(one.stat().st_size for one in path.parent.glob(f"{path.name}*"))
+    def flood(lines: int) -> tuple[str, ...]:
+        return ("/usr/bin/python3", "-c", f"import sys; sys.stdout.write(('x' * 99 + '\\n') * {lines})")
 
-    assert size() <= LOG_BYTES * 1.01
-    assert size(host(LogConfig={"Type": "json-file", "Config": {}})) > 2 * LOG_BYTES
+    with ExitStack() as undo:
+        sandbox = start(ContainerIsolation(LAB), undo, argv=flood(800_000))
+        assert sandbox.keeper is not None
+        sandbox.keeper.let_go()
+        assert sandbox.wait(60.0) == 0
+        size = sum(one.stat().st_size for one in sandbox.record.directory.glob("log*"))
+        assert 30 * MIB < size <= 2 * PART_BYTES
+        assert (sandbox.inspect() or {})["LogPath"] == ""
+        weakened = start(Weakened(host(LogConfig={"Type": "json-file", "Config": {}})), undo, argv=flood(200_000))
+        assert weakened.wait(60.0) == 0
+        assert Path((weakened.inspect() or {})["LogPath"]).stat().st_size > 20_000_000
 
 
 def test_it_stays_ended(network: None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import time
@@ -11,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.errors import EngineError, SpecError
+from sandbox.errors import CannotInvokeError, CommandNotFoundError, EngineError, SpecError
 from sandbox.isolation.vm import domain, driver
 from sandbox.isolation.vm.sandbox import VmSandbox
 from sandbox.network import lab
-from sandbox.spec import MIB
+from sandbox.spec import MIB, SandboxSpec
 from tests.integration.machines import BOOT_TIMEOUT, SPEC, created, level, pid_of, shell, started
 
 pytestmark = pytest.mark.level("vm")
@@ -61,8 +62,8 @@ def test_an_application_comes_along_read_only() -> None:
         assert b"Read-only" in sandbox.exec(["sh", "-c", "echo x >/app/new"], root=True).stderr
         assert b"".join(sandbox.logs(tail=1)) == lines[-1] + b"\n"
         assert sandbox.limits().disk == 4 * MIB
-        with pytest.raises(SpecError, match="since"):
-            sandbox.logs(since=0.0)
+        assert b"".join(sandbox.logs(since=0.0)).splitlines() == lines
+        assert list(sandbox.logs(until=1.0)) == []
         # Who reads a command's output goes away, and so does the command.
         unread, output = os.pipe()
         os.close(unread)
@@ -126,11 +127,82 @@ def test_the_exit_code_and_the_log_outlive_the_machine(script: str, code: int) -
         assert sandbox.state().exit_code == code
         wait_until_forgotten(sandbox.record.id)
         if code == 7:
-            assert b"".join(sandbox.logs()) == b"out\nerr\n"
+            assert sorted((piece.stream, piece.data) for piece in sandbox.pieces()) == [(1, b"out\n"), (2, b"err\n")]
         again = level().adopt(sandbox.record)
         assert again.wait(0) == code
         with pytest.raises(EngineError, match="not running"):
             again.exec(["true"])
+
+
+WRITER = """
+import os, random, sys
+random.seed(7)
+data = random.randbytes(20 << 20) + b"x" * (1 << 20) + bytes(1 << 20) + b"the end"
+view = memoryview(data)
+while view:
+    view = view[os.write(1, view[:random.randrange(1, 1 << 18)]):]
+for number in range(2000):
+    os.write(2, b"%d " % number)
+open("/dev/stdout", "wb", buffering=0).write(b" and more")
+open("/dev/fd/2", "wb", buffering=0).write(b"as well")
+"""
+"""Random bytes, a line of 1 MiB, NULs, and an end without a line feed."""
+
+
+def test_output_arrives_whole_and_apart() -> None:
+    """Faster than 5 MB/s, the processor emulated or not; a slow reader slows the workload and loses nothing."""
+    generator = random.Random(7)
+    wanted = generator.randbytes(20 << 20) + b"x" * (1 << 20) + bytes(1 << 20) + b"the end and more"
+    with started(replace(SPEC, argv=("/usr/bin/python3", "-I", "-S", "-c", WRITER), memory=256 * MIB)) as sandbox:
+        found = {1: bytearray(), 2: bytearray()}
+        first = 0.0
+        for piece in sandbox.output():
+            first = first or time.monotonic()
+            found[piece.stream] += piece.data
+        took = time.monotonic() - first
+        assert found[1] == wanted
+        assert found[2] == b"".join(b"%d " % number for number in range(2000)) + b"as well"
+        assert len(wanted) / took > 5e6, f"{len(wanted) / took / 1e6:.1f} MB/s"
+        assert sandbox.wait(30) == 0
+        assert b"".join(piece.data for piece in sandbox.pieces() if piece.stream == 1) == wanted
+
+
+def test_a_slow_reader_loses_nothing() -> None:
+    """More than the log keeps, and than the machine can hold back."""
+    size = 100 * MIB
+    with started(shell(f"head -c {size} /dev/zero; echo end")) as sandbox:
+        count = 0
+        for piece in sandbox.output():
+            count += len(piece.data)
+            if count < 4 * MIB:
+                time.sleep(0.05)
+        assert count == size + 4
+        assert sandbox.wait(30) == 0
+
+
+def test_a_workload_whose_keeper_was_killed_gets_sigpipe() -> None:
+    with started(shell("trap '' TERM; echo here; while sleep 0.05; do echo more; done")) as sandbox:
+        wait_for_words(sandbox, b"here")
+        assert sandbox.keeper is not None
+        os.kill(sandbox.keeper.pid, signal.SIGKILL)
+        assert sandbox.wait(30) == 128 + signal.SIGPIPE
+        assert b"".join(sandbox.logs()).startswith(b"here\n")
+
+
+@pytest.mark.parametrize(
+    ("spec", "error"),
+    [
+        (replace(SPEC, argv=("no-such-command",)), CommandNotFoundError),
+        (replace(SPEC, argv=("/etc/passwd",)), CannotInvokeError),
+        (replace(SPEC, workdir="/nowhere"), CannotInvokeError),
+    ],
+)
+def test_what_cannot_be_started_is_an_error_and_no_output(spec: SandboxSpec, error: type[Exception]) -> None:
+    with created(spec) as sandbox:
+        sandbox.boot(time.monotonic() + BOOT_TIMEOUT)
+        with pytest.raises(error):
+            sandbox.start()
+        assert list(sandbox.output()) == []
 
 
 def test_a_log_is_followed_to_its_end() -> None:

@@ -27,7 +27,7 @@ class ContainerGroup(Group):
         return None
 
     def is_frozen(self) -> bool | None:
-        """Whether its processes are held still: cgroup-v1/freezer-subsystem.rst, cgroup-v2.rst, cgroup.freeze.
+        """Tell whether its processes are frozen: cgroup-v1/freezer-subsystem.rst, cgroup-v2.rst, cgroup.freeze.
 
         None where this host does not say.
         """

@@ -16,9 +16,7 @@ from sandbox.errors import ImageError, SandboxError, SpecError, UnavailableError
 from sandbox.failpoints import Failpoint, reached
 from sandbox.host.docker import Engine, RefusalError, socket_path
 from sandbox.isolation.base import INIT, SHM_BYTES, Features, Isolation, Progress, environment, writable
-from sandbox.isolation.docker import engines, gvisor, network, seccomp
-from sandbox.isolation.docker import mounts as docker_mounts
-from sandbox.isolation.docker import sandbox as docker_sandbox
+from sandbox.isolation.docker import engines, gvisor, mounts, network, sandbox
 from sandbox.isolation.docker.network import Lab
 from sandbox.isolation.docker.sandbox import ContainerSandbox, Handle
 from sandbox.isolation.docker.usage import NANO
@@ -27,11 +25,9 @@ from sandbox.state.record import Record
 
 LABEL_ID = "org.sandbox.id"
 LABEL_LEVEL = "org.sandbox.isolation"
-LOG_BYTES = 10 * MIB
-"""A container that writes without end must not fill the host's disk."""
 
 _ENGINE_ENV: dict[str, str | None] = {"HOSTNAME": None}
-"""What dockerd adds to every environment."""
+"""Entries that dockerd adds to every environment."""
 _GONE = 404
 _ENGINE = ("docker.daemon", "python.docker")
 
@@ -62,9 +58,10 @@ class ContainerIsolation(Isolation):
     def check(self, spec: SandboxSpec) -> None:
         """Every field of the spec can be honoured, where the sources of its mounts are there."""
         for mount in spec.mounts:
-            docker_mounts.identity(mount.source)
+            mounts.identity(mount.source)
 
     def prepare(self, spec: SandboxSpec, progress: Progress) -> None:
+
         engine = self.engine()
         engine.version()  # an engine that is not there is known before an image is built for it
         self._image = images.ensure(images.Form.DOCKER, progress).reference
@@ -73,24 +70,24 @@ class ContainerIsolation(Isolation):
 
     def create(self, spec: SandboxSpec, record: Record, undo: ExitStack) -> ContainerSandbox:
         engine = self.engine()
-        sandbox = self.sandbox_class(record, engine)
+        made = self.sandbox_class(record, engine)
         # By name and before the call: the engine may have made it although no answer came.
-        undo.callback(sandbox.remove)
+        undo.callback(made.remove)
         handle = Handle(engine.socket)
         record.keep_handle(handle)
-        sandbox.sources = docker_mounts.identities(spec, record)
+        made.sources = mounts.identities(spec, record)
         try:
             with engine.talking("the container could not be created") as api:
-                sandbox.uncertain = True
+                made.uncertain = True
                 body = self.body(spec, record, _numbers(engine.version().api))
-                made = api.create_container_from_config(body, name=sandbox.name)
-                sandbox.uncertain = False
+                container = api.create_container_from_config(body, name=made.name)["Id"]
+                made.uncertain = False
         except RefusalError as error:
-            sandbox.uncertain = False
+            made.uncertain = False
             raise self._create_refused(error) from error
-        record.keep_handle(replace(handle, container=made["Id"]))
+        record.keep_handle(replace(handle, container=container))
         reached(Failpoint.CONTAINER_CREATED)
-        return sandbox
+        return made
 
     def _create_refused(self, error: RefusalError) -> SandboxError:
         if "unknown runtime" in error.reason.lower():
@@ -121,7 +118,7 @@ class ContainerIsolation(Isolation):
             "User": f"{SANDBOX_UID}:{SANDBOX_UID}",
             "WorkingDir": spec.workdir,
             "Healthcheck": {"Test": ["NONE"]},
-            "HostConfig": self.host_config(spec) | {"Mounts": docker_mounts.bodies(spec, record)},
+            "HostConfig": self.host_config(spec) | {"Mounts": mounts.bodies(spec, record)},
             "NetworkingConfig": {"EndpointsConfig": {self.lab.name: endpoint}},
         }
         # The hardware address moved from the container to its endpoint with version 1.44 of the API.
@@ -129,6 +126,7 @@ class ContainerIsolation(Isolation):
         return body
 
     def _reference(self) -> str:
+
         if self._image is None:
             image = images.find(images.Form.DOCKER)
             if image is None or image.reference is None:
@@ -138,6 +136,8 @@ class ContainerIsolation(Isolation):
 
     def host_config(self, spec: SandboxSpec) -> dict[str, Any]:
         """Limits and walls."""
+        from sandbox.isolation.docker import seccomp
+
         config: dict[str, Any] = {
             "NetworkMode": self.lab.name,
             # The engine's own resolver answers at 127.0.0.11, and asks the host's name server for what it does not
@@ -153,8 +153,7 @@ class ContainerIsolation(Isolation):
             "ReadonlyRootfs": True,
             "Tmpfs": {path: f"rw,nosuid,nodev,noexec,size={size},mode={mode:o}" for path, size, mode in writable(spec)},
             "ShmSize": SHM_BYTES,
-            # Two files: with one, dockerd keeps a second beside it all the same, and reads no line of it.
-            "LogConfig": {"Type": "json-file", "Config": {"max-size": str(LOG_BYTES // 2), "max-file": "2"}},
+            "LogConfig": {"Type": "none"},  # the keeper writes it
             "IpcMode": "private",
             "CgroupnsMode": "private",
             "RestartPolicy": {"Name": "no"},
@@ -167,7 +166,7 @@ class ContainerIsolation(Isolation):
 
     @property
     def sandbox_class(self) -> type[ContainerSandbox]:
-        """What `create` and `adopt` return."""
+        """The class that `create` and `adopt` return."""
         return ContainerSandbox
 
     def adopt(self, record: Record) -> ContainerSandbox:
@@ -201,7 +200,7 @@ class ContainerIsolation(Isolation):
         Raises:
             EngineError
         """
-        docker_sandbox.remove(engine, container, name)
+        sandbox.remove(engine, container, name)
 
     def remove_shared(self) -> list[str]:
         removed = []

@@ -1,36 +1,38 @@
-"""A command inside a container with its input and output passed on: the exec API over an upgraded connection.
+"""A command inside a container, for the relay: the exec API over an upgraded connection.
 
-The connection carries raw bytes both ways after the upgrade; without a terminal, output comes in the frames of
-`docker_stream`. See the Docker Engine API, "Start an exec instance" and "Attach to a container".
+The connection carries raw bytes both ways; without a terminal, output comes in Docker's frames. See the Docker Engine
+API, "Start an exec instance" and "Attach to a container".
 """
 
 from __future__ import annotations
 
-import os
 import select
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
 from sandbox.errors import CannotInvokeError, CommandNotFoundError, EngineError, SandboxError
 from sandbox.host.docker import Engine, RefusalError
-from sandbox.isolation.base import Attached, WindowSize
-from sandbox.isolation.docker import cgroup, logs
+from sandbox.isolation.base import WindowSize
+from sandbox.isolation.docker import cgroup
+from sandbox.isolation.keeper import STDOUT, demultiplexed
+from sandbox.isolation.relay import CHUNK, Backend
 
-_CHUNK = 65536
 _LOOK_EVERY = 0.5
-"""Seconds between looks whether the container still runs."""
+"""Seconds between looks whether the container still runs: dockerd does not end a command's output when gVisor dies."""
 _LAST_WORDS = 1.0
 """Seconds that output may take to end after the container did."""
 _END_TIMEOUT = 20.0
 """Seconds in which a command that was killed must be gone."""
+_MOMENT = 0.2
+"""Seconds."""
 _BROKEN_PIPE = 128 + 13
 _KILLED = 128 + 9
-_END_OF_INPUT = b"\x04"
-"""What a terminal's user types for the end of input (termios(3), VEOF)."""
+_NOT_RUN = "the command cannot be run"
 
 _DETACH_KEYS = ",".join(["ctrl-^", "ctrl-]"] * 4)
 """dockerd takes these for itself, and withholds the first of them until the next key. Its default begins with Ctrl-P,
@@ -75,21 +77,19 @@ done
 """Kills a session by the pid of its leader, from inside: proc_pid_stat(5), the fields from the state on."""
 
 
-def attach(
+def start(
     engine: Engine,
     container: str,
     argv: Sequence[str],
     *,
     user: str,
-    stdin: int | None,
-    stdout: int,
-    stderr: int,
-    terminal: WindowSize | None,
-    env: Sequence[tuple[str, str]],
-    workdir: str | None,
+    has_input: bool,
+    terminal: WindowSize | None = None,
+    env: Sequence[tuple[str, str]] = (),
+    workdir: str | None = None,
     alive: Callable[[], bool],
     kernel_shared: bool,
-) -> Attached:
+) -> ContainerBackend:
     """Start a command in a running container; returns once it has begun.
 
     Args:
@@ -97,9 +97,7 @@ def attach(
         container: its name.
         argv: the command.
         user: "uid:gid" inside.
-        stdin: a descriptor to read its input from; None gives it an empty one.
-        stdout: a descriptor for its output.
-        stderr: a descriptor for its errors, unused with a terminal.
+        has_input: whether anything will be written to it; else its input is empty.
         terminal: the size of its terminal; None gives it none.
         env: entries added to the container's environment.
         workdir: absolute path; None for the container's.
@@ -112,72 +110,34 @@ def attach(
     if not argv:
         raise CommandNotFoundError("there is no command to run inside")
     size = ("", "") if terminal is None else (str(terminal.rows), str(terminal.columns))
-    command = ["/bin/sh", "-c", _BEGIN, "sh", *size, *argv]
+    asked = {
+        "Cmd": ["/bin/sh", "-c", _BEGIN, "sh", *size, *argv],
+        "User": user,
+        "Tty": terminal is not None,
+        "AttachStdin": has_input,
+        "AttachStdout": True,
+        "AttachStderr": True,
+        "DetachKeys": _DETACH_KEYS,
+        "Env": [f"{name}={value}" for name, value in env],
+        "WorkingDir": workdir or "",
+    }
     try:
-        asked = {
-            "Cmd": command,
-            "User": user,
-            "Tty": terminal is not None,
-            "AttachStdin": stdin is not None,
-            "AttachStdout": True,
-            "AttachStderr": True,
-            "DetachKeys": _DETACH_KEYS,
-            "Env": [f"{name}={value}" for name, value in env],
-            "WorkingDir": workdir or "",
-        }
-        ident = engine.ask("POST", f"/containers/{container}/exec", "the command cannot be run", asked)["Id"]
-        connection = _Connection(engine, ident, terminal=terminal is not None)
+        ident = engine.ask("POST", f"/containers/{container}/exec", _NOT_RUN, asked)["Id"]
+        stream = engine.upgrade(f"/exec/{ident}/start", _NOT_RUN, {"Detach": False, "Tty": terminal is not None})
     except RefusalError as error:
-        raise logs.refused(argv[0], error.reason) or error from error
-    found = _Command(engine, container, ident, connection, user, alive, kernel_shared)
+        raise refused(argv[0], error.reason) or error from error
+    found = ContainerBackend(engine, container, ident, stream, terminal is not None, user, alive, kernel_shared)
     try:
-        found.begin(argv[0], stdin, (stdout, stderr))
+        found.begin(argv[0])
     except BaseException:
+        with suppress(SandboxError):
+            found.end()
         found.close()
         raise
     return found
 
 
-class _Connection:
-    """The upgraded connection of one command."""
-
-    def __init__(self, engine: Engine, ident: str, *, terminal: bool) -> None:
-        self.terminal = terminal
-        self._socket = engine.upgrade(
-            f"/exec/{ident}/start", "the command cannot be run", {"Detach": False, "Tty": terminal}
-        )
-        self._buffer = self._socket.makefile("rb")
-
-    def read(self) -> tuple[int, bytes]:
-        """(Output number, bytes) of what comes next; empty at the end."""
-        if self.terminal:
-            return 1, self._buffer.read1(_CHUNK)
-        header = self._buffer.read(logs.HEADER.size)
-        if len(header) < logs.HEADER.size:
-            return 1, b""
-        output, length = logs.HEADER.unpack(header)
-        return output, self._buffer.read(length)
-
-    def write(self, data: bytes) -> None:
-        """Pass on input."""
-        self._socket.sendall(data)
-
-    def end_input(self) -> None:
-        """Close the command's input; its output goes on. A terminal is told as a user would tell it."""
-        if self.terminal:
-            self.write(_END_OF_INPUT)  # dockerd takes a half-closed connection of a terminal for its end
-        else:
-            self._socket.shutdown(socket.SHUT_WR)
-
-    def close(self) -> None:
-        """End the connection; a read in progress returns."""
-        with suppress(OSError):  # it may have ended
-            self._socket.shutdown(socket.SHUT_RDWR)
-        self._buffer.close()
-        self._socket.close()
-
-
-class _Command(Attached):
+class ContainerBackend(Backend):
     """One command that runs inside."""
 
     def __init__(
@@ -185,7 +145,8 @@ class _Command(Attached):
         engine: Engine,
         container: str,
         ident: str,
-        connection: _Connection,
+        stream: socket.socket,
+        terminal: bool,
         user: str,
         alive: Callable[[], bool],
         host_pids: bool,
@@ -193,173 +154,108 @@ class _Command(Attached):
         self._engine = engine
         self._container = container
         self._exec = ident
-        self._connection = connection
+        self._socket = stream
+        self._terminal = terminal
         self._user = user
         self._alive = alive
         self._host_pids = host_pids
-        self._pid_inside: str | None = None
-        self._broken = False
+        self._pid_inside = ""
+        self._pieces: deque[tuple[int, bytes]] = deque()
+        self._begun: list[Any] = [0, 0, b""]
+        """The frame that is cut off by the end of what was received, see `demultiplexed`."""
+        self._killer: threading.Thread | None = None
         self._failure: SandboxError | None = None
-        self._closed = False
-        self._begun = threading.Event()
-        self._first = b""
-        self._ended = threading.Event()
-        self._code: int | None = None
-        self._wake, self._waker = os.pipe()
-        self._threads: list[threading.Thread] = []
+        self._poller = select.poll()
+        self._poller.register(stream, select.POLLIN)
 
-    def begin(self, command: str, stdin: int | None, outputs: tuple[int, int]) -> None:
-        """Take in the first line, then let bytes through in both directions."""
-        self._run(self._pass_output, outputs)
-        while not self._begun.wait(_LOOK_EVERY):
-            self._look()
-        words = self._first.decode("utf-8", "replace").strip()
+    def begin(self, command: str) -> None:
+        """Take in the first line of output, which is that of `_BEGIN`.
+
+        Raises:
+            EngineError, CommandNotFoundError, CannotInvokeError: it has not begun.
+        """
+        first, errors = b"", []
+        while b"\n" not in first:
+            stream, data = self.read()
+            if stream == STDOUT:
+                first += data
+            else:
+                errors.append((stream, data))  # dockerd copies the two outputs apart: this one may overtake the line
+            # The runtime's words, where it could not even start the shell, may have no line's end.
+            if not data:
+                break
+        line, _, rest = first.partition(b"\n")
+        words = (line or b"".join(data for _, data in errors)).decode("utf-8", "replace").strip()
         if not words.startswith("started "):
             raise self._not_begun(command, words)
         self._pid_inside = words.split()[1]
-        # Not before: a terminal would echo what is typed ahead of the first line.
-        if stdin is not None:
-            self._run(self._pass_input, stdin)
+        self._pieces.extendleft([(STDOUT, rest)] if rest else [])
+        self._pieces.extendleft(reversed(errors))
 
-    def _run(self, target: Callable[..., None], *arguments: Any) -> None:
-        thread = threading.Thread(target=target, args=arguments, name=f"exec {self._exec[:12]}", daemon=True)
-        self._threads.append(thread)
-        thread.start()
-
-    def _not_begun(self, command: str, words: str) -> Exception:
+    def _not_begun(self, command: str, words: str) -> SandboxError:
         if words == "127":
             return CommandNotFoundError(f"there is no command {command!r} inside")
         if words == "126":
-            return CannotInvokeError(f"{command!r} cannot be executed: it is not an executable file")
+            return CannotInvokeError(f"{command!r} cannot be executed: Permission denied")  # execve(2), EACCES
         if not words and not self._alive():
             return EngineError("the sandbox ended before the command began")
-        return logs.refused(command, words) or EngineError(f"the command could not be run: {words[:300]}")
+        return refused(command, words) or EngineError(f"the command could not be run: {words[:300]}")
 
-    def _pass_output(self, outputs: tuple[int, int]) -> None:
+    def read(self) -> tuple[int, bytes]:
+        while not self._pieces:
+            data = self._receive()
+            if not data:
+                return STDOUT, b""
+            self._pieces.extend([(STDOUT, data)] if self._terminal else demultiplexed(self._begun, data))
+        return self._pieces.popleft()
+
+    def _receive(self) -> bytes:
+        while not self._poller.poll(_LOOK_EVERY * 1000):
+            if not self._alive() and not self._poller.poll(_LAST_WORDS * 1000):
+                return b""
         try:
-            rest = early = b""
-            while not self._begun.is_set():
-                number, data = self._connection.read()
-                if data and number == logs.STDERR:
-                    early += data  # dockerd copies the two outputs apart: the command's errors may overtake the line
-                    continue
-                self._first += data
-                line, found, after = self._first.partition(b"\n")
-                # The runtime's words, where it could not even start the shell, may have no line's end.
-                if found or not data:
-                    self._first, rest = line or early, after
-                    self._begun.set()
-            self._give(outputs[1], early)
-            while rest or (read := self._connection.read())[1]:
-                number, data = (1, rest) if rest else read
-                rest = b""
-                self._give(outputs[number == logs.STDERR], data)
-        except (OSError, ValueError, AttributeError):
-            pass  # the connection was closed, here or there: what the command did is asked of the engine
-        finally:
-            self._begun.set()
-            self._ended.set()
+            return self._socket.recv(CHUNK)
+        except OSError:
+            return b""
 
-    def _give(self, descriptor: int, data: bytes) -> None:
-        """Write it all; a reader that has gone ends the command, as SIGPIPE does where the descriptor is its own.
-
-        What nobody reads any more is still taken in: gVisor's kernel ends no command whose output waits.
-        """
-        waiting = select.poll()
-        waiting.register(descriptor, select.POLLOUT)
-        waiting.register(self._wake, select.POLLIN)
-        view = memoryview(data)
-        while view and not self._broken:
-            if self._wake in dict(waiting.poll()):
-                return
-            try:
-                # No more than a pipe that can be written to takes for sure, so that a write never waits (pipe(7)).
-                view = view[os.write(descriptor, view[: select.PIPE_BUF]) :]
-            except BlockingIOError:
-                continue
-            except OSError:
-                self._broken = True
-                self._run(self._end_unread)
-
-    def _end_unread(self) -> None:
+    def write(self, data: bytes) -> bool:
         try:
-            self._end()
-        except SandboxError as error:
-            self._failure = error
+            self._socket.sendall(data)
+        except OSError:
+            return False  # the command ended, or closed its input: nobody takes more
+        return True
 
-    def _pass_input(self, stdin: int) -> None:
-        waiting = select.poll()
-        waiting.register(stdin, select.POLLIN)
-        waiting.register(self._wake, select.POLLIN)
-        try:
-            while True:
-                ready = dict(waiting.poll())
-                if self._wake in ready:
-                    return
-                try:
-                    data = os.read(stdin, _CHUNK)
-                except BlockingIOError:
-                    continue
-                except OSError:
-                    data = b""  # a terminal that hung up
-                if not data:
-                    self._connection.end_input()
-                    return
-                self._connection.write(data)
-        except (OSError, ValueError):
-            return  # the command ended, or closed its input: nobody takes more
-
-    def _look(self) -> None:
-        """Raise when the container has ended and the command's output does not."""
-        if not self._alive() and not self._ended.wait(_LAST_WORDS):
-            raise EngineError("the sandbox ended while a command ran in it")
-
-    def _inspect(self) -> dict[str, Any] | None:
-        return self._engine.look(f"/exec/{self._exec}/json", "the command's state cannot be read")
+    def close_write(self) -> None:
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
 
     def resize(self, size: WindowSize) -> None:
-        if not self._connection.terminal or self._ended.is_set():
-            return
         with suppress(RefusalError):
             path = f"/exec/{self._exec}/resize?h={size.rows}&w={size.columns}"
             self._engine.ask("POST", path, "the terminal cannot be resized")
 
-    def wait(self) -> int:
-        while not self._ended.wait(_LOOK_EVERY):
-            self._look()
-        while self._code is None:
-            found = self._inspect()
-            if found is None:
-                raise EngineError("the sandbox ended while a command ran in it")
-            if not found["Running"] and found["ExitCode"] is not None:
-                self._code = int(found["ExitCode"])
-                break
-            if not self._alive():
-                raise EngineError("the sandbox ended while a command ran in it")
-            time.sleep(0.005)
-        if self._failure is not None:
-            raise self._failure
-        if self._code == _KILLED and not self._broken and not self._alive():
-            raise EngineError("the sandbox ended while a command ran in it")
-        return _BROKEN_PIPE if self._broken else self._code
+    def unread(self, stream: int) -> None:
+        # Of dockerd's connection no half can be closed; so the command ends as if SIGPIPE had ended it. What it still
+        # writes is read meanwhile: gVisor's kernel ends no command whose output waits.
+        del stream
+        if self._killer is None:
+            self._killer = threading.Thread(target=self._kill_unread, name="end", daemon=True)
+            self._killer.start()
 
-    def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        os.write(self._waker, b"x")
+    def _kill_unread(self) -> None:
         try:
-            if self._code is None and self._alive():
-                self._end()
-        finally:
-            self._connection.close()
-            for thread in self._threads:
-                if thread is not threading.current_thread():
-                    thread.join(_LAST_WORDS)
-            os.close(self._wake)
-            os.close(self._waker)
+            self._kill()
+        except SandboxError as error:
+            self._failure = error
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        try:
+            self._kill()
+        finally:
+            with suppress(OSError):  # it may have ended
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+    def _kill(self) -> None:
         """Kill the command and what it started, its session: the API has no call for that.
 
         Raises:
@@ -372,8 +268,72 @@ class _Command(Attached):
             if self._host_pids and found["Pid"]:
                 if not cgroup.kill_session(found["ContainerID"], found["Pid"]):
                     time.sleep(0.005)
-            elif self._pid_inside is not None:
-                kill = ["/bin/sh", "-c", _END, "sh", self._pid_inside]
-                logs.run(self._engine, self._container, kill, user=self._user, timeout=_END_TIMEOUT, alive=self._alive)
+            elif self._pid_inside:
+                self._kill_inside()
             else:
                 time.sleep(0.02)
+
+    def _kill_inside(self) -> None:
+        """Kill it by another command: what the engine calls its pid is none of this host's, or cannot be killed."""
+        argv = ["/bin/sh", "-c", _END, "sh", self._pid_inside]
+        with suppress(CommandNotFoundError, CannotInvokeError):  # gVisor's words where the sandbox has just ended
+            killer = start(
+                self._engine,
+                self._container,
+                argv,
+                user=self._user,
+                has_input=False,
+                alive=self._alive,
+                kernel_shared=self._host_pids,
+            )
+            while killer.read()[1]:
+                pass
+            killer.close()
+
+    def _inspect(self) -> dict[str, Any] | None:
+        return self._engine.look(f"/exec/{self._exec}/json", "the command's state cannot be read")
+
+    def exit_code(self, timeout: float | None) -> int:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        if self._killer is not None:
+            self._killer.join()
+        # The output may end before the command does: it closed both, or the engine has yet to note the end.
+        while (found := self._inspect()) is not None and (found["Running"] or found["ExitCode"] is None):
+            if not self._alive():
+                found = None
+                break
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimeoutError
+            time.sleep(0.005)
+        if self._failure is not None:
+            raise self._failure
+        if self._killer is not None:
+            return _BROKEN_PIPE
+        if found is None or (found["ExitCode"] == _KILLED and self._sandbox_ends()):
+            raise EngineError("the sandbox ended while a command ran in it")
+        return int(found["ExitCode"])
+
+    def _sandbox_ends(self) -> bool:
+        """Tell whether the sandbox ends too, a moment later: an init dies after all others in its pid namespace."""
+        deadline = time.monotonic() + _MOMENT
+        while self._alive():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        return True
+
+    def close(self) -> None:
+        if self._killer is not None:
+            self._killer.join()
+        self._socket.close()
+
+
+def refused(command: str, reason: str) -> SandboxError | None:
+    """Turn the runtime's words into an error of ours; None when they are about something else."""
+    if "chdir to cwd" in reason or "initial working directory" in reason:  # runc's words, runsc's
+        return CannotInvokeError(f"{command!r} cannot be executed: its working directory is not there")
+    if "executable file not found" in reason or "no such file or directory" in reason:
+        return CommandNotFoundError(f"there is no command {command!r} inside")
+    if any(words in reason for words in ("permission denied", "exec format error", "is a directory")):
+        return CannotInvokeError(f"{command!r} cannot be executed: {reason.rpartition(': ')[0] or reason}")
+    return None

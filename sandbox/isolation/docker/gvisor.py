@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 from sandbox.errors import EngineError, SandboxError
 from sandbox.host.docker import Engine, RefusalError
 from sandbox.isolation.base import Stats
-from sandbox.isolation.docker import cgroup
-from sandbox.isolation.docker import mounts as docker_mounts
+from sandbox.isolation.docker import cgroup, mounts
 from sandbox.isolation.docker.sandbox import ContainerSandbox
 from sandbox.spec import Limits
 
@@ -38,7 +37,7 @@ class GVisorSandbox(ContainerSandbox):
             with suppress(OSError):
                 if Path(f"/proc/{one}/cmdline").read_bytes().startswith(b"runsc-gofer"):
                     return one
-        raise docker_mounts.UnseenError("gVisor's gofer cannot be seen on this host, so its mounts cannot be checked")
+        raise mounts.UnseenError("gVisor's gofer cannot be seen on this host, so its mounts cannot be checked")
 
     def limits(self) -> Limits:
         """CPU and memory of the control group around gVisor; processes and disk as gVisor's kernel says it inside."""
@@ -60,7 +59,7 @@ class GVisorSandbox(ContainerSandbox):
         )
 
     def _ask(self, script: str) -> bytes:
-        """What a shell inside prints.
+        """Run a shell inside and return what it prints.
 
         Raises:
             EngineError: it cannot be run, or is cut short: the sandbox ends while it is asked, say, which runsc tells
@@ -98,5 +97,5 @@ class GVisorSandbox(ContainerSandbox):
 
 def release(engine: Engine, container: str) -> None:
     """End a pause: runsc 2022 cannot signal what is paused, and dockerd then waits 10 s for its removal."""
-    with suppress(RefusalError), engine.talking("the container could not be let go on") as api:
+    with suppress(RefusalError), engine.talking("the container could not be unpaused") as api:
         api.unpause(container)

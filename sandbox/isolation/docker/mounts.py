@@ -1,4 +1,4 @@
-"""What a container sees of the host's files: bind mounts as the engine is asked for, and a check of what it did."""
+"""Bind mounts of a container: what the engine is asked for, and a check of what it did."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def verify(spec: SandboxSpec, record: Record, noted: Mapping[str, tuple[int, int
 
 
 def verify_sources(noted: Mapping[str, tuple[int, int]]) -> None:
-    """What can be said of a container that was over before anybody could look into it: whether a source was replaced.
+    """Check a container that ended before anybody could look into it: was a source replaced?
 
     Raises:
         EngineError: one was.

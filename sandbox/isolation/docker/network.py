@@ -75,7 +75,7 @@ def ensure(engine: Engine, lab: Lab) -> None:
 
 
 def exists(engine: Engine, lab: Lab) -> bool:
-    """Whether the engine has a network of that name.
+    """Tell whether the engine has a network of that name.
 
     Raises:
         EngineError

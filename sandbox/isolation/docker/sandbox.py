@@ -5,21 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sandbox.errors import EngineError, UnavailableError
 from sandbox.failpoints import Failpoint, reached
 from sandbox.host.docker import Engine, NoAnswerError, RefusalError
+from sandbox.isolation import ending, keeper, relay
 from sandbox.isolation.base import Attached, ExecResult, Sandbox, State, Stats, WindowSize
-from sandbox.isolation.docker import cgroup, mounts, network
-from sandbox.isolation.docker import exec as docker_attach
-from sandbox.isolation.docker import logs as docker_stream
-from sandbox.isolation.docker import usage as docker_usage
-from sandbox.isolation.keeper import STDOUT
-from sandbox.isolation.log import Piece
+from sandbox.isolation.docker import cgroup, mounts, network, output, usage
+from sandbox.isolation.docker import exec as commands
 from sandbox.spec import SANDBOX_UID, Limits
 from sandbox.state.processid import ProcessId
 from sandbox.state.record import Record
@@ -42,7 +39,7 @@ _KEPT_BY_INIT = frozenset(
     {signal.SIGABRT, signal.SIGBUS, signal.SIGCHLD, signal.SIGCONT, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV}
     | {signal.SIGSTOP, signal.SIGSYS, signal.SIGTRAP, signal.SIGTTIN, signal.SIGTTOU}
 )
-"""What the init does not pass on: signals that tell of its own faults, and those that job control uses (tini(1))."""
+"""Signals that the init does not pass on: those of its own faults, and those that job control uses (tini(1))."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +61,7 @@ class ContainerSandbox(Sandbox):
     Attributes:
         kernel_shared: whether its processes are processes of the engine's host.
         uncertain: a create call got no answer, so the container may exist or still appear.
-        sources: what the host had at the sources of its mounts when it was created; see `docker_mounts.identities`.
+        sources: what the host had at the sources of its mounts when it was created; see `mounts.identities`.
     """
 
     kernel_shared: ClassVar[bool] = True
@@ -84,11 +81,12 @@ class ContainerSandbox(Sandbox):
         """Nothing to do by itself: the kernel is the host's, or comes up with the start (gVisor)."""
 
     def start(self) -> None:
-        with self.engine.talking("the container could not be started") as api:
-            api.start(self.name)
-        # The workload is on its way; meanwhile note its process, by which later commands see whether it lives.
-        found = self.inspect()
-        pid = self._pid(found)
+        with closing(output.attach(self.engine, self.name)) as stream:
+            with self.engine.talking("the container could not be started") as api:
+                api.start(self.name)
+            # The workload is on its way; meanwhile note its process, by which later commands see whether it lives.
+            pid = self._pid(self.inspect())
+            self.keeper = output.keep(self.record, stream, self.engine, self.name, pid)
         self.record.process = None if pid is None else ProcessId.of(pid)
         if pid is not None:
             network.remove_default_route(pid)
@@ -135,7 +133,7 @@ class ContainerSandbox(Sandbox):
         return self.engine.look(f"/containers/{self.name}/json", "the container cannot be inspected")
 
     def alive(self) -> bool:
-        """Whether it runs, paused or not."""
+        """Tell whether it runs, paused or not."""
         process = self.record.process
         if process is not None and process.alive():
             return True  # known without the engine, and without the SDK's 0.1 s
@@ -154,7 +152,8 @@ class ContainerSandbox(Sandbox):
         except UnavailableError:
             if process is None:
                 raise
-            return State(running=False)  # its init is dead, whatever became of the engine
+            noted = ending.read(self.record.directory)  # its init is dead, whatever became of the engine
+            return State(running=False, exit_code=None if noted is None else noted.code)
         if found is None or found["State"]["Status"] == "created":
             return State(running=False)
         state = found["State"]
@@ -184,35 +183,10 @@ class ContainerSandbox(Sandbox):
         if found is None:
             raise EngineError(f"the container {self.name} is gone")
         pid = self._pid(found)
-        return docker_usage.in_force(found, self._group(found), pid if self.kernel_shared else None)
+        return usage.in_force(found, self._group(found), pid if self.kernel_shared else None)
 
     def exec(self, argv: Sequence[str], *, timeout: float | None = None, root: bool = False) -> ExecResult:
-        ident = 0 if root else SANDBOX_UID
-        return docker_stream.run(
-            self.engine,
-            self.name,
-            argv,
-            user=f"{ident}:{ident}",
-            timeout=timeout,
-            alive=self.alive,
-        )
-
-    def pieces(
-        self,
-        *,
-        follow: bool = False,
-        tail: int | None = None,
-        since: float | None = None,
-        until: float | None = None,
-        dropped: Callable[[int], object] = lambda _count: None,
-    ) -> Iterator[Piece]:
-        # Until the keeper writes the log at this level too.
-        return (Piece(STDOUT, 0.0, data) for data in self.logs(follow=follow, tail=tail, since=since))
-
-    def logs(
-        self, *, follow: bool = False, tail: int | None = None, since: float | None = None, until: float | None = None
-    ) -> Iterator[bytes]:
-        return docker_stream.read_log(self.engine, self.name, follow=follow, tail=tail, since=since)
+        return relay.collect(self._run(argv, root=root, has_input=False), argv, timeout)
 
     def attach(
         self,
@@ -226,20 +200,24 @@ class ContainerSandbox(Sandbox):
         env: Sequence[tuple[str, str]] = (),
         workdir: str | None = None,
     ) -> Attached:
+        return relay.Relay(
+            self._run(argv, root=root, has_input=stdin is not None, terminal=terminal, env=env, workdir=workdir),
+            stdin=stdin,
+            stdout=relay.to_descriptor(stdout),
+            stderr=relay.to_descriptor(stderr),
+            terminal=terminal is not None,
+        )
+
+    def _run(self, argv: Sequence[str], *, root: bool, **more: Any) -> commands.ContainerBackend:
         ident = 0 if root else SANDBOX_UID
-        return docker_attach.attach(
+        return commands.start(
             self.engine,
             self.name,
             argv,
             user=f"{ident}:{ident}",
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            terminal=terminal,
-            env=env,
-            workdir=workdir,
             alive=self.alive,
             kernel_shared=self.kernel_shared,
+            **more,
         )
 
     def resources(self) -> dict[str, Any]:
@@ -294,14 +272,14 @@ class ContainerSandbox(Sandbox):
 
     def unpause(self) -> None:
         try:
-            with self.engine.talking("the container could not be let go on") as api:
+            with self.engine.talking("the container could not be unpaused") as api:
                 api.unpause(self.name)
         except RefusalError:
             if self._paused():
                 raise
 
     def _paused(self) -> bool:
-        """Whether the engine holds it.
+        """Tell whether the engine has paused it.
 
         Raises:
             EngineError: it does not run.
@@ -316,11 +294,11 @@ class ContainerSandbox(Sandbox):
         if process is not None and process.alive():
             group = cgroup.find(self._container, process.pid)
             if group is not None:
-                return docker_usage.usage(group, process.pid)
+                return usage.usage(group, process.pid)
         found = self.inspect()
         pid, group = self._pid(found), self._group(found)
         if pid is not None and group is not None:
-            return docker_usage.usage(group, pid)
+            return usage.usage(group, pid)
         return Stats(None, None, None)
 
     def events(self) -> dict[str, int]:
@@ -356,23 +334,35 @@ class ContainerSandbox(Sandbox):
     def wait(self, timeout: float | None = None) -> int | None:
         state = self.state()
         if not state.running:
-            return state.exit_code
-        limit: Any = None if timeout is None else max(timeout, 0.001)  # the SDK's types say int; seconds may be parts
-        try:
-            with self.engine.talking("the container's end cannot be waited for") as api:
-                return int(api.wait(self.name, timeout=limit, condition="not-running")["StatusCode"])
-        except NoAnswerError:
-            raise TimeoutError(f"sandbox {self.record.name} still runs after {timeout:g} s") from None
-        except RefusalError as error:
-            if error.status == _GONE:
-                return None
-            raise
+            code = state.exit_code
+        else:
+            limit: Any = None if timeout is None else max(timeout, 0.001)  # the SDK's types say int; it may have parts
+            try:
+                with self.engine.talking("the container's end cannot be waited for") as api:
+                    code = int(api.wait(self.name, timeout=limit, condition="not-running")["StatusCode"])
+            except NoAnswerError:
+                raise TimeoutError(f"sandbox {self.record.name} still runs after {timeout:g} s") from None
+            except RefusalError as error:
+                if error.status != _GONE:
+                    raise
+                code = None
+        noted = ending.wait(self.record.directory)  # then the log is complete, too
+        return noted.code if code is None and noted is not None else code
 
     def remove(self) -> None:
+        self.inspect()  # an engine that is away says so here, and the keeper goes on
+        # Before the workload ends: what would be written down then is about to be removed.
+        keeper.hush(self.record.directory)
         deadline = time.monotonic() + _LATE_CREATION
         while not remove(self.engine, self.name, self.name) and self.uncertain and time.monotonic() < deadline:
             time.sleep(0.05)
         reached(Failpoint.CONTAINER_REMOVED)
+        try:
+            keeper.dismiss(self.record.directory)
+        except TimeoutError as error:
+            raise EngineError(str(error)) from error
+        if self.keeper is not None:
+            self.keeper.close()
 
 
 def remove(engine: Engine, container: str, name: str) -> bool:

@@ -15,7 +15,7 @@ from sandbox.spec import Limits
 NANO = 1_000_000_000
 """Docker counts CPUs and CPU time in billionths."""
 LINK = "eth0"
-"""What Docker calls a container's first interface."""
+"""Docker's name of a container's first interface."""
 _WRITABLE = "/tmp"  # noqa: S108 - a path inside a sandbox
 
 

@@ -109,6 +109,7 @@ class Configuration:
             "pids": str(self.pids),
             "uid": str(self.uid),
             "directory": self.directory,
+            "command": self.argv[0],
             "search_path": self.environment.get("PATH", ""),
         }
         lines = [f"{name}={shlex.quote(value)}" for name, value in values.items()]

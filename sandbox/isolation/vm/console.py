@@ -1,4 +1,4 @@
-"""The guest's first serial port: the words of its init, and the host's words to it.
+"""The guest's serial port: the words of its init, and the host's words to it.
 
 The init speaks through the guest's kernel log, a line "@NONCE WORD [CODE]" each; see vm/guest/init. What it said is
 in the console's log file too, which outlives the machine.

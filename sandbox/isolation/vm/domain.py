@@ -8,16 +8,18 @@ from __future__ import annotations
 import atexit
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from xml.etree import ElementTree as ET
 
 from sandbox.errors import EngineError, UnavailableError
 from sandbox.isolation.vm.xml import DISK, NAME_PREFIX, domain_name
 from sandbox.state.record import ID_PATTERN
+
+T = TypeVar("T")
 
 URI = "qemu:///system"
 LOG_DIR = Path("/var/log/libvirt/qemu")
@@ -166,20 +168,27 @@ class Hypervisor:
         with self._talking("the virtual machine could not be paused") as connection:
             connection.lookupByName(domain_name(ident)).suspend()
 
-    def _lookup(self, connection: Any, ident: str) -> Any | None:
+    def _ask(
+        self, ident: str, question: Callable[[Any], T], what: str = "the virtual machine cannot be inspected"
+    ) -> T | None:
+        """What a domain answers; None when there is none, or it ended between two questions.
+
+        Raises:
+            EngineError
+        """
         import libvirt
 
-        try:
-            return connection.lookupByName(domain_name(ident))
-        except libvirt.libvirtError as error:
-            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
-                return None
-            raise
+        with self._talking(what) as connection:
+            try:
+                return question(connection.lookupByName(domain_name(ident)))
+            except libvirt.libvirtError as error:
+                if error.get_error_code() in _GONE:
+                    return None
+                raise
 
     def exists(self, ident: str) -> bool:
         """Whether there is a domain, running or not."""
-        with self._talking("the virtual machine cannot be looked up") as connection:
-            return self._lookup(connection, ident) is not None
+        return self._ask(ident, lambda _: True) is True
 
     def live(self, ident: str) -> Live | None:
         """What the domain says of itself; None when there is none.
@@ -187,29 +196,22 @@ class Hypervisor:
         Raises:
             EngineError
         """
-        import libvirt
 
-        with self._talking("the virtual machine cannot be inspected") as connection:
-            domain = self._lookup(connection, ident)
-            if domain is None:
-                return None
-            try:
-                state, memory_kib, _, vcpus, nanoseconds = domain.info()
-                scheduler = domain.schedulerParameters() if self._has_cpu_cgroup(domain) else {}
-                resident = domain.memoryStats().get("rss")
-            except libvirt.libvirtError as error:
-                if error.get_error_code() in _GONE:
-                    return None  # it ended between two questions
-                raise
-        quota, period = scheduler.get("global_quota", 0), scheduler.get("global_period", 0)
-        return Live(
-            running=state in _RUNNING,
-            vcpus=vcpus,
-            quota=quota / period if quota > 0 and period > 0 else None,
-            memory=memory_kib * 1024,
-            cpu_seconds=nanoseconds / 1e9,
-            resident=None if resident is None else resident * 1024,
-        )
+        def question(domain: Any) -> Live:
+            state, memory_kib, _, vcpus, nanoseconds = domain.info()
+            scheduler = domain.schedulerParameters() if self._has_cpu_cgroup(domain) else {}
+            quota, period = scheduler.get("global_quota", 0), scheduler.get("global_period", 0)
+            resident = domain.memoryStats().get("rss")
+            return Live(
+                running=state in _RUNNING,
+                vcpus=vcpus,
+                quota=quota / period if quota > 0 and period > 0 else None,
+                memory=memory_kib * 1024,
+                cpu_seconds=nanoseconds / 1e9,
+                resident=None if resident is None else resident * 1024,
+            )
+
+        return self._ask(ident, question)
 
     def traffic(self, ident: str, interface: str) -> Traffic | None:
         """What went over a domain's card and disk since its start; None when there is no such domain.
@@ -217,21 +219,14 @@ class Hypervisor:
         Raises:
             EngineError
         """
-        import libvirt
 
-        with self._talking("the virtual machine cannot be inspected") as connection:
-            domain = self._lookup(connection, ident)
-            if domain is None:
-                return None
-            try:
-                # libvirt turns a tap's counters round: what the host sent is what the guest received.
-                received, _, _, _, sent, *_ = domain.interfaceStats(interface)
-                _, read, _, written, _ = domain.blockStats(DISK)
-            except libvirt.libvirtError as error:
-                if error.get_error_code() in _GONE:
-                    return None
-                raise
-        return Traffic(*(value if value >= 0 else None for value in (received, sent, read, written)))
+        def question(domain: Any) -> Traffic:
+            # libvirt turns a tap's counters round: what the host sent is what the guest received.
+            received, _, _, _, sent, *_ = domain.interfaceStats(interface)
+            _, read, _, written, _ = domain.blockStats(DISK)
+            return Traffic(*(value if value >= 0 else None for value in (received, sent, read, written)))
+
+        return self._ask(ident, question)
 
     def description(self, ident: str) -> str | None:
         """The live domain as XML, with what libvirt added; None when there is none.
@@ -239,16 +234,7 @@ class Hypervisor:
         Raises:
             EngineError
         """
-        import libvirt
-
-        with self._talking("the virtual machine cannot be inspected") as connection:
-            domain = self._lookup(connection, ident)
-            try:
-                return None if domain is None else str(domain.XMLDesc(0))
-            except libvirt.libvirtError as error:
-                if error.get_error_code() in _GONE:
-                    return None
-                raise
+        return self._ask(ident, lambda domain: str(domain.XMLDesc(0)))
 
     @staticmethod
     def _has_cpu_cgroup(domain: Any) -> bool:
@@ -261,29 +247,21 @@ class Hypervisor:
             return False
         return True
 
-    def destroy(self, ident: str) -> bool:
-        """End QEMU and forget the domain. Returns whether there was one.
+    def destroy(self, ident: str) -> None:
+        """End QEMU and forget the domain. A transient one is gone as soon as its QEMU has ended.
 
         Raises:
             EngineError
         """
-        import libvirt
 
-        with self._talking("the virtual machine could not be removed") as connection:
-            domain = self._lookup(connection, ident)
-            if domain is None:
-                return False
-            try:
-                persistent = bool(domain.isPersistent())
-                if domain.isActive():
-                    domain.destroy()
-                if persistent:
-                    domain.undefine()
-            except libvirt.libvirtError as error:
-                # A transient domain is gone as soon as its QEMU has ended, which it may do by itself meanwhile.
-                if error.get_error_code() not in _GONE:
-                    raise
-        return True
+        def end(domain: Any) -> None:
+            persistent = bool(domain.isPersistent())
+            if domain.isActive():
+                domain.destroy()
+            if persistent:
+                domain.undefine()
+
+        self._ask(ident, end, "the virtual machine could not be removed")
 
     def idents(self) -> list[str]:
         """Ids of all domains that are ours, by their name.

@@ -2,7 +2,7 @@
 
 Its root filesystem is the same as everyone's, on a disk that all machines share and none can write to. So there is no
 overlay to make: where a sandbox may write is memory at every level. What is a machine's own, a few kilobytes of
-configuration and keys, is appended to its initramfs: a second disk would cost an emulated guest 0.1 s. The domain is
+configuration and keys, is appended to its initramfs, which takes less time than a second disk. The domain is
 transient: when QEMU ends, for whatever reason, libvirt forgets it.
 
 The life of the machine is steered over its serial console, which works without its network and before its SSH
@@ -26,7 +26,7 @@ from sandbox.errors import EngineError, ImageError, SpecError, UnavailableError
 from sandbox.failpoints import Failpoint, reached
 from sandbox.images.vm import DISK_FILE, INITRD_FILE, KERNEL_FILE, app_archive, config_archive
 from sandbox.isolation.base import INIT, SHM_BYTES, Features, Isolation, Progress, environment, writable
-from sandbox.isolation.vm import config, domain, xml
+from sandbox.isolation.vm import config, domain, output, xml
 from sandbox.isolation.vm.config import Configuration
 from sandbox.isolation.vm.domain import Hypervisor
 from sandbox.isolation.vm.sandbox import CLIENT_KEY, CONSOLE, CONSOLE_LOG, INITRD, Handle, VmSandbox
@@ -125,7 +125,7 @@ class VmIsolation(Isolation):
         if record.process is None:
             raise EngineError("QEMU ended at once", f"see {domain.LOG_DIR}/{xml.domain_name(record.id)}.log")
         sandbox.confirm_confined()
-        sandbox.open_console()
+        sandbox.listen()
         return sandbox
 
     def adopt(self, record: Record) -> VmSandbox:
@@ -176,9 +176,8 @@ def _write_files(
         _refuse_too_large(len(archive), spec.memory)
         initrd += archive
     _write_private(directory / INITRD, initrd, owner)
-    # Made here with an owner, for where libvirt is set to let QEMU itself write them.
-    for path in (directory / CONSOLE_LOG, record.log_path):
-        _write_private(path, b"", owner)
+    # Made here with an owner, for where libvirt is set to let QEMU itself write it.
+    _write_private(directory / CONSOLE_LOG, b"", owner)
 
 
 def _refuse_too_large(size: int, memory: int) -> None:
@@ -211,7 +210,7 @@ def _plan(spec: SandboxSpec, record: Record, image: Path, accelerator: str, owne
         mac=record.mac,
         console=record.directory / CONSOLE,
         console_log=record.directory / CONSOLE_LOG,
-        output_log=record.log_path,
+        ports=[record.directory / name for name in output.PORTS],
         owner=f"+{owner[0]}:+{owner[1]}",
     )
 

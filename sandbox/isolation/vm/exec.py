@@ -1,96 +1,73 @@
-"""A command inside a guest, with descriptors of ours as its input and output: bytes are passed on by threads.
-
-Two threads (three without a terminal, which has one stream for output and errors) stand between an SSH channel and the
-descriptors. The channel's flow control holds a command back whose output nobody takes.
-"""
+"""A command inside a guest, behind an SSH channel: what the relay reads from and writes to."""
 
 from __future__ import annotations
 
-import os
 import select
 import signal
-import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
-from sandbox.errors import CannotInvokeError, CommandNotFoundError, EngineError
-from sandbox.interrupts import LOOK_EVERY
-from sandbox.isolation.base import Attached, WindowSize
-from sandbox.isolation.vm.guest import Running
+from sandbox.errors import CannotInvokeError, CommandNotFoundError, EngineError, SandboxError
+from sandbox.isolation.base import WindowSize
+from sandbox.isolation.keeper import STDERR, STDOUT
+from sandbox.isolation.relay import CHUNK, Backend
 
-_CHUNK = 65536
-_ANSWER_TIMEOUT = 30.0
-_JOIN_TIMEOUT = 5.0
-_END_OF_INPUT = b"\x04"
-"""What a terminal takes for the end of its input (termios(3), VEOF)."""
+if TYPE_CHECKING:
+    import paramiko
+
+LOOK_EVERY = 0.5
+"""Seconds between looks whether the machine lives: a connection to one that was switched off never says so."""
 BROKEN_PIPE = 128 + signal.SIGPIPE
 """What a shell would say of a command whose output nobody reads any more."""
+REFUSALS = ("not-found", "not-executable", "no-directory", "no-room")
+_ANSWER_TIMEOUT = 30.0
 
 
-def judge(name: str, line: bytes, command: str, directory: str) -> None:
-    """Take what vm/guest/enter said of a command, "@NAME WORD", for what it means.
-
-    Raises:
-        CommandNotFoundError, CannotInvokeError, EngineError: it was not started.
-    """
-    mark, _, said = line.decode("utf-8", "replace").strip().partition(" ")
-    if mark != f"@{name}":
-        said = f"{mark} {said}"
-    if said == "started":
-        return
-    if said == "not-found":
-        raise CommandNotFoundError(f"there is no command {command!r} inside")
-    if said == "not-executable":
-        raise CannotInvokeError(f"{command!r} cannot be executed")
-    if said == "no-directory":
-        raise CannotInvokeError(f"there is no directory {directory!r} inside")
-    if said == "no-room":
-        raise EngineError(
-            f"{command!r} was not started: the sandbox has as many processes as it may", "a higher --pids-limit"
-        )
-    raise EngineError(f"the guest did not start {command!r}: {said.strip() or 'it said nothing'}")
+def refusal(said: str, command: str, directory: str) -> SandboxError:
+    """The error for a word of the guest's scripts that is not "started"."""
+    match said:
+        case "not-found":
+            return CommandNotFoundError(f"there is no command {command!r} inside")
+        case "not-executable":
+            return CannotInvokeError(f"{command!r} cannot be executed")
+        case "no-directory":
+            return CannotInvokeError(f"there is no directory {directory!r} inside")
+        case "no-room":
+            return EngineError(
+                f"{command!r} was not started: the sandbox has as many processes as it may", "a higher --pids-limit"
+            )
+    return EngineError(f"the guest did not start {command!r}: {said or 'it said nothing'}")
 
 
-class VmAttached(Attached):
-    """A command behind an SSH channel. Not started before `begin` was called."""
+class Command(Backend):
+    """A command over a channel of its own."""
 
-    def __init__(
-        self,
-        command: Running,
-        *,
-        output: tuple[int, int],
-        terminal: bool,
-        alive: Callable[[], bool],
-        end: Callable[[], None],
-    ) -> None:
-        """A command that was asked for.
+    def __init__(self, channel: paramiko.Channel, alive: Callable[[], bool], kill: Callable[[], object]) -> None:
+        """Take a channel over.
 
         Args:
-            command: the same, as the SSH connection has it.
-            output: descriptors for its output and errors.
-            terminal: whether it has one.
+            channel: with a command on it.
             alive: whether the machine runs.
-            end: kills all of the command.
+            kill: ends all that the command is and has started.
         """
-        self._command = command
-        self._output = output
-        self._terminal = terminal
+        self._channel = channel
         self._alive = alive
-        self._end = end
-        self._threads: list[threading.Thread] = []
-        self._feeder: threading.Thread | None = None
-        self._wake: tuple[int, int] | None = None
-        self._releasing = threading.Lock()
-        self._broken = False
-        self._closed = False
+        self._kill = kill
+        self._unread = False
+        channel.settimeout(LOOK_EVERY)
+        self._poller = select.poll()
+        # Readable when something has come on either stream, and from the end on (paramiko's documentation of Channel).
+        self._poller.register(channel.fileno(), select.POLLIN)
 
-    def first_line(self) -> bytes:
-        """What the guest says before the command does.
+    def first_line(self, *, terminal: bool) -> str:
+        """The line that vm/guest/enter says before the command says anything.
 
         Raises:
-            EngineError: nothing, in time.
+            EngineError: it says nothing, in time.
         """
-        receive = self._command.read_out if self._terminal else self._command.read_err
+        receive = self._channel.recv if terminal else self._channel.recv_stderr
         deadline = time.monotonic() + _ANSWER_TIMEOUT
         line = b""
         while not line.endswith(b"\n"):
@@ -103,127 +80,70 @@ class VmAttached(Attached):
             if not got:
                 break
             line += got
-        return line
+        return line.decode("utf-8", "replace").strip()
 
-    def begin(self, stdin: int | None) -> None:
-        """Pass bytes on from now on."""
-        streams = [(self._command.read_out, self._output[0])]
-        if not self._terminal:
-            streams.append((self._command.read_err, self._output[1]))
-        for receive, target in streams:
-            self._threads.append(threading.Thread(target=self._pass_out, args=(receive, target), daemon=True))
-        if stdin is not None:
-            self._wake = os.pipe2(os.O_CLOEXEC)
-            self._feeder = threading.Thread(target=self._pass_in, args=(stdin, self._wake[0]), daemon=True)
-            self._feeder.start()
-        elif not self._terminal:
-            self._command.close_input()
-        for thread in self._threads:
-            thread.start()
-
-    def _pass_out(self, receive: Callable[[int], bytes], target: int) -> None:
+    def read(self) -> tuple[int, bytes]:
+        channel = self._channel
         while True:
+            # Asked before the reads: what came last is then still read.
+            ended = channel.closed or channel.eof_received or not self._alive()
+            if channel.recv_ready():
+                return STDOUT, channel.recv(CHUNK)
+            if channel.recv_stderr_ready():
+                return STDERR, channel.recv_stderr(CHUNK)
+            if ended:
+                return STDOUT, b""
+            self._poller.poll(LOOK_EVERY * 1000)
+
+    def write(self, data: bytes) -> bool:
+        while data:
             try:
-                chunk = receive(_CHUNK)
+                sent = self._channel.send(data)
             except TimeoutError:
                 if self._alive():
                     continue
-                return
-            if not chunk:
-                return
-            try:
-                _write(target, chunk)
-            except OSError:  # nobody reads it any more
-                self._broken = True
-                self._finish()
-                return
-
-    def _pass_in(self, source: int, wake: int) -> None:
-        poller = select.poll()
-        poller.register(source, select.POLLIN)
-        poller.register(wake, select.POLLIN)
-        while True:
-            if any(descriptor == wake for descriptor, _ in poller.poll()):
-                return
-            try:
-                chunk = os.read(source, _CHUNK)
-            except BlockingIOError:
-                continue
-            except OSError:  # a terminal that was hung up
-                chunk = b""
-            if chunk:
-                if self._send(chunk):
-                    continue
-            elif self._terminal:
-                # Closing the channel's one direction would hang the terminal up, and lose what it shows last.
-                self._send(_END_OF_INPUT)
-            else:
-                self._command.close_input()
-            return
-
-    def _send(self, data: bytes) -> bool:
-        while data:
-            try:
-                sent = self._command.send(data)
-            except TimeoutError:
-                if self._alive() and not self._closed:
-                    continue
+                return False
+            except (OSError, EOFError):
                 return False
             if not sent:
                 return False
             data = data[sent:]
         return True
 
-    def resize(self, size: WindowSize) -> None:
-        if self._terminal and not self._command.ended():
-            self._command.resize(size)
+    def close_write(self) -> None:
+        with suppress(OSError, EOFError):
+            self._channel.shutdown_write()
 
-    def wait(self) -> int:
-        for thread in self._threads:
-            while thread.is_alive():
-                thread.join(LOOK_EVERY)
-        if self._broken:
-            self._release()
+    def resize(self, size: WindowSize) -> None:
+        import paramiko
+
+        with suppress(paramiko.SSHException, OSError, EOFError):
+            self._channel.resize_pty(width=size.columns, height=size.rows)
+
+    def unread(self, stream: int) -> None:
+        # SSH has no way to close one stream of the other side's (RFC 4254, section 5.3).
+        self._unread = True
+        self.end()
+
+    def end(self) -> None:
+        if not self._channel.exit_status_ready():
+            self._kill()
+        self.close()
+
+    def exit_code(self, timeout: float | None) -> int:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self._unread and not self._channel.status_event.wait(LOOK_EVERY):
+            if not self._alive():
+                raise EngineError("the sandbox ended before the command did")
+            if deadline is not None and time.monotonic() >= deadline:
+                raise TimeoutError
+        if self._unread:
             return BROKEN_PIPE
-        code = self._command.exit_code(self._alive)
-        self._release()
-        if code is None:
+        code = int(self._channel.exit_status)
+        if code < 0:
             raise EngineError("the sandbox ended before the command did")
         return code
 
     def close(self) -> None:
-        if not self._closed and not self._command.ended():
-            self._finish()
-        self._release()
-
-    def _finish(self) -> None:
-        """End the command, whatever it has become, and the channel with it."""
-        if not self._closed:
-            self._closed = True
-            self._end()
-            self._command.close()
-
-    def _release(self) -> None:
-        self._closed = True
-        self._command.close()
-        with self._releasing:  # one thread may wait for the end while another closes
-            if self._wake is not None:
-                os.write(self._wake[1], b".")
-                if self._feeder is not None:
-                    self._feeder.join(_JOIN_TIMEOUT)
-                for descriptor in self._wake:
-                    os.close(descriptor)
-                self._wake = None
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join(_JOIN_TIMEOUT)
-
-
-def _write(descriptor: int, data: bytes) -> None:
-    """All of it, to a descriptor that may be non-blocking: a terminal is, where another program made it so."""
-    view = memoryview(data)
-    while view:
-        try:
-            view = view[os.write(descriptor, view) :]
-        except BlockingIOError:
-            select.select([], [descriptor], [])
+        with suppress(OSError, EOFError):
+            self._channel.close()

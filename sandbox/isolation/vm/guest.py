@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sandbox.errors import EngineError
-from sandbox.isolation.base import WindowSize
+from sandbox.isolation.base import ExecResult, WindowSize
+from sandbox.isolation.relay import collect
 from sandbox.isolation.vm.config import KEY_TYPE
+from sandbox.isolation.vm.exec import LOOK_EVERY, Command
 
 if TYPE_CHECKING:
     import paramiko
@@ -29,8 +31,6 @@ USER = "root"
 PORT = 22
 CONNECT_TIMEOUT = 30.0
 """Seconds for connection, handshake and login; an emulated guest on a busy host takes a few."""
-LOOK_EVERY = 0.5
-"""Seconds between looks whether the machine lives: a connection to one that was switched off never says so."""
 TERMINAL_TYPE = "xterm"
 LONGEST_COMMAND = 8000
 """Bytes. Dropbear takes 9000 (MAX_CMD_LEN in its sysoptions.h); what is longer goes by way of a file."""
@@ -39,69 +39,6 @@ SPOOL = "/run/sandbox-command-"
 _ATTEMPT = 3.0
 """Seconds for one try to connect; between two the machine is looked at."""
 _RETRY_PAUSE = 0.02
-_POLL = 0.004
-
-
-class Running:
-    """A command over a channel of its own, until `close`. What the connection can fail by, it ends by."""
-
-    def __init__(self, channel: paramiko.Channel) -> None:
-        self._channel = channel
-        channel.settimeout(LOOK_EVERY)
-
-    def read_out(self, size: int) -> bytes:
-        """Up to so many bytes of its output; none at the end.
-
-        Raises:
-            TimeoutError: none came for LOOK_EVERY seconds.
-        """
-        return self._channel.recv(size)
-
-    def read_err(self, size: int) -> bytes:
-        """The same of its errors."""
-        return self._channel.recv_stderr(size)
-
-    def send(self, data: bytes) -> int:
-        """Write to its input what it takes now, and return how many bytes; 0 when it has ended.
-
-        Raises:
-            TimeoutError: it took none for LOOK_EVERY seconds.
-        """
-        try:
-            return self._channel.send(data)
-        except TimeoutError:
-            raise
-        except (OSError, EOFError):
-            return 0
-
-    def close_input(self) -> None:
-        """End its input."""
-        with suppress(OSError, EOFError):
-            self._channel.shutdown_write()
-
-    def resize(self, size: WindowSize) -> None:
-        """Tell its terminal a new size; nothing happens once it has ended."""
-        import paramiko
-
-        with suppress(paramiko.SSHException, OSError, EOFError):
-            self._channel.resize_pty(width=size.columns, height=size.rows)
-
-    def ended(self) -> bool:
-        """Whether its exit code is there, or the channel is gone."""
-        return self._channel.exit_status_ready() or self._channel.closed
-
-    def exit_code(self, alive: Callable[[], bool]) -> int | None:
-        """Wait for its exit code, 128+n for a signal; None when the machine or the connection went first."""
-        while not self._channel.status_event.wait(LOOK_EVERY):
-            if not alive():
-                return None
-        code = int(self._channel.exit_status)
-        return code if code >= 0 else None
-
-    def close(self) -> None:
-        """Give the channel up; the command goes on if it has not ended. Idempotent."""
-        with suppress(OSError, EOFError):
-            self._channel.close()
 
 
 class Guest:
@@ -128,34 +65,29 @@ class Guest:
             self._client.close()
             self._client = None
 
-    def run(self, command: str, timeout: float | None = None) -> tuple[int, bytes, bytes]:
-        """Run a command line of the guest's root shell.
-
-        Returns:
-            Exit code (128+n for a signal), stdout, stderr.
+    def run(self, command: str, timeout: float | None = None) -> ExecResult:
+        """Run a command line of the guest's root shell, and wait for it.
 
         Raises:
             EngineError: the guest cannot be reached, is not who it should be, or went away meanwhile.
             TimeoutError: it took longer than `timeout` seconds; the command still runs.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        channel = self._started(command, None)
-        try:
-            with channel:
-                return _collect(channel, deadline, self.alive)
-        except TimeoutError:
-            raise
-        except (OSError, EOFError) as error:
-            self.close()
-            raise EngineError(f"the guest at {self.address} went away: {error}") from error
+        started = self.start(command, None, lambda: None)
+        started.close_write()
+        return collect(started, [command], timeout)
 
-    def start(self, command: str, terminal: WindowSize | None) -> Running:
+    def start(self, command: str, terminal: WindowSize | None, kill: Callable[[], object]) -> Command:
         """Start a command line of the guest's root shell, on a terminal of its own or without.
+
+        Args:
+            command: the line.
+            terminal: its size.
+            kill: ends all that the command is and has started.
 
         Raises:
             EngineError: as of `run`.
         """
-        return Running(self._started(command, terminal))
+        return Command(self._started(command, terminal), self.alive, kill)
 
     def _started(self, command: str, terminal: WindowSize | None) -> paramiko.Channel:
         import paramiko
@@ -176,13 +108,13 @@ class Guest:
     def _spool(self, line: bytes) -> bytes:
         """Write a long command line into a file of the guest, and return a short one that runs it."""
         path = f"{SPOOL}{os.urandom(6).hex()}"
-        with self._session() as channel:
-            channel.exec_command(f"umask 077 && cat >{path}")
-            channel.sendall(b"rm " + path.encode() + b"; exec " + line + b"\n")
-            channel.shutdown_write()
-            code, _, err = _collect(channel, time.monotonic() + CONNECT_TIMEOUT, self.alive)
-        if code != 0:
-            raise EngineError(f"the command is too long for the guest: {err.decode('utf-8', 'replace').strip()}")
+        writing = self.start(f"umask 077 && cat >{path}", None, lambda: None)
+        writing.write(b"rm " + path.encode() + b"; exec " + line + b"\n")
+        writing.close_write()
+        done = collect(writing, ["cat"], CONNECT_TIMEOUT)
+        if done.exit_code != 0:
+            said = done.stderr.decode("utf-8", "replace").strip()
+            raise EngineError(f"the command is too long for the guest: {said}")
         return f". {path}".encode()
 
     def _session(self) -> paramiko.Channel:
@@ -273,31 +205,3 @@ def _may_come(error: BaseException) -> bool:
     return isinstance(error, ConnectionRefusedError | TimeoutError) or (
         isinstance(error, OSError) and error.errno == EHOSTUNREACH
     )
-
-
-def _collect(channel: paramiko.Channel, deadline: float | None, alive: Callable[[], bool]) -> tuple[int, bytes, bytes]:
-    out, err = bytearray(), bytearray()
-    look_at = time.monotonic() + LOOK_EVERY
-    while True:
-        # Asked before the reads: what came last is then still read.
-        ended = channel.exit_status_ready() and (channel.eof_received or channel.closed)
-        while channel.recv_ready():
-            out += channel.recv(65536)
-        while channel.recv_stderr_ready():
-            err += channel.recv_stderr(65536)
-        if ended:
-            break
-        if channel.closed and not channel.exit_status_ready():
-            raise EOFError("the connection was lost")
-        now = time.monotonic()
-        if deadline is not None and now >= deadline:
-            raise TimeoutError
-        if now >= look_at:
-            look_at = now + LOOK_EVERY
-            if not alive():
-                raise EOFError("the machine ended")
-        time.sleep(_POLL)
-    code = channel.recv_exit_status()
-    if code < 0:
-        raise EOFError("the command ended without an exit code")
-    return code, bytes(out), bytes(err)

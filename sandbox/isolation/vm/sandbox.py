@@ -7,7 +7,7 @@ import secrets
 import shlex
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +16,13 @@ from typing import TYPE_CHECKING, Any
 from sandbox.errors import EngineError, SandboxError, SpecError
 from sandbox.failpoints import Failpoint, reached
 from sandbox.interrupts import wait_readable
+from sandbox.isolation import ending, keeper
 from sandbox.isolation.base import Attached, ExecResult, Sandbox, State, Stats, WindowSize
-from sandbox.isolation.keeper import STDOUT
-from sandbox.isolation.log import Piece
-from sandbox.isolation.vm import console as vm_console
-from sandbox.isolation.vm import domain as vm_domain
-from sandbox.isolation.vm import logs as vm_log
-from sandbox.isolation.vm import xml
-from sandbox.isolation.vm.console import Console
-from sandbox.isolation.vm.domain import Hypervisor
-from sandbox.isolation.vm.exec import VmAttached, judge
+from sandbox.isolation.relay import Relay, collect, to_descriptor
+from sandbox.isolation.vm import output, xml
+from sandbox.isolation.vm.console import BOOT, EXIT, SIGNAL, START, STOP, Console, exit_code
+from sandbox.isolation.vm.domain import LOG_DIR, Hypervisor, is_paused, log_files, qemu_pid
+from sandbox.isolation.vm.exec import REFUSALS, Command, refusal
 from sandbox.isolation.vm.guest import TERMINAL_TYPE, Guest
 from sandbox.kernel import procfs
 from sandbox.network.lab import interface_name
@@ -53,6 +50,8 @@ KILL_TIMEOUT = 2.0
 """Seconds that the guest has to end itself, so that its init says the last word; then it is switched off."""
 KILLED = 137
 """The exit code of what SIGKILL ended (128 + 9): the machine was switched off under the workload."""
+FLUSH = 0.5
+"""Seconds after QEMU's end within which virtlogd has written what the console said last."""
 _QUESTION_TIMEOUT = 30.0
 
 
@@ -104,22 +103,31 @@ class VmSandbox(Sandbox):
                         "QEMU runs without its seccomp filter", "seccomp_sandbox = 1 in /etc/libvirt/qemu.conf"
                     )
                 return
-        raise EngineError("QEMU ended at once", f"see {vm_domain.LOG_DIR}/{xml.domain_name(self.record.id)}.log")
+        raise EngineError("QEMU ended at once", f"see {LOG_DIR}/{xml.domain_name(self.record.id)}.log")
 
-    def open_console(self) -> None:
-        """Connect to the console while the guest's processors still stand, so that no word of it is missed."""
+    def listen(self) -> None:
+        """Connect to the console and the output while the guest's processors still stand, so that nothing is missed.
+
+        Raises:
+            EngineError: QEMU has ended.
+        """
+        process = self.record.process
         self._console = self._talk()
+        if process is not None:
+            self.keeper = output.keep(self.record, self._made().nonce, process.pid)
 
     def boot(self, deadline: float) -> None:
         console = self._held_console()
         self._hypervisor.resume(self.record.id)
-        console.wait((vm_console.BOOT,), deadline, self._alive)
+        console.wait((BOOT,), deadline, self._alive)
 
     def start(self) -> None:
         with self._held_console() as console:
-            console.send(vm_console.START)
-            console.wait((vm_console.START,), time.monotonic() + START_TIMEOUT, self._alive)
+            console.send(START)
+            said = console.wait((START, *REFUSALS), time.monotonic() + START_TIMEOUT, self._alive)
         self._console = None
+        if said != START:
+            raise refusal(said, self.record.spec.argv[0], self.record.spec.workdir)
 
     def _held_console(self) -> Console:
         if self._console is None:
@@ -135,17 +143,21 @@ class VmSandbox(Sandbox):
     def state(self) -> State:
         process = self.record.process
         if process is not None and process.alive():
-            return State(running=True, pid=process.pid, paused=vm_domain.is_paused(self.record.id))
+            return State(running=True, pid=process.pid, paused=is_paused(self.record.id))
         return State(running=False, exit_code=self._exit_code())
 
     def _exit_code(self) -> int | None:
-        """What the guest's init said, or what is known because we ended the machine."""
+        """Return what the keeper or the guest's init said, or what is known because we ended the machine."""
         if self.handle is None:
             return None
-        code = vm_console.exit_code(self.record.directory / CONSOLE_LOG, self.handle.nonce)
+        directory = self.record.directory
+        found = ending.read(directory)
+        if found is not None and found.code is not None:
+            return found.code
+        code = exit_code(directory / CONSOLE_LOG, self.handle.nonce)
         if code is None:
             with suppress(OSError, ValueError):
-                return int((self.record.directory / ENDED).read_text(encoding="ascii"))
+                return int((directory / ENDED).read_text(encoding="ascii"))
         return code
 
     def _refuse_ended(self) -> None:
@@ -154,7 +166,7 @@ class VmSandbox(Sandbox):
 
     def _inside(self) -> Guest:
         self._refuse_ended()
-        if vm_domain.is_paused(self.record.id):
+        if is_paused(self.record.id):
             raise EngineError(f"sandbox {self.record.name} is paused", f"sandbox unpause {self.record.name}")
         if self._guest is None:
             key = self.record.directory / CLIENT_KEY
@@ -168,12 +180,12 @@ class VmSandbox(Sandbox):
             EngineError: it failed, or there was no answer.
         """
         try:
-            code, out, err = self._inside().run(command, _QUESTION_TIMEOUT)
+            done = self._inside().run(command, _QUESTION_TIMEOUT)
         except TimeoutError:
             raise EngineError(f"the guest of {self.record.name} does not answer") from None
-        if code != 0:
-            raise EngineError(f"the guest of {self.record.name} says: {err.decode('utf-8', 'replace').strip()}")
-        return out.decode("utf-8", "replace")
+        if done.exit_code != 0:
+            raise EngineError(f"the guest of {self.record.name} says: {done.stderr.decode('utf-8', 'replace').strip()}")
+        return done.stdout.decode("utf-8", "replace")
 
     def limits(self) -> Limits:
         live = self._hypervisor.live(self.record.id)
@@ -210,26 +222,41 @@ class VmSandbox(Sandbox):
 
         def end() -> None:
             with suppress(EngineError, TimeoutError):
-                if self._alive() and not vm_domain.is_paused(self.record.id):
+                if self._alive() and not is_paused(self.record.id):
                     guest.run(f"echo 1 > {group}/cgroup.kill && sleep 0.1; rmdir {group}", _QUESTION_TIMEOUT)
 
         return end
 
-    def exec(self, argv: Sequence[str], *, timeout: float | None = None, root: bool = False) -> ExecResult:
+    def _begin(
+        self,
+        argv: Sequence[str],
+        *,
+        terminal: WindowSize | None = None,
+        root: bool,
+        env: Sequence[tuple[str, str]] = (),
+        workdir: str | None = None,
+    ) -> Command:
+        """Start a command inside, up to its first instruction."""
         name = secrets.token_hex(6)
-        directory = self.record.spec.workdir
+        directory = workdir or self.record.spec.workdir
         guest = self._inside()
-        command = self._command(name, argv, root=root, env=(), directory=directory)
+        if terminal is not None and "TERM" not in dict(env):
+            env = [*env, ("TERM", TERMINAL_TYPE)]
+        line = self._command(name, argv, root=root, env=env, directory=directory)
+        command = guest.start(line, terminal, self._ender(guest, name))
         try:
-            code, out, err = guest.run(command, timeout)
-        except BaseException as error:
-            self._ender(guest, name)()
-            if isinstance(error, TimeoutError):
-                raise TimeoutError(f"{argv[0]!r} took longer than {timeout:g} s") from None
+            said = command.first_line(terminal=terminal is not None).removeprefix(f"@{name} ")
+            if said != "started":
+                raise refusal(said, argv[0], directory)
+        except BaseException:
+            command.end()
             raise
-        said, _, err = err.partition(b"\n")
-        judge(name, said, argv[0], directory)
-        return ExecResult(code, out, err)
+        return command
+
+    def exec(self, argv: Sequence[str], *, timeout: float | None = None, root: bool = False) -> ExecResult:
+        command = self._begin(argv, root=root)
+        command.close_write()
+        return collect(command, argv, timeout)
 
     def attach(
         self,
@@ -243,26 +270,11 @@ class VmSandbox(Sandbox):
         env: Sequence[tuple[str, str]] = (),
         workdir: str | None = None,
     ) -> Attached:
-        name = secrets.token_hex(6)
-        directory = workdir or self.record.spec.workdir
-        guest = self._inside()
-        if terminal is not None and "TERM" not in dict(env):
-            env = [*env, ("TERM", TERMINAL_TYPE)]
-        line = self._command(name, argv, root=root, env=env, directory=directory)
-        attached = VmAttached(
-            guest.start(line, terminal),
-            output=(stdout, stderr),
-            terminal=terminal is not None,
-            alive=self._alive,
-            end=self._ender(guest, name),
-        )
-        try:
-            judge(name, attached.first_line(), argv[0], directory)
-            attached.begin(stdin)
-        except BaseException:
-            attached.close()
-            raise
-        return attached
+        command = self._begin(argv, terminal=terminal, root=root, env=env, workdir=workdir)
+        if stdin is None and terminal is None:
+            command.close_write()
+        sinks = [to_descriptor(descriptor) for descriptor in (stdout, stderr)]
+        return Relay(command, stdin=stdin, stdout=sinks[0], stderr=sinks[1], terminal=terminal is not None)
 
     def resources(self) -> dict[str, Any]:
         return {"domain": xml.domain_name(self.record.id), "host_key": self.handle and self.handle.host_key}
@@ -299,27 +311,6 @@ class VmSandbox(Sandbox):
             written=traffic.written,
         )
 
-    def pieces(
-        self,
-        *,
-        follow: bool = False,
-        tail: int | None = None,
-        since: float | None = None,
-        until: float | None = None,
-        dropped: Callable[[int], object] = lambda _count: None,
-    ) -> Iterator[Piece]:
-        # Until the keeper writes the log at this level too.
-        return (Piece(STDOUT, 0.0, data) for data in self.logs(follow=follow, tail=tail, since=since))
-
-    def logs(
-        self, *, follow: bool = False, tail: int | None = None, since: float | None = None, until: float | None = None
-    ) -> Iterator[bytes]:
-        if since is not None:
-            raise SpecError(
-                "--since: a virtual machine's log has no times, so that what is older cannot be told", "--tail"
-            )
-        return vm_log.read(self.record.log_path, tail=tail, follow=self._alive if follow else None)
-
     def pause(self) -> None:
         self._refuse_ended()
         self._hypervisor.suspend(self.record.id)
@@ -337,15 +328,15 @@ class VmSandbox(Sandbox):
         if number == signal.SIGKILL:
             self._kill()
             return
-        if vm_domain.is_paused(self.record.id):
+        if is_paused(self.record.id):
             raise EngineError(
                 f"sandbox {self.record.name} is paused and takes no signal but SIGKILL",
                 f"sandbox unpause {self.record.name}",
             )
         with self._talk() as console:
-            console.send(f"{vm_console.SIGNAL} {number}")
+            console.send(f"{SIGNAL} {number}")
             try:
-                console.wait((vm_console.SIGNAL, vm_console.EXIT), time.monotonic() + SIGNAL_TIMEOUT, self._alive)
+                console.wait((SIGNAL, EXIT), time.monotonic() + SIGNAL_TIMEOUT, self._alive)
             except EngineError:
                 if self._alive():
                     raise  # else it ended by the signal, before it could say so
@@ -353,9 +344,9 @@ class VmSandbox(Sandbox):
     def _kill(self) -> None:
         """End the sandbox: by its init, which says so, or else by libvirt."""
         self._leave()
-        if not vm_domain.is_paused(self.record.id):
+        if not is_paused(self.record.id):
             with suppress(EngineError, TimeoutError), self._talk() as console:
-                console.send(f"{vm_console.SIGNAL} {int(signal.SIGKILL)}")
+                console.send(f"{SIGNAL} {int(signal.SIGKILL)}")
                 self.wait(KILL_TIMEOUT)
                 return
         self._switch_off()
@@ -390,8 +381,9 @@ class VmSandbox(Sandbox):
         return self._final_code()
 
     def _final_code(self) -> int | None:
-        """The exit code, with a moment's patience for the log to be written."""
-        deadline = time.monotonic() + vm_log.FLUSH
+        """The exit code, with a moment's patience for the logs to be written."""
+        ending.wait(self.record.directory)
+        deadline = time.monotonic() + FLUSH
         while True:
             code = self._exit_code()
             if code is not None or time.monotonic() >= deadline or self.handle is None:
@@ -403,8 +395,8 @@ class VmSandbox(Sandbox):
         if self._alive():
             try:
                 with self._talk() as console:
-                    console.send(vm_console.STOP)
-                    if vm_domain.is_paused(self.record.id):
+                    console.send(STOP)
+                    if is_paused(self.record.id):
                         self._hypervisor.resume(self.record.id)
                     return self.wait(grace)
             except (EngineError, TimeoutError):
@@ -423,18 +415,19 @@ class VmSandbox(Sandbox):
 
     def remove(self) -> None:
         self._leave()
+        directory = self.record.directory
+        keeper.hush(directory)
         # Without a domain's name in the record libvirt was never asked for one (or the record was not saved: then
         # `prune` finds the domain), and a host without libvirt can still clear the rest away.
-        if (self.handle and self.handle.domain) or vm_domain.qemu_pid(self.record.id) is not None:
+        if (self.handle and self.handle.domain) or qemu_pid(self.record.id) is not None:
             self._hypervisor.destroy(self.record.id)
         reached(Failpoint.DOMAIN_REMOVED)
-        directory = self.record.directory
-        files = [directory / name for name in (CLIENT_KEY, INITRD, CONSOLE, ENDED)]
-        for log in (directory / CONSOLE_LOG, self.record.log_path):
-            files += vm_console.rotated(log)
-        files += vm_domain.log_files(self.record.id)
         try:
-            for path in files:
+            keeper.dismiss(directory)
+            for path in log_files(self.record.id):
                 path.unlink(missing_ok=True)
-        except OSError as error:
-            raise EngineError(f"{error.filename} could not be removed: {error.strerror}") from error
+        except OSError as error:  # TimeoutError is one
+            raise EngineError(f"what is left of the machine could not be removed: {error}") from error
+        if self.keeper is not None:
+            self.keeper.ending(0)
+            self.keeper.close()

@@ -76,6 +76,7 @@ def start(record: Any) -> Iterator[Callable[..., Keeper]]:
             os.close(out_write)
             os.close(err_write)
         made.append(kept)
+        kept.settled()
         return kept
 
     yield make

@@ -40,7 +40,9 @@ def keep(record: Record, script: str) -> Keeper:
     def spawn() -> int:
         return os.posix_spawnp("sh", ["sh", "-c", script], os.environ)
 
-    return keeper.launch(record, [], spawn=spawn)
+    kept = keeper.launch(record, [], spawn=spawn)
+    kept.settled()
+    return kept
 
 
 def comes_true(condition: Callable[[], object], timeout: float = 20) -> bool:
@@ -156,6 +158,7 @@ def test_what_was_written_is_in_the_log_before_the_end_is_told(record: Record) -
 
     kept = keeper.launch(record, [Source(reading, STDOUT)], spawn=spawn)
     os.close(writing)
+    kept.settled()
     kept.leave()
     assert comes_true(lambda: ending.read(record.directory))
     assert (record.directory / keeper.LOG).stat().st_size > 1_000_000

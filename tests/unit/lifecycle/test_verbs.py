@@ -84,7 +84,7 @@ def test_wait_takes_the_code_from_the_record(monkeypatch: pytest.MonkeyPatch) ->
     assert wait.wait("a") == 7
     assert wait.wait(get("b")) is None
     with pytest.raises(NotFoundError):
-        wait.wait("c")
+        wait.wait("none-such")
 
 
 def test_a_running_one_is_removed_by_force_alone() -> None:

@@ -228,3 +228,11 @@ def test_no_text_crashes_a_parser(text: str) -> None:
         lambda: parse.command([text]),
     ):
         assert "\n" not in refusal(act)
+
+
+@pytest.mark.parametrize("text", ["0\n", "\n1b ", " 999999t\n"])
+def test_a_size_with_white_space_is_refused_in_one_line(text: str) -> None:
+    for parser in (parse.memory, parse.disk):
+        with pytest.raises(SpecError) as caught:
+            parser(text, 1)
+        assert "\n" not in str(caught.value)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-import io
 import json
 import os
 import signal
 import struct
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,7 +31,7 @@ from sandbox.host import Missing
 from sandbox.host.docker import Engine, RefusalError
 from sandbox.isolation.base import INIT, State
 from sandbox.isolation.docker import cgroup as docker_cgroup
-from sandbox.isolation.docker import engines, logs, usage
+from sandbox.isolation.docker import engines, exec, usage
 from sandbox.isolation.docker import mounts as docker_mounts
 from sandbox.isolation.docker import seccomp as docker_seccomp
 from sandbox.isolation.docker.driver import LABEL_ID, ContainerIsolation, GVisorIsolation
@@ -42,6 +42,7 @@ from sandbox.kernel.cgroup import Hierarchy, read_hierarchy
 from sandbox.spec import MIB, Mount, SandboxSpec
 from sandbox.state.processid import ProcessId
 from sandbox.state.record import Record
+from tests.unit.engine import FakeEngine, listening
 from tests.unit.kernel.test_seccomp import interpret
 from tools.seccomp import compiler, docker, policy
 
@@ -97,8 +98,7 @@ def test_the_walls_are_asked_for() -> None:
     assert host["ReadonlyRootfs"] is True
     assert host["RestartPolicy"] == {"Name": "no"}
     assert (host["IpcMode"], host["CgroupnsMode"]) == ("private", "private")
-    log = host["LogConfig"]["Config"]
-    assert int(log["max-size"]) * int(log["max-file"]) <= 10 * MIB
+    assert host["LogConfig"] == {"Type": "none"}
     assert host["Dns"] == ["127.0.0.1"]
     assert "Runtime" not in host
     assert host["Mounts"] == []
@@ -155,22 +155,7 @@ def test_our_network_is_known_again() -> None:
     assert "subnet" in (lab.difference(network(lab) | {"IPAM": {"Config": None}}) or "")
 
 
-# Streams
-
-
-def frame(output: int, data: bytes) -> bytes:
-    return struct.pack(">BxxxL", output, len(data)) + data
-
-
-def test_frames_are_told_apart() -> None:
-    data = frame(1, b"out") + frame(2, b"err") + frame(1, b"") + frame(1, b"\x01\x00\x00\x00")
-    assert list(logs.frames(io.BytesIO(data))) == [(1, b"out"), (2, b"err"), (1, b"\x01\x00\x00\x00")]
-
-
-@pytest.mark.parametrize("cut", range(1, 11))
-def test_a_frame_that_was_cut_off_is_dropped(cut: int) -> None:
-    data = frame(1, b"whole") + frame(1, b"cut")[:-cut]
-    assert list(logs.frames(io.BytesIO(data))) == [(1, b"whole")]
+# Commands
 
 
 @pytest.mark.parametrize(
@@ -184,20 +169,80 @@ def test_a_frame_that_was_cut_off_is_dropped(cut: int) -> None:
     ],
 )
 def test_a_runtimes_words_are_understood(words: str, kind: type[SandboxError] | None) -> None:
-    found = logs.refused("x", words)
+    found = exec.refused("x", words)
     assert found is None if kind is None else isinstance(found, kind)
 
 
-def test_the_words_of_timeout_are_understood() -> None:
-    words = "/usr/bin/timeout: failed to run command ‘x’: Permission denied"
-    assert isinstance(logs._invocation("x", 127, words), CommandNotFoundError)
-    assert logs._invocation("x", 126, words).message == "'x' cannot be executed: Permission denied"
-    assert isinstance(logs._invocation("x", 125, "fork: Resource temporarily unavailable"), EngineError)
+def start(argv: list[str], **more: Any) -> exec.ContainerBackend:
+    more = {"engine": Engine(LOCAL), "has_input": False, "alive": lambda: True, **more}
+    return exec.start(container="c", argv=argv, user="0:0", kernel_shared=True, **more)
 
 
 def test_a_command_of_no_words() -> None:
     with pytest.raises(CommandNotFoundError):
-        logs.run(Engine(LOCAL), "c", [], user="0:0", timeout=None, alive=lambda: True)
+        start([])
+
+
+def frame(output: int, data: bytes) -> bytes:
+    return struct.pack(">BxxxL", output, len(data)) + data
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> Iterator[FakeEngine]:
+    with listening(tmp_path / "s") as found:
+        found.answers["POST /containers/c/exec"] = (201, {"Id": "e"})
+        found.answers["GET /exec/e/json"] = (200, {"Running": False, "ExitCode": 3, "Pid": 0})
+        yield found
+
+
+def test_a_commands_output_begins_after_the_first_line(fake: FakeEngine) -> None:
+    # dockerd copies the two outputs apart: the command's errors may overtake the line that says it has begun.
+    said = frame(2, b"early") + frame(1, b"star") + frame(1, b"ted 7\nout") + frame(2, b"err") + frame(1, b"\x00\xff")
+    fake.answers["POST /exec/e/start"] = (101, said)
+    backend = start(["true"], engine=Engine(fake.path))
+    pieces = []
+    while (piece := backend.read())[1]:
+        pieces.append(piece)
+    assert pieces == [(2, b"early"), (1, b"out"), (2, b"err"), (1, b"\x00\xff")]
+    assert backend.exit_code(None) == 3
+    backend.close()
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "words"),
+    [
+        (frame(1, b"127\n"), CommandNotFoundError, "no command 'true' inside"),
+        (frame(1, b"126\n"), CannotInvokeError, "cannot be executed: Permission denied"),
+        (frame(1, b"OCI runtime exec failed: chdir to cwd"), CannotInvokeError, "working directory"),
+        (frame(2, b"out of \xff luck"), EngineError, "could not be run: out of"),
+        (b"", EngineError, "could not be run"),
+    ],
+)
+def test_a_command_that_does_not_begin(fake: FakeEngine, said: bytes, kind: type[SandboxError], words: str) -> None:
+    fake.answers["POST /exec/e/start"] = (101, said)
+    with pytest.raises(kind, match=words):
+        start(["true"], engine=Engine(fake.path))
+
+
+def test_a_command_in_a_sandbox_that_has_ended(fake: FakeEngine) -> None:
+    fake.answers["POST /exec/e/start"] = (101, b"")
+    with pytest.raises(EngineError, match="ended before the command began"):
+        start(["true"], engine=Engine(fake.path), alive=lambda: False)
+    fake.answers["POST /exec/e/start"] = (101, frame(1, b"started 7\n"))
+    lives = [True]
+    backend = start(["true"], engine=Engine(fake.path), alive=lambda: lives[0])
+    for answer in ({"Running": True, "ExitCode": None, "Pid": 0}, {"Running": False, "ExitCode": 137, "Pid": 0}):
+        fake.answers["GET /exec/e/json"] = (200, answer)
+        lives[0] = False
+        with pytest.raises(EngineError, match="the sandbox ended while"):
+            backend.exit_code(None)
+        lives[0] = True
+        if answer["Running"]:
+            with pytest.raises(TimeoutError):
+                backend.exit_code(0.05)
+        else:
+            assert backend.exit_code(None) == 137
+    backend.close()
 
 
 # Control groups

@@ -116,7 +116,10 @@ def test_what_the_domain_says() -> None:
     found = inspection.domain(text, None)
     assert (found.accelerator, found.processors, found.quota) == ("tcg", 2, 1.5)
     assert found.memory == plan.memory
-    assert found.devices == ["controller pci", "disk file", "interface bridge", "serial file", "serial unix"]
+    assert found.devices == [
+        "channel unix", "channel unix", "controller pci", "controller virtio-serial", "disk file", "interface bridge",
+        "serial unix",
+    ]  # fmt: skip
     assert found.disks == [Disk("/images/disk.raw", "raw", read_only=True)]
     assert found.security_label == plan.owner
     assert found.sandbox_option is None

@@ -30,7 +30,7 @@ PLAN = DomainPlan(
     mac="02:5b:c6:12:02:00",
     console=Path("/box/console"),
     console_log=Path("/box/console.log"),
-    output_log=Path("/box/log"),
+    ports=(Path("/box/stdout"), Path("/box/stderr")),
     owner="+64055:+107",
 )
 
@@ -79,7 +79,7 @@ def test_devices_are_few_and_the_disk_is_read_only() -> None:
     devices = tree().find("devices")
     assert devices is not None
     assert sorted(device.tag for device in devices) == [
-        "controller", "controller", "disk", "interface", "memballoon", "serial", "serial",
+        "channel", "channel", "controller", "controller", "controller", "disk", "interface", "memballoon", "serial",
     ]  # fmt: skip
     assert devices.find("disk/readonly") is not None
     assert attributes(devices, "disk/driver")["type"] == "raw"
@@ -87,6 +87,20 @@ def test_devices_are_few_and_the_disk_is_read_only() -> None:
     assert usb is not None
     assert usb.attrib["model"] == "none"
     assert attributes(devices, "memballoon")["model"] == "none"
+
+
+def test_the_output_has_a_port_each() -> None:
+    channels = tree().findall("devices/channel")
+    found = [(channel.find("source"), channel.find("target"), channel.find("address")) for channel in channels]
+    assert [
+        (source.attrib["path"], target.attrib["name"], address.attrib["port"])
+        for source, target, address in found
+        if source is not None and target is not None and address is not None
+    ] == [("/box/stdout", "org.sandbox.stdout", "1"), ("/box/stderr", "org.sandbox.stderr", "2")]
+    assert attributes(tree(), "devices/controller[@type='virtio-serial']")["ports"] == "3"
+    # QEMU listens, so that nothing that the guest writes goes by before we are there.
+    assert {channel.attrib["type"] for channel in channels} == {"unix"}
+    assert {source.attrib["mode"] for source, _, _ in found if source is not None} == {"bind"}
 
 
 def test_the_network_card_is_as_assigned() -> None:
