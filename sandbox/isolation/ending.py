@@ -1,4 +1,4 @@
-"""How a sandbox ended, as its keeper wrote it down: once the log is complete, and before anything else."""
+"""The end of a sandbox, as its keeper wrote it down: once the log is complete, and before anything else."""
 
 from __future__ import annotations
 

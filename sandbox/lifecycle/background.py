@@ -1,4 +1,4 @@
-"""What a keeper does at the end of a sandbox that nobody follows: note it, withdraw its ports, remove it.
+"""The end of a sandbox that nobody follows, by its keeper: note it, withdraw its ports, remove it.
 
 The keeper becomes this by exec. For NOTE the store is enough, which the bare interpreter can import; the rest needs the
 manager, and the interpreter with its site packages.
