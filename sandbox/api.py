@@ -137,7 +137,7 @@ class Sandbox:
         since: float | None = None,
         until: float | None = None,
     ) -> Iterator[Piece]:
-        """What the workload wrote, with the `stream` (1 or 2) and the `time` of each piece of `data`.
+        """Yield what the workload wrote, with the `stream` (1 or 2) and the `time` of each piece of `data`.
 
         Args:
             follow: go on until it ends.

@@ -145,7 +145,6 @@ class Features:
         shares_kernel: the workload runs on the host's kernel.
         own_network: the sandbox has a network stack of its own; without one it serves on its lab address on the host.
         machine: it is a virtual machine: the memory limit is its guest's, and its processors may be emulated.
-        init_is_child: the sandbox's init is a child of the command that makes it, which alone learns its exit code.
         warm_by_pause: a warm start takes a sandbox that was started ahead and paused.
         requires: capabilities of the host (see `host.checks`) that it needs beside those that every level needs.
     """
@@ -153,7 +152,6 @@ class Features:
     shares_kernel: bool
     own_network: bool = True
     machine: bool = False
-    init_is_child: bool = False
     warm_by_pause: bool = False
     requires: tuple[str, ...] = ()
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 
 from sandbox.errors import EngineError
+from sandbox.isolation import ending
 from sandbox.isolation.in_force import (
     UNLIMITED,
     Capabilities,
@@ -38,13 +39,10 @@ from sandbox.isolation.in_force import (
 from sandbox.kernel import caps, cgroup, ifconfig, nsfile, procfs
 from sandbox.kernel.rootfs import MASKED, READ_ONLY
 from sandbox.spec import Limits
-from sandbox.state import codec
-from sandbox.state.record import Exit, Record
+from sandbox.state.record import Record
 
 LINK = "eth0"
 """The interface of a sandbox that has a network stack of its own."""
-EXIT_FILE = "exit"
-"""In a sandbox's directory: how it ended, as the process noted it that was the first to know."""
 _SIGNALLED = 128
 """Added to a signal's number it is the exit code of what the signal ended."""
 
@@ -241,7 +239,7 @@ def outcome(
     """
     if not ended:
         return oom_killed, None
-    noted = _noted(record)
+    noted = ending.read(record.directory) or record.exit
     if noted is not None:
         time = noted.time
         code = noted.code if code is None else code
@@ -250,18 +248,6 @@ def outcome(
     return oom_killed, Ended(
         date, code, reason or _reason(code, oom_killed) or (None if noted is None else noted.reason)
     )
-
-
-def _noted(record: Record) -> Exit | None:
-    """The end as its keeper wrote it down, else as a command noted it."""
-    path = record.directory / EXIT_FILE
-    with suppress(OSError, ValueError, RecursionError):
-        said = codec.parse(path.read_bytes())
-        if isinstance(said, int):  # the code alone
-            return Exit(said, path.stat().st_mtime)
-        noted: Exit = codec.decode(Exit, said, EXIT_FILE)
-        return noted
-    return record.exit
 
 
 def _reason(code: int | None, oom_killed: bool | None) -> str | None:

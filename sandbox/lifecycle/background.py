@@ -1,4 +1,4 @@
-"""What a keeper does at the end of a sandbox that nobody follows: note it, withdraw its ports, remove it.
+"""The end of a sandbox that nobody follows, by its keeper: note it, withdraw its ports, remove it.
 
 The keeper becomes this by exec. For NOTE the store is enough, which the bare interpreter can import; the rest needs the
 manager, and the interpreter with its site packages.
@@ -6,7 +6,6 @@ manager, and the interpreter with its site packages.
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from sandbox.errors import EngineError
@@ -65,8 +64,8 @@ def finish(label: str, code: str, then: str) -> None:
 
 def _note(ident: str, code: int | None) -> None:
     from sandbox.errors import NotFoundError
+    from sandbox.isolation import ending
     from sandbox.phases import Status
-    from sandbox.state.record import Exit
     from sandbox.state.store import Store
 
     store = Store()
@@ -75,7 +74,7 @@ def _note(ident: str, code: int | None) -> None:
             record = store.load(ident)
             record.status = Status.EXITED
             if record.exit_code is None:
-                record.exit = Exit(code, time.time())
+                record.exit = ending.noted(record.directory, code)
             store.save(record)
     except NotFoundError:
         return  # somebody has removed it

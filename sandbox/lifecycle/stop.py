@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import suppress
 
 from sandbox.errors import NotFoundError
 from sandbox.failpoints import Failpoint, reached
+from sandbox.isolation import ending
 from sandbox.lifecycle import lab
 from sandbox.lifecycle.find import Reference, Running, held
 from sandbox.phases import Status
 from sandbox.spec import GRACE
-from sandbox.state.record import Exit
 from sandbox.state.store import Store
 
 
@@ -45,6 +44,6 @@ def _note(running: Running, code: int | None) -> None:
         lab.unpublish(record.id)  # who connects is told at once that nobody listens
     record.status = Status.EXITED
     if record.exit_code is None:
-        record.exit = Exit(code, time.time())
+        record.exit = ending.noted(record.directory, code)
     Store().save(record)
     reached(Failpoint.SAVED_EXITED)

@@ -44,12 +44,19 @@ class Exit:
         time: seconds since the epoch.
         oom_killed: whether the memory limit ended it; None where it cannot be known.
         reason: one line for people, where there is more to say than the code.
+
+    Raises:
+        ValueError: the code or the time cannot be one.
     """
 
     code: int | None
     time: float
     oom_killed: bool | None = None
     reason: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.code not in (None, *range(256)) or not 0 <= self.time < _YEAR_10000:
+            raise ValueError(f"exit code {self.code} at {self.time}")
 
 
 @dataclass(slots=True)
@@ -167,9 +174,8 @@ class Record:
         address = _ADDRESS.fullmatch(record.address)
         if address is None or int(address[1]) < _FIRST_ADDRESS_BYTE:
             raise ValueError(f"address {record.address!r}")
-        for when in (record.created, record.exit.time if record.exit is not None else 0.0):
-            if not 0 <= when < _YEAR_10000:
-                raise ValueError(f"time {when}")
+        if not 0 <= record.created < _YEAR_10000:
+            raise ValueError(f"created {record.created}")
         for process in (record.owner, record.process):
             if process is not None and not (1 < process.pid <= MAX_PID and process.start_time >= 0):
                 raise ValueError(f"process {process.pid}")

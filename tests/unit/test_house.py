@@ -34,7 +34,6 @@ UNCONVERTED = (
     "sandbox/isolation/",
     "sandbox/kernel/command.py",
     "sandbox/kernel/enter.py",
-    "sandbox/lifecycle/keeper.py",
     "sandbox/measure/",
     "sandbox/report/",
     "workloads/",

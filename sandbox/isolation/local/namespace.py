@@ -40,7 +40,6 @@ class NamespaceIsolation(Isolation, Forking):
     name = "namespace"
     features = Features(
         shares_kernel=True,
-        init_is_child=True,
         requires=("ns.user", "ns.mount", "ns.pid", "ns.net", "ns.ipc", "ns.uts", "ns.cgroup", "seccomp"),
     )
     _root: str | None = None

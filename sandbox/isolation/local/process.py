@@ -33,7 +33,7 @@ class ProcessIsolation(Isolation):
     """No isolation to speak of."""
 
     name = "process"
-    features = Features(shares_kernel=True, own_network=False, init_is_child=True)
+    features = Features(shares_kernel=True, own_network=False)
     _image: str | None = None
 
     def check(self, spec: SandboxSpec) -> None:

@@ -17,8 +17,6 @@ TABLE = "isolation/__init__.py"
 PACKAGES = {target.split(".")[2] for target in LEVELS.values()}
 OTHER_MEANINGS = {("images", "vm")}
 """Folders of this package where a word is no level's name: a form of the root filesystem, and the folder `vm/`."""
-KNOWN_IMPORTS = {("cli/detach.py", "sandbox.isolation.local")}
-"""The keeper of a detached sandbox."""
 
 
 def names(tree: ast.AST) -> Iterator[str]:
@@ -61,7 +59,7 @@ def test_no_level_is_named_outside_its_package() -> None:
 
 def test_no_levels_package_is_used_outside_of_it() -> None:
     found = {(place, package) for place, tree in modules() for package in engines(tree)}
-    assert found <= KNOWN_IMPORTS
+    assert found == set()
 
 
 @pytest.mark.parametrize(

@@ -238,14 +238,6 @@ def test_what_a_command_noted(record: Record) -> None:
     assert found == (False, Ended("1970-01-01T00:00:02.000+00:00", 3, "exited"))
 
 
-def test_a_file_with_nothing_but_the_code_has_its_own_time(record: Record) -> None:
-    path = record.directory / "exit"
-    path.write_text("7\n")
-    os.utime(path, (2.0, 2.0))
-    found = inspection.outcome(record, ended=True, code=7, oom_killed=False)
-    assert found == (False, Ended("1970-01-01T00:00:02.000+00:00", 7, "exited"))
-
-
 @pytest.mark.parametrize("text", ["", "{", '{"code": "x"}', '{"time": 1e999}', "[]", '{"code": 1, "more": 2}'])
 def test_a_file_that_is_none_of_ours_is_passed_over(record: Record, text: str) -> None:
     (record.directory / "exit").write_text(text)

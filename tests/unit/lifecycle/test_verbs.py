@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from sandbox import isolation
 from sandbox.errors import BusyError, EngineError, NotFoundError
+from sandbox.isolation import keeper
 from sandbox.isolation.base import State
 from sandbox.lifecycle import find, pause, remove, stop, wait
 from sandbox.lifecycle.find import get, held
@@ -51,6 +53,16 @@ def test_an_end_of_unknown_code_is_noted_anew() -> None:
     stop.note_end(record.id, 3)
     assert Store().load(record.id).exit_code == 3
     stop.note_end("0" * 12, 3)  # it may have been removed by now
+
+
+@pytest.mark.parametrize("code", [137, None])
+def test_what_the_keeper_wrote_down_goes_into_the_record(code: int | None) -> None:
+    """The code is the engine's where the keeper does not know it."""
+    record = faked.add("web", running=False)
+    said = {"code": code, "time": 7.5, "oom_killed": True, "reason": "out of memory"}
+    (record.directory / keeper.EXIT).write_text(json.dumps(said))
+    stop.note_end(record.id, 137)
+    assert Store().load(record.id).exit == Exit(137, 7.5, oom_killed=True, reason="out of memory")
 
 
 def test_a_handle_sees_what_others_have_written() -> None:
