@@ -192,9 +192,14 @@ def _users() -> list[str]:
 
 
 def _remove_network() -> None:
-    if NETWORK in _networks():
-        virsh("net-destroy", NETWORK)
-    virsh("net-undefine", NETWORK)
+    """Remove the network, a transient one with its bridge too. Idempotent."""
+    for verb, *options in (("net-destroy",), ("net-undefine", "--all")):
+        try:
+            if NETWORK in _networks(*options):
+                virsh(verb, NETWORK)
+        except EngineError:
+            if NETWORK in _networks(*options):  # else another was quicker
+                raise
 
 
 def domain_name(folder: Path) -> str:

@@ -17,7 +17,7 @@ from sandbox.failpoints import Failpoint
 from sandbox.lifecycle import find, prune, start
 from sandbox.lifecycle import lab as lab_life
 from sandbox.network import lab as network
-from sandbox.network import publish
+from sandbox.network import publish, vagrant
 from sandbox.spec import SandboxSpec
 from sandbox.state import paths
 from sandbox.state.store import Store
@@ -50,6 +50,7 @@ class OnFiles(machine.Lifecycle):
         self._patch.setattr(network, "isolate_ports", lambda *_: None)
         for module in (publish, images):
             self._patch.setattr(module, "prune", lambda *_, **__: [])
+        self._patch.setattr(vagrant, "prune", lambda **_: [])
         for what in ("teardown", "remains"):
             self._patch.setattr(publish, what, list)
         super().__init__()
