@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,6 @@ def test_what_can_be_executed(path: str, name: str) -> None:
     ],
 )
 def test_what_cannot(path: str, name: str, number: int) -> None:
-    with pytest.raises(OSError) as caught:
+    with pytest.raises(OSError, match=os.strerror(number)) as caught:
         walls.check_program(name, path)
     assert caught.value.errno == number
