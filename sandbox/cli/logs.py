@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sandbox.cli.completing import existing
-from sandbox.cli.output import print_pieces
+from sandbox.cli.output import print_pieces, tell_dropped
 
 if TYPE_CHECKING:
     from sandbox.isolation.log import Piece
@@ -51,14 +50,9 @@ def command(sandbox: str, follow: bool, tail: str, since: str | None, until: str
     begin = parse_time("--since", since, now) if since is not None else None
     end = parse_time("--until", until, now) if until is not None else None
     pieces = (
-        Manager().get(sandbox).sandbox.pieces(follow=follow, tail=lines, since=begin, until=end, dropped=_tell_dropped)
+        Manager().get(sandbox).sandbox.pieces(follow=follow, tail=lines, since=begin, until=end, dropped=tell_dropped)
     )
     print_pieces(stamped(pieces) if timestamps else pieces)
-
-
-def _tell_dropped(count: int) -> None:
-    sys.stdout.flush()
-    click.echo(f"sandbox: {count} bytes are missing here: the log keeps the newest output only", err=True)
 
 
 def stamped(pieces: Iterable[Piece]) -> Iterator[Piece]:

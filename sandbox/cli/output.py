@@ -38,6 +38,11 @@ def print_pieces(pieces: Iterable[Piece]) -> None:
         writes[piece.stream == STDERR](piece.data)
 
 
+def tell_dropped(count: int) -> None:
+    """Say that some of a workload's output is missing at this place."""
+    click.echo(f"sandbox: {count} bytes are missing here: the log had no room for them", err=True)
+
+
 def live(stream: Any) -> bool:
     """Whether the stream is a terminal that understands cursor movements."""
     return bool(stream.isatty()) and os.environ.get("TERM") not in (None, "", "dumb")

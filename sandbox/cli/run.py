@@ -13,7 +13,7 @@ import click
 from sandbox.cli import completing
 from sandbox.cli.dockerflags import refuse_docker_flags
 from sandbox.cli.options import isolation_option
-from sandbox.cli.output import Progress, print_pieces
+from sandbox.cli.output import Progress, print_pieces, tell_dropped
 from sandbox.errors import EXIT_ERROR, SandboxError
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def _where(running: Running) -> str:
 
 def _follow(running: Running, manager: Manager, *, remove: bool) -> int:
     _announce(running)
-    print_pieces(running.sandbox.output())
+    print_pieces(running.sandbox.output(tell_dropped))
     code = running.sandbox.wait()
     if remove:
         manager.destroy(running)

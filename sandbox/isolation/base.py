@@ -332,13 +332,16 @@ class Sandbox(ABC):
             dropped=dropped,
         )
 
-    def output(self) -> Iterator[Piece]:
+    def output(self, dropped: Callable[[int], object] = lambda _count: None) -> Iterator[Piece]:
         """What the workload writes, from its first byte to its end: for the command in the foreground.
 
         Where this handle has started the sandbox (and nobody called `keeper.let_go`), a slow reader slows the workload
         and loses nothing.
+
+        Args:
+            dropped: told how many bytes the log had no room for.
         """
-        return self.pieces(follow=True) if self.keeper is None else self.keeper.output()
+        return self.pieces(follow=True, dropped=dropped) if self.keeper is None else self.keeper.output(dropped)
 
     @abstractmethod
     def stats(self) -> Stats:

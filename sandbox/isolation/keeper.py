@@ -21,7 +21,8 @@ line with the exit code follows (a virtual machine's port has no end of its own)
 the other side sees that everything was read. The keeper takes the descriptors over (the caller's copies are closed).
 How it learns of the end:
 
-- `spawn`: called in the keeper, makes the init as the keeper's child, and returns its pid; `Keeper.child` is that;
+- `spawn`: called in the keeper, makes the init as the keeper's child, and returns its pid; `Keeper.child` is that
+  (then `Keeper.settled` has to be called, before the init is let go);
 - `pid`: some other process, watched by a pidfd; with `status`, a descriptor from which its exit code can be read then,
   as decimal digits;
 - neither: the sandbox has ended when its sources have.
@@ -83,6 +84,12 @@ NOTHING, NOTE, TELL, REMOVE = "nothing", "note", "tell", "remove"
 """What to do at the end: nothing (the command does it), note it in the record, have the manager note it and withdraw
 published ports, or remove the sandbox."""
 
+_HANDLED = (
+    *(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT),
+    *(signal.SIGALRM, signal.SIGCHLD, signal.SIGWINCH),
+    *(signal.SIGUSR1, signal.SIGUSR2),
+)
+"""Signals that a command may have handlers for: they do not run in the keeper."""
 _DOCKER = struct.Struct(">BxxxL")
 _FLOCK = struct.Struct("hhqqi4x")
 _PATIENCE = 2.0
@@ -109,21 +116,48 @@ class Keeper:
         child: the init that its `spawn` made; 0 without one.
     """
 
-    def __init__(self, directory: Path, pid: int, child: int, control: socket.socket, wake: int) -> None:
+    def __init__(self, directory: Path, pid: int, control: socket.socket, wake: int) -> None:
         self.pid = pid
-        self.child = child
+        self.child = 0
         self.code: int | None = None
         """The exit code, once the keeper has told it."""
         self._lost = False
         self._directory = directory
         self._control: socket.socket | None = control
         self._wake = wake
-        self._over = False
+        self._told = False
 
-    def output(self) -> Iterator[Piece]:
+    def settled(self) -> None:
+        """Wait until it has closed all that it has inherited of the command, and can be found (`holder`).
+
+        Raises:
+            OSError: it could not write the log, say.
+        """
+        self.expect(b"R")
+
+    def expect(self, kind: bytes) -> str:
+        """Take an answer of it; for `launch`.
+
+        Raises:
+            OSError: it was another one.
+        """
+        try:
+            answer = self._control.recv(4096) if self._control is not None else b""
+            if answer[:1] != kind:
+                number, _, text = answer[1:].decode("utf-8", "replace").partition(" ")
+                raise OSError(int(number or 0), text or "the keeper ended at once")
+        except BaseException:
+            self.close()
+            raise
+        return answer[1:].decode("ascii")
+
+    def output(self, dropped: Callable[[int], object]) -> Iterator[Piece]:
         """What the workload writes, from its first byte until it ends.
 
-        A slow reader slows the workload, once it is PART_BYTES behind; nothing is lost, unless `let_go` was called.
+        A slow reader slows the workload, once it is PART_BYTES behind.
+
+        Args:
+            dropped: told how many bytes are missing: the disk had no room for them, or `let_go` was called.
         """
         from sandbox.interrupts import LOOK_EVERY
         from sandbox.isolation.log import Reader
@@ -133,10 +167,10 @@ class Keeper:
         poller.register(self._wake, select.POLLIN)
         if self._control is not None:
             poller.register(self._control, select.POLLIN)
-        with Reader(self._directory) as reader:
+        with Reader(self._directory, dropped) as reader:
             while True:
                 # Asked before the read: what it wrote last is then still read.
-                over = self._told()
+                over = self.over()
                 for piece in reader.read():
                     yield piece
                     if reader.position - acknowledged >= PART_BYTES // 32:
@@ -179,13 +213,13 @@ class Keeper:
         poller = select.poll()
         if self._control is not None:
             poller.register(self._control, select.POLLIN)
-        while not self._told() and (left := deadline - time.monotonic()) > 0:
+        while not self.over() and (left := deadline - time.monotonic()) > 0:
             poller.poll(left * 1000)
         return self.code
 
     def lost(self) -> bool:
         """Whether it has ended before the sandbox did: somebody has killed it."""
-        return self._told() and self._lost
+        return self.over() and self._lost
 
     def close(self) -> None:
         """Let go of it; without `detach` or `leave` before, it takes us for dead. Idempotent.
@@ -203,16 +237,16 @@ class Keeper:
         """Collect it, if it has ended."""
         _collect(self.pid)
 
-    def _told(self) -> bool:
-        """Whether it has said that all is over, or is gone."""
-        if self._control is not None and not self._over:
+    def over(self) -> bool:
+        """Whether it has said that the sandbox has ended, or is gone itself."""
+        if self._control is not None and not self._told:
             try:
                 message = self._control.recv(64, _dont_wait())
             except BlockingIOError:
                 return False
             except OSError:
                 message = b""
-            self._over = True
+            self._told = True
             self._lost = not message
             if message[:1] == b"X" and message[1:]:
                 self.code = int(message[1:])
@@ -263,7 +297,8 @@ def launch(
     Args:
         record: of the sandbox; its directory is there.
         sources: what to read from.
-        spawn: makes the init, in the keeper.
+        spawn: makes the init, in the keeper. Then this returns as soon as there is one, and what is to come can be done
+            while the keeper settles; see `Keeper.settled`, which is to be called before anything is let go.
         pid: process whose end is the sandbox's.
         status: where the exit code of `pid` can be read once it has ended.
         events: file with a line `oom_kill N` of the sandbox's control group, read at the end.
@@ -293,9 +328,9 @@ def launch(
         "orphan": NOTE if record.owner is not None else REMOVE,
         "hold": True,
     }
-    masked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    masked = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
     try:
-        made = os.fork()
+        made = _fork()
         if made == 0:
             _live(state, spawn, pid)
         _launched.add(made)
@@ -310,21 +345,19 @@ def launch(
             os.close(source.descriptor)
         if status is not None:
             os.close(status)
-    return _greet(record.directory, made, ours, wake)
+    kept = Keeper(record.directory, made, ours, wake)
+    if spawn is not None:
+        kept.child = int(kept.expect(b"P"))
+    else:
+        kept.expect(b"R")
+    return kept
 
 
-def _greet(directory: Path, pid: int, control: socket.socket, wake: int) -> Keeper:
-    try:
-        answer = control.recv(4096)
-        if answer[:1] != b"P":
-            number, _, text = answer[1:].decode("utf-8", "replace").partition(" ")
-            raise OSError(int(number or 0), text or "the keeper ended at once")
-    except BaseException:
-        control.close()
-        os.close(wake)
-        _collect(pid)
-        raise
-    return Keeper(directory, pid, int(answer[1:]), control, wake)
+def _fork() -> int:
+    """As os.fork; where there is one thread only, without what that does for others, which takes it 1 to 2 ms."""
+    from sandbox.kernel import syscalls
+
+    return syscalls.clone(syscalls.SIGCHLD) if len(os.listdir("/proc/self/task")) == 1 else os.fork()
 
 
 def holder(directory: Path) -> int | None:
@@ -409,6 +442,7 @@ def _live(state: dict[str, Any], spawn: Callable[[], int] | None, pid: int | Non
         child = 0
         if spawn is not None:
             child = pid = spawn()
+            os.write(control, b"P%d" % child)
         os.setsid()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
@@ -426,7 +460,7 @@ def _live(state: dict[str, Any], spawn: Callable[[], int] | None, pid: int | Non
         keeping.settle()
         signal.signal(signal.SIGUSR1, keeping.hushed)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        os.write(control, b"P%d" % child)
+        os.write(control, b"R")
         keeping.run()
     except OSError as error:
         os.write(control, f"E{error.errno or 0} {error.strerror or error}".encode())
@@ -647,7 +681,11 @@ class _Keeping:
         for descriptor in (state["control"], state["pidfd"]):
             if descriptor >= 0:
                 self.poller.unregister(descriptor)
+        left = 0 if state["linger"] else sum(map(_capacity, (source[0] for source in state["sources"])))
+        stop = self.log.position + left
         while state["sources"] and (ready := self.poller.poll(state["linger"] * 1000)):
+            if left and self.log.position >= stop:
+                break  # somebody whom the workload has left behind writes on and on
             for descriptor, _ in ready:
                 self._take(descriptor, last=True)
         code = self._code()
@@ -732,6 +770,14 @@ class _Keeping:
     def _execute(self, arguments: list[str]) -> None:
         env = {name: text for name, text in os.environ.items() if name in _KEPT_ENV or name.startswith("SANDBOX_")}
         os.execve(sys.executable, [sys.executable, *arguments], env)  # noqa: S606 - no shell is the point
+
+
+def _capacity(descriptor: int) -> int:
+    """Bytes that a pipe holds at most; a guess for what is none."""
+    try:
+        return fcntl.fcntl(descriptor, fcntl.F_GETPIPE_SZ)
+    except OSError:
+        return 1 << 20
 
 
 def _demultiplexed(begun: list[Any], data: bytes) -> Iterator[tuple[int, bytes]]:

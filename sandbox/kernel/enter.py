@@ -301,7 +301,7 @@ def spawn_chrooted(plan: Plan, start: Start = _here) -> Child:
         _wait_for_go()
         walls.change_directory(plan.workdir)
 
-    return _spawn(plan, body, os.fork, start)
+    return _spawn(plan, body, lambda: syscalls.clone(syscalls.SIGCHLD), start)
 
 
 def _pipes() -> tuple[Child, tuple[int, int]]:

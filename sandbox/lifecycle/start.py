@@ -57,7 +57,10 @@ def await_reply(sandbox: Sandbox, record: Record, port: int, deadline: float) ->
     """
 
     def alive() -> bool:
-        if sandbox.keeper is not None and sandbox.keeper.lost():
+        kept = sandbox.keeper
+        if kept is not None and not kept.over():
+            return True  # it would have said so; and this is asked many times a millisecond
+        if kept is not None and kept.lost():
             raise EngineError(f"the keeper of {record.name} was killed: what it writes is lost from here on")
         return sandbox.state().running
 

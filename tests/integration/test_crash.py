@@ -34,7 +34,7 @@ from tests import leaks
 from tests.conftest import missing_for
 
 ROOT = Path(__file__).resolve().parents[2]
-NAME = "dying"
+NAME = f"dying-{os.getpid()}"
 CHEAP = ("process", "namespace", "container")
 """Levels at which a sandbox is cheap enough to die at every failpoint, on the way in and on the way out."""
 DEATH = 3.0

@@ -78,9 +78,9 @@ class NamespaceIsolation(Isolation):
                     child = _warm(plan, outputs, plug, enrol)
                 else:
                     child = enter.spawn_namespaced(plan, MAP_BASE, plug, outputs.start, enrol)
+            sandbox.adopt_child(child, outputs.keeper)
         except OSError as error:
             raise EngineError(f"the namespaces could not be made: {error}") from error
-        sandbox.adopt_child(child, outputs.keeper)
         local.remember(record, child)
         reached(Failpoint.CHILD_READY)
         return sandbox

@@ -75,9 +75,9 @@ class ProcessIsolation(Isolation):
                     program=spec.argv[0],
                 )
                 child = enter.spawn_chrooted(plan, outputs.start)
+            sandbox.adopt_child(child, outputs.keeper)
         except OSError as error:
             raise EngineError(f"the process could not be made: {error}") from error
-        sandbox.adopt_child(child, outputs.keeper)
         local.remember(record, child)
         reached(Failpoint.CHILD_READY)
         return sandbox

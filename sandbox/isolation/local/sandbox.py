@@ -59,9 +59,15 @@ class LocalSandbox(Sandbox):
         self._child: Child | None = None
 
     def adopt_child(self, child: Child, kept: Keeper | None) -> None:
-        """Take over a child that was made and waits, and its keeper."""
+        """Take over a child that was made and waits, and its keeper.
+
+        Raises:
+            OSError: the keeper failed.
+        """
         self._child = child
         self.keeper = kept
+        if kept is not None and kept.child:
+            kept.settled()
 
     def boot(self, deadline: float) -> None:
         """The host's kernel is the sandbox's kernel: there is nothing to boot."""

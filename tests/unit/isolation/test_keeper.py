@@ -50,6 +50,10 @@ def program(script: str, out: int, err: int) -> Callable[[], int]:
     return spawn
 
 
+def ignore(_count: int) -> None:
+    """Nothing is dropped."""
+
+
 @pytest.fixture
 def record(tmp_path: Path) -> Any:
     return SimpleNamespace(id=IDENT, directory=tmp_path, owner="the test")
@@ -72,6 +76,7 @@ def start(record: Any) -> Iterator[Callable[..., Keeper]]:
             os.close(out_write)
             os.close(err_write)
         made.append(kept)
+        kept.settled()
         return kept
 
     yield make
@@ -97,7 +102,7 @@ def ended(directory: Path) -> dict[str, Any]:
 def test_the_streams_stay_apart_and_the_end_is_noted(start: Callable[..., Keeper], tmp_path: Path) -> None:
     script = "import os; os.write(1, b'out'); os.write(2, bytes(range(256))); os._exit(7)"
     kept = start(script)
-    pieces = list(kept.output())
+    pieces = list(kept.output(ignore))
     assert b"".join(one.data for one in pieces if one.stream == STDOUT) == b"out"
     assert b"".join(one.data for one in pieces if one.stream == STDERR) == bytes(range(256))
     assert all(abs(one.time - time.time()) < 30 for one in pieces)
@@ -120,7 +125,7 @@ def test_every_byte_reaches_a_reader_in_the_foreground(start: Callable[..., Keep
     )
     kept = start(script)
     found, errors, count = hashlib.sha256(), b"", 0
-    for piece in kept.output():
+    for piece in kept.output(ignore):
         if piece.stream == STDOUT:
             found.update(piece.data)
             count += len(piece.data)
@@ -136,7 +141,7 @@ def test_a_slow_reader_holds_the_workload_and_loses_nothing(
 ) -> None:
     monkeypatch.setattr(keeper, "PART_BYTES", MIB)
     kept = start("import os\nfor n in range(100): os.write(1, b'%07d\\n' % n * 8192)\nos.write(2, b'done')")
-    output = kept.output()
+    output = kept.output(ignore)
     pieces = [next(output)]
     time.sleep(0.5)
     assert logged(tmp_path, STDERR) == b"", "it waits for its reader"
@@ -167,7 +172,7 @@ def test_a_reader_that_stops_does_not_stop_the_workload(
 ) -> None:
     monkeypatch.setattr(keeper, "PART_BYTES", MIB)
     kept = start("import os\nfor n in range(100): os.write(1, b'x' * 65536)\nos._exit(3)")
-    next(kept.output())
+    next(kept.output(ignore))
     if reader == "detached":
         kept.leave()
     else:
@@ -206,7 +211,7 @@ def test_signals_to_a_terminals_processes_do_not_end_it(start: Callable[..., Kee
     kept = start("import time; time.sleep(60)")
     os.kill(kept.pid, number)
     os.kill(kept.child, signal.SIGKILL)
-    assert list(kept.output()) == []
+    assert list(kept.output(ignore)) == []
     assert kept.ending(0) == 137
 
 
@@ -224,7 +229,7 @@ def test_a_killed_keeper_leaves_a_log_that_can_be_read(start: Callable[..., Keep
     kept = start("import os, time\nos.write(1, b'said')\ntime.sleep(60)")
     assert comes_true(lambda: logged(tmp_path) == b"said")
     os.kill(kept.pid, signal.SIGKILL)
-    assert b"".join(piece.data for piece in kept.output()) == b"said"
+    assert b"".join(piece.data for piece in kept.output(ignore)) == b"said"
     assert logged(tmp_path, follow=True) == b"said"
     assert kept.ending(1) is None
 
@@ -232,9 +237,21 @@ def test_a_killed_keeper_leaves_a_log_that_can_be_read(start: Callable[..., Keep
 def test_a_child_left_behind_does_not_keep_it(start: Callable[..., Keeper], tmp_path: Path) -> None:
     script = "import os, time\nif os.fork() == 0: time.sleep(60)\nos.write(1, b'said')"
     kept = start(script)
-    assert b"".join(piece.data for piece in kept.output()) == b"said"
+    assert b"".join(piece.data for piece in kept.output(ignore)) == b"said"
     assert kept.ending(0) == 0
     os.killpg(kept.child, signal.SIGKILL)
+
+
+def test_a_child_left_behind_that_writes_on_and_on_does_not_keep_it_either(start: Callable[..., Keeper]) -> None:
+    script = (
+        "import os, time\nif os.fork() == 0:\n    while True: os.write(1, b'x' * 65536)\ntime.sleep(0.3)\nos._exit(6)"
+    )
+    kept = start(script)
+    kept.let_go()
+    begin = time.monotonic()
+    assert b"".join(piece.data for piece in kept.output(ignore)).strip(b"x") == b""
+    assert kept.ending(0) == 6
+    assert time.monotonic() - begin < 10
 
 
 def test_what_spawn_fails_of_is_raised_here(record: Any) -> None:
@@ -254,7 +271,7 @@ def test_a_process_that_is_watched(record: Any, tmp_path: Path) -> None:
     _, found = os.waitpid(pid, 0)
     os.write(status_write, str(os.waitstatus_to_exitcode(found)).encode())
     os.close(status_write)
-    assert b"".join(piece.data for piece in kept.output()) == b"said"
+    assert b"".join(piece.data for piece in kept.output(ignore)) == b"said"
     assert kept.ending(0) == 9
     assert ended(tmp_path)["code"] == 9
     kept.leave()
@@ -274,7 +291,7 @@ def test_dockers_frames(record: Any, tmp_path: Path, cut: int) -> None:
     for begin in range(0, len(text), cut):
         os.write(write, text[begin : begin + cut])
     os.close(write)
-    found = list(kept.output())
+    found = list(kept.output(ignore))
     for stream in (STDOUT, STDERR):
         assert joined(found, stream) == b"".join(data for of, data in pieces if of == stream)
     assert ended(tmp_path)["code"] is None
@@ -288,7 +305,7 @@ def joined(pieces: Sequence[log.Piece], stream: int) -> bytes:
 def test_an_oom_kill_is_noted(start: Callable[..., Keeper], tmp_path: Path) -> None:
     (tmp_path / "events").write_text("low 0\noom 1\noom_kill 1\n")
     kept = start("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", events=str(tmp_path / "events"))
-    assert list(kept.output()) == []
+    assert list(kept.output(ignore)) == []
     found = ended(tmp_path)
     assert (found["code"], found["oom_killed"], found["reason"]) == (137, True, "out of memory")
 

@@ -40,7 +40,9 @@ def keep(record: Record, script: str) -> Keeper:
     def spawn() -> int:
         return os.posix_spawnp("sh", ["sh", "-c", script], os.environ)
 
-    return keeper.launch(record, [], spawn=spawn)
+    kept = keeper.launch(record, [], spawn=spawn)
+    kept.settled()
+    return kept
 
 
 def comes_true(condition: Callable[[], object], timeout: float = 20) -> bool:
@@ -62,7 +64,7 @@ def over(kept: Keeper) -> bool:
 def test_the_code_goes_into_the_file_and_the_record(record: Record, script: str, code: int, early: bool) -> None:
     kept = keep(record, f"sleep {0.2 if early else 0}; {script}")
     if not early:
-        assert list(kept.output()) == []
+        assert list(kept.output(print)) == []
         assert kept.ending(0) == code
     kept.detach(keeper.NOTE)
     assert comes_true(lambda: over(kept))
@@ -156,6 +158,7 @@ def test_what_was_written_is_in_the_log_before_the_end_is_told(record: Record) -
 
     kept = keeper.launch(record, [Source(reading, STDOUT)], spawn=spawn)
     os.close(writing)
+    kept.settled()
     kept.leave()
     assert comes_true(lambda: ending.read(record.directory))
     assert (record.directory / keeper.LOG).stat().st_size > 1_000_000
