@@ -247,7 +247,9 @@ def outcome(
         code = noted.code if code is None else code
         oom_killed = noted.oom_killed if oom_killed is None else oom_killed or noted.oom_killed is True
     date = None if time is None else datetime.fromtimestamp(time, UTC).isoformat(timespec="milliseconds")
-    return oom_killed, Ended(date, code, reason or _reason(code, oom_killed) or (noted and noted.reason))
+    return oom_killed, Ended(
+        date, code, reason or _reason(code, oom_killed) or (noted.reason if noted is not None else None)
+    )
 
 
 def _noted(record: Record) -> Exit | None:
