@@ -19,8 +19,8 @@ from sandbox.state.record import Record
 
 if TYPE_CHECKING:
     from sandbox.isolation.in_force import Inspection
-    from sandbox.isolation.keeper import Keeper
     from sandbox.isolation.log import Piece
+    from sandbox.isolation.supervision import Keeper
 
 INIT = ("/usr/bin/tini", "--")
 """Process 1 of every sandbox, from the root filesystem: it reaps orphans and forwards signals. It is prepended to
@@ -366,7 +366,7 @@ class Sandbox(ABC):
         Raises:
             EngineError
         """
-        from sandbox.isolation import keeper, log  # no start reads a log
+        from sandbox.isolation import log, supervision  # no start reads a log, supervision
 
         directory = self.record.directory
         return log.read(
@@ -375,7 +375,7 @@ class Sandbox(ABC):
             tail=tail,
             since=since,
             until=until,
-            running=lambda: keeper.watching(directory),
+            running=lambda: supervision.watching(directory),
             dropped=dropped,
         )
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from sandbox.isolation import keeper
+from sandbox.isolation import keeper, supervision
 from sandbox.state import codec, files
 from sandbox.state.record import Exit
 
@@ -39,6 +39,6 @@ def noted(directory: Path, code: int | None) -> Exit:
 def wait(directory: Path) -> Exit | None:
     """As `read`, of a sandbox that has ended: a keeper that is just about to write is waited for."""
     deadline = time.monotonic() + _PATIENCE
-    while (found := read(directory)) is None and keeper.watching(directory) and time.monotonic() < deadline:
+    while (found := read(directory)) is None and supervision.watching(directory) and time.monotonic() < deadline:
         time.sleep(_LOOK)
     return found if found is not None else read(directory)

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import sandbox as interface
-from sandbox.isolation import driver, keeper
+from sandbox.isolation import driver, supervision
 from sandbox.isolation.keeper import STDERR, STDOUT
 from sandbox.lifecycle.find import get
 
@@ -236,10 +236,10 @@ def test_a_killed_keeper_costs_what_is_written_later(level: str, name: str) -> N
     detached(level, name, "sh", "-c", "echo one; sleep 600")
     assert comes_true(lambda: logged(name) == b"one\n")
     directory = get(name).record.directory
-    found = keeper.holder(directory)
+    found = supervision.holder(directory)
     assert found is not None
     os.kill(found, signal.SIGKILL)
-    assert comes_true(lambda: keeper.holder(directory) is None)
+    assert comes_true(lambda: supervision.holder(directory) is None)
     assert interface.get(name).running
     assert sandbox("logs", "-f", name).stdout == b"one\n"
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import sandbox as interface
-from sandbox.isolation import keeper
+from sandbox.isolation import supervision
 from tests.integration.test_cli import sandbox
 from tests.verbs import Manager
 
@@ -73,7 +73,7 @@ def test_the_exit_code_is_known_to_others(level: str, name: str) -> None:
     assert comes_true(lambda: len(keepers(ident)) == 1)
     assert sandbox("wait", name).stdout.strip() == "7"
     directory = Manager().store.find(name).directory
-    assert comes_true(lambda: keeper.holder(directory) is None)
+    assert comes_true(lambda: supervision.holder(directory) is None)
     record = Manager().store.find(name)
     assert record.exit_code == 7
     assert record.status.value == "exited"
@@ -131,7 +131,7 @@ def test_a_killed_keeper_costs_the_exit_code_and_what_is_written_later(level: st
     os.kill(keepers(ident)[0], signal.SIGKILL)
     assert comes_true(lambda: not keepers(ident))
     assert running.sandbox.state().running
-    assert keeper.holder(running.record.directory) is None
+    assert supervision.holder(running.record.directory) is None
     assert sandbox("logs", "-f", name).stdout == "before\n"
     assert Manager().stop(name, 10) is None
 
@@ -174,7 +174,7 @@ def test_a_keeper_that_is_killed_during_the_start_is_said(level: str, name: str)
         [*command, "--", "python3", "-c", serve], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as front:
         assert comes_true(lambda: (found := listed(name)) is not None and bool(found["pid"])), "it did not come up"
-        kept = keeper.holder(Manager().store.find(name).directory)
+        kept = supervision.holder(Manager().store.find(name).directory)
         assert kept is not None
         os.kill(kept, signal.SIGKILL)
         out, errors = front.communicate(timeout=60)

@@ -19,7 +19,7 @@ import pytest
 
 from sandbox import images
 from sandbox.host.checks import EXTRAS
-from sandbox.isolation import keeper
+from sandbox.isolation import supervision
 from sandbox.kernel import cgroup, syscalls
 from sandbox.network import lab as network
 from sandbox.network import publish as publishing
@@ -213,8 +213,8 @@ def a_keeper() -> Iterator[None]:
     directory.mkdir(parents=True)
     record = SimpleNamespace(id=IDENT, directory=directory, owner=None)
     with subprocess.Popen(["sleep", "60"]) as stranger:
-        kept = keeper.launch(cast(Record, record), [], pid=stranger.pid)
-        keeper.hush(directory)
+        kept = supervision.launch(cast(Record, record), [], pid=stranger.pid)
+        supervision.hush(directory)
         shutil.rmtree(directory)
         yield
         stranger.kill()
@@ -227,13 +227,13 @@ def a_detached_keeper() -> Iterator[None]:
         directory = paths.sandboxes_dir() / IDENT
         directory.mkdir(parents=True)
         record = SimpleNamespace(id=IDENT, directory=directory, owner=None)
-        kept = keeper.launch(cast(Record, record), [], pid=stranger.pid)
+        kept = supervision.launch(cast(Record, record), [], pid=stranger.pid)
         kept.leave()
         while IDENT not in Path(f"/proc/{kept.pid}/cmdline").read_text(encoding="utf-8"):
             time.sleep(0.001)
         yield
         stranger.kill()
-    keeper.dismiss(directory)
+    supervision.dismiss(directory)
     shutil.rmtree(directory)
 
 

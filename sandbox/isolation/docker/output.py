@@ -6,8 +6,9 @@ import socket
 
 from sandbox.errors import EngineError
 from sandbox.host.docker import Engine
-from sandbox.isolation import keeper
-from sandbox.isolation.keeper import MULTIPLEXED, Keeper, Source
+from sandbox.isolation import keeper, supervision
+from sandbox.isolation.keeper import MULTIPLEXED
+from sandbox.isolation.supervision import Keeper, Source
 from sandbox.state.record import Record
 
 
@@ -38,6 +39,6 @@ def keep(record: Record, stream: socket.socket, engine: Engine, container: str, 
     """
     try:
         sources = [Source(stream.detach(), MULTIPLEXED)]
-        return keeper.launch(record, sources, pid=pid, engine=(engine.socket, container))
+        return supervision.launch(record, sources, pid=pid, engine=(engine.socket, container))
     except OSError as error:
         raise EngineError(f"the keeper of {container} could not be started: {error.strerror or error}") from error

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from sandbox.errors import EngineError, UnavailableError
 from sandbox.failpoints import Failpoint, reached
 from sandbox.host.docker import Engine, NoAnswerError, RefusalError
-from sandbox.isolation import ending, keeper, relay
+from sandbox.isolation import ending, relay, supervision
 from sandbox.isolation.base import Attached, ExecResult, Sandbox, State, Stats, WindowSize
 from sandbox.isolation.docker import cgroup, mounts, network, output, usage
 from sandbox.isolation.docker import exec as commands
@@ -352,13 +352,13 @@ class ContainerSandbox(Sandbox):
     def remove(self) -> None:
         self.inspect()  # an engine that is away says so here, and the keeper goes on
         # Before the workload ends: what would be written down then is about to be removed.
-        keeper.hush(self.record.directory)
+        supervision.hush(self.record.directory)
         deadline = time.monotonic() + _LATE_CREATION
         while not remove(self.engine, self.name, self.name) and self.uncertain and time.monotonic() < deadline:
             time.sleep(0.05)
         reached(Failpoint.CONTAINER_REMOVED)
         try:
-            keeper.dismiss(self.record.directory)
+            supervision.dismiss(self.record.directory)
         except TimeoutError as error:
             raise EngineError(str(error)) from error
         if self.keeper is not None:

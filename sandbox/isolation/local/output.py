@@ -11,8 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from sandbox.isolation import keeper
-from sandbox.isolation.keeper import STDERR, STDOUT, Keeper, Source
+from sandbox.isolation import supervision
+from sandbox.isolation.keeper import STDERR, STDOUT
+from sandbox.isolation.supervision import Keeper, Source
 from sandbox.state.record import Record
 
 
@@ -59,7 +60,7 @@ class Outputs:
         Raises:
             OSError
         """
-        self.keeper = keeper.launch(self._record, self._sources(), spawn=make, events=self._events)
+        self.keeper = supervision.launch(self._record, self._sources(), spawn=make, events=self._events)
         return self.keeper.child
 
     def watch(self, pid: int, status: int) -> None:
@@ -68,7 +69,7 @@ class Outputs:
         Raises:
             OSError
         """
-        self.keeper = keeper.launch(self._record, self._sources(), pid=pid, status=status, events=self._events)
+        self.keeper = supervision.launch(self._record, self._sources(), pid=pid, status=status, events=self._events)
 
     def _sources(self) -> list[Source]:
         found = [Source(*pair) for pair in zip(self._reading, (STDOUT, STDERR), strict=True)]

@@ -14,7 +14,7 @@ from sandbox import images
 from sandbox.errors import CannotInvokeError, CommandNotFoundError, EngineError, ImageError, SandboxError
 from sandbox.failpoints import Failpoint, reached
 from sandbox.interrupts import wait_readable
-from sandbox.isolation import ending, keeper
+from sandbox.isolation import ending, supervision
 from sandbox.isolation.base import (
     Attached,
     Batched,
@@ -26,10 +26,10 @@ from sandbox.isolation.base import (
     WindowSize,
     environment,
 )
-from sandbox.isolation.keeper import Keeper
 from sandbox.isolation.local import exec as commands
 from sandbox.isolation.local import signals
 from sandbox.isolation.relay import Relay, collect, to_descriptor
+from sandbox.isolation.supervision import Keeper
 from sandbox.kernel import procfs
 from sandbox.kernel.cgroup import PARENT, Group, all_groups
 from sandbox.kernel.command import Command, Place
@@ -289,7 +289,7 @@ class LocalSandbox(Sandbox, Batched):
     def kill_soon(self) -> None:
         with suppress(OSError, TimeoutError):
             # Otherwise the keepers would load their libraries to note the end, a hundred of them at once.
-            keeper.hush(self.record.directory)
+            supervision.hush(self.record.directory)
             self.group.kill(timeout=0)
 
     def remove_soon(self) -> None:
@@ -302,7 +302,7 @@ class LocalSandbox(Sandbox, Batched):
             self._child.close()
         try:
             # Before the workload ends: what would be written down then is about to be removed.
-            keeper.hush(self.record.directory)
+            supervision.hush(self.record.directory)
             self.group.kill()
             reached(Failpoint.PROCESSES_KILLED)
             self.group.remove()
@@ -310,7 +310,7 @@ class LocalSandbox(Sandbox, Batched):
             raise EngineError(f"the control group of {self.record.name} could not be removed: {error}") from error
         reached(Failpoint.CGROUP_REMOVED)
         try:
-            keeper.dismiss(self.record.directory)
+            supervision.dismiss(self.record.directory)
         except TimeoutError as error:
             raise EngineError(str(error)) from error
         if self.keeper is not None:

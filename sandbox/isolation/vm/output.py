@@ -10,8 +10,9 @@ from __future__ import annotations
 import socket
 
 from sandbox.errors import EngineError
-from sandbox.isolation import keeper
-from sandbox.isolation.keeper import STDERR, STDOUT, Keeper, Source
+from sandbox.isolation import supervision
+from sandbox.isolation.keeper import STDERR, STDOUT
+from sandbox.isolation.supervision import Keeper, Source
 from sandbox.state.record import Record
 
 PORTS = {"stdout": STDOUT, "stderr": STDERR}
@@ -39,6 +40,6 @@ def keep(record: Record, nonce: str, pid: int) -> Keeper:
                 port.sendall(_HERE)
                 sources.append(Source(port.detach(), stream, f"@{nonce} end ".encode("ascii")))
         # When QEMU has ended, all that it wrote is in the sockets.
-        return keeper.launch(record, sources, pid=pid, linger=0)
+        return supervision.launch(record, sources, pid=pid, linger=0)
     except OSError as error:
         raise EngineError(f"the machine's output cannot be read: {error.strerror or error}") from error

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sandbox.errors import EngineError, SandboxError, SpecError
 from sandbox.failpoints import Failpoint, reached
 from sandbox.interrupts import wait_readable
-from sandbox.isolation import ending, keeper
+from sandbox.isolation import ending, supervision
 from sandbox.isolation.base import Attached, ExecResult, Sandbox, State, Stats, WindowSize
 from sandbox.isolation.relay import Relay, collect, to_descriptor
 from sandbox.isolation.vm import output, xml
@@ -416,14 +416,14 @@ class VmSandbox(Sandbox):
     def remove(self) -> None:
         self._leave()
         directory = self.record.directory
-        keeper.hush(directory)
+        supervision.hush(directory)
         # Without a domain's name in the record libvirt was never asked for one (or the record was not saved: then
         # `prune` finds the domain), and a host without libvirt can still clear the rest away.
         if (self.handle and self.handle.domain) or qemu_pid(self.record.id) is not None:
             self._hypervisor.destroy(self.record.id)
         reached(Failpoint.DOMAIN_REMOVED)
         try:
-            keeper.dismiss(directory)
+            supervision.dismiss(directory)
             for path in log_files(self.record.id):
                 path.unlink(missing_ok=True)
         except OSError as error:  # TimeoutError is one

@@ -18,8 +18,9 @@ from typing import Any
 
 import pytest
 
-from sandbox.isolation import keeper, log
-from sandbox.isolation.keeper import MULTIPLEXED, STDERR, STDOUT, Keeper, Source
+from sandbox.isolation import keeper, log, supervision
+from sandbox.isolation.keeper import MULTIPLEXED, STDERR, STDOUT
+from sandbox.isolation.supervision import Keeper, Source
 
 IDENT = "0123456789ab"
 MIB = 1 << 20
@@ -66,7 +67,7 @@ def start(record: Any) -> Iterator[Callable[..., Keeper]]:
     def make(script: str, **options: Any) -> Keeper:
         (out, out_write), (err, err_write) = os.pipe(), os.pipe()
         try:
-            kept = keeper.launch(
+            kept = supervision.launch(
                 record,
                 [Source(out, STDOUT), Source(err, STDERR)],
                 spawn=program(script, out_write, err_write),
@@ -83,13 +84,13 @@ def start(record: Any) -> Iterator[Callable[..., Keeper]]:
     for kept in made:
         with suppress(ProcessLookupError):
             os.kill(kept.child, signal.SIGKILL)
-        keeper.hush(record.directory)
+        supervision.hush(record.directory)
         kept.close()
-        keeper.dismiss(record.directory)
+        supervision.dismiss(record.directory)
 
 
 def logged(directory: Path, stream: int | None = None, **options: Any) -> bytes:
-    found = log.read(directory, running=lambda: keeper.watching(directory), **options)
+    found = log.read(directory, running=lambda: supervision.watching(directory), **options)
     return b"".join(piece.data for piece in found if stream in (None, piece.stream))
 
 
@@ -189,11 +190,11 @@ def test_detached_it_is_another_program_and_goes_on(start: Callable[..., Keeper]
     kept.leave()
     arguments = Path(f"/proc/{kept.pid}/cmdline")
     assert comes_true(lambda: f"sbx-{IDENT}".encode() in arguments.read_bytes().split(b"\0"))
-    assert keeper.holder(tmp_path) == kept.pid
+    assert supervision.holder(tmp_path) == kept.pid
     assert {os.readlink(f"/proc/{kept.pid}/fd/{number}") for number in range(3)} == {"/dev/null"}
     assert logged(tmp_path, follow=True) == b"onetwo"
     assert ended(tmp_path)["code"] == 44
-    assert comes_true(lambda: keeper.holder(tmp_path) is None)
+    assert comes_true(lambda: supervision.holder(tmp_path) is None)
 
 
 def test_it_holds_nothing_of_the_command(start: Callable[..., Keeper]) -> None:
@@ -217,12 +218,12 @@ def test_signals_to_a_terminals_processes_do_not_end_it(start: Callable[..., Kee
 
 def test_hushed_it_writes_nothing_down_and_still_tells_the_code(start: Callable[..., Keeper], tmp_path: Path) -> None:
     kept = start("import time; time.sleep(60)")
-    keeper.hush(tmp_path)
+    supervision.hush(tmp_path)
     os.kill(kept.child, signal.SIGKILL)
-    keeper.dismiss(tmp_path)
+    supervision.dismiss(tmp_path)
     assert kept.ending(5) == 137
     assert not (tmp_path / keeper.EXIT).exists()
-    assert keeper.holder(tmp_path) is None
+    assert supervision.holder(tmp_path) is None
 
 
 def test_a_killed_keeper_leaves_a_log_that_can_be_read(start: Callable[..., Keeper], tmp_path: Path) -> None:
@@ -259,14 +260,14 @@ def test_what_spawn_fails_of_is_raised_here(record: Any) -> None:
         raise OSError(11, "Resource temporarily unavailable")
 
     with pytest.raises(BlockingIOError, match="temporarily"):
-        keeper.launch(record, [], spawn=spawn)
-    assert keeper.holder(record.directory) is None
+        supervision.launch(record, [], spawn=spawn)
+    assert supervision.holder(record.directory) is None
 
 
 def test_a_process_that_is_watched(record: Any, tmp_path: Path) -> None:
     (out, out_write), (status, status_write) = os.pipe(), os.pipe()
     pid = program("import os; os.write(1, b'said'); os._exit(9)", out_write, 2)()
-    kept = keeper.launch(record, [Source(out, STDOUT)], pid=pid, status=status)
+    kept = supervision.launch(record, [Source(out, STDOUT)], pid=pid, status=status)
     os.close(out_write)
     _, found = os.waitpid(pid, 0)
     os.write(status_write, str(os.waitstatus_to_exitcode(found)).encode())
@@ -287,7 +288,7 @@ def test_dockers_frames(record: Any, tmp_path: Path, cut: int) -> None:
     pieces = [(generator.choice([1, 2]), generator.randbytes(generator.choice([0, 1, 9, 300]))) for _ in range(50)]
     text = b"".join(frame(*piece) for piece in pieces)
     out, write = os.pipe()
-    kept = keeper.launch(record, [Source(out, MULTIPLEXED)])
+    kept = supervision.launch(record, [Source(out, MULTIPLEXED)])
     for begin in range(0, len(text), cut):
         os.write(write, text[begin : begin + cut])
     os.close(write)

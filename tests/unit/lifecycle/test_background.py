@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.isolation import ending, keeper
-from sandbox.isolation.keeper import STDOUT, Keeper, Source
+from sandbox.isolation import ending, keeper, supervision
+from sandbox.isolation.keeper import STDOUT
+from sandbox.isolation.supervision import Keeper, Source
 from sandbox.phases import Status
 from sandbox.spec import SandboxSpec
 from sandbox.state import paths
@@ -40,7 +41,7 @@ def keep(record: Record, script: str) -> Keeper:
     def spawn() -> int:
         return os.posix_spawnp("sh", ["sh", "-c", script], os.environ)
 
-    kept = keeper.launch(record, [], spawn=spawn)
+    kept = supervision.launch(record, [], spawn=spawn)
     kept.settled()
     return kept
 
@@ -132,9 +133,9 @@ def test_a_file_that_names_a_stranger_kills_nobody(record: Record) -> None:
     """Only the kernel says who the keeper is: what the file says is not looked at."""
     with subprocess.Popen(["sleep", "60"]) as stranger:
         (record.directory / keeper.LOCK).write_text(json.dumps([stranger.pid]))
-        assert keeper.holder(record.directory) is None
-        keeper.hush(record.directory)
-        keeper.dismiss(record.directory)
+        assert supervision.holder(record.directory) is None
+        supervision.hush(record.directory)
+        supervision.dismiss(record.directory)
         assert stranger.poll() is None
         stranger.kill()
 
@@ -142,7 +143,7 @@ def test_a_file_that_names_a_stranger_kills_nobody(record: Record) -> None:
 def test_it_imports_little_while_it_waits() -> None:
     script = (
         "import sys; exec(open(sys.argv[1]).read(), {'__name__': 'keeper', '__file__': sys.argv[1]})\n"
-        "print(*(name for name in ('json', 'pathlib', 'click', 'sandbox', 'socket', 'typing') if name in sys.modules))"
+        "print(*({'json', 'pathlib', 'click', 'sandbox', 'socket', 'typing', 'enum'} & set(sys.modules)))"
     )
     command = [sys.executable, "-I", "-S", "-c", script, keeper.__file__]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "\n"
@@ -156,7 +157,7 @@ def test_what_was_written_is_in_the_log_before_the_end_is_told(record: Record) -
         actions = [(os.POSIX_SPAWN_DUP2, writing, 1)]
         return os.posix_spawnp("sh", ["sh", "-c", script], os.environ, file_actions=actions)
 
-    kept = keeper.launch(record, [Source(reading, STDOUT)], spawn=spawn)
+    kept = supervision.launch(record, [Source(reading, STDOUT)], spawn=spawn)
     os.close(writing)
     kept.settled()
     kept.leave()

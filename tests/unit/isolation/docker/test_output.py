@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from sandbox.host.docker import Engine
-from sandbox.isolation import ending, keeper, log
+from sandbox.isolation import ending, keeper, log, supervision
 from sandbox.isolation.docker import output
-from sandbox.isolation.keeper import Keeper
+from sandbox.isolation.supervision import Keeper
 from tests.unit.engine import FakeEngine, listening
 
 ATTACH = "POST /containers/c/attach?stream=1&stdout=1&stderr=1"
@@ -142,7 +142,7 @@ def test_nobody_answers_any_more(record: Any, engine: FakeEngine, workload: subp
     kept(record, engine, workload.pid)
     os.unlink(engine.path)
     time.sleep(0.7)
-    assert keeper.watching(record.directory)
+    assert supervision.watching(record.directory)
     workload.kill()
     workload.wait()
     assert comes_true(lambda: ending.read(record.directory))

@@ -17,7 +17,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from sandbox.errors import EngineError
-from sandbox.isolation import keeper, log
+from sandbox.isolation import keeper, log, supervision
 from sandbox.isolation.keeper import STDERR, STDOUT
 from sandbox.isolation.vm import output
 
@@ -51,7 +51,7 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
     yield made
     made.keeper.leave()
     made.end()
-    keeper.dismiss(tmp_path)
+    supervision.dismiss(tmp_path)
 
 
 def test_the_guest_is_told_that_somebody_is_there(machine: Machine) -> None:
