@@ -44,6 +44,7 @@ Sources: fcntl(2) (F_SETLK, preserved across exec), pipe(7), unix(7), pidfd_open
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import gc
 import os
