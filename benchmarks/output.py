@@ -1,4 +1,4 @@
-"""How fast what a workload writes comes through `sandbox run` to a pipe, by level; and through `docker run`.
+"""Measure how fast a workload's output comes through `sandbox run` to a pipe, by level; and through `docker run`.
 
     python benchmarks/output.py [--rounds N] [--levels LIST] [--megabytes N] [--json]
 
