@@ -180,7 +180,7 @@ def _end(running: Running) -> None:
 
     arm()  # a second Ctrl-C cuts the time of grace short
     if running.sandbox.keeper is not None:
-        running.sandbox.keeper.let_go()  # it may have much to say at its end, and nobody reads that here
+        running.sandbox.keeper.stop_following()  # it may have much to say at its end, and nobody reads that here
     try:
         running.sandbox.stop(GRACE)
     finally:

@@ -50,7 +50,7 @@ Read = Callable[[str], str | None]
 """The text of a file, or where a symbolic link leads; None where it cannot be read."""
 
 
-def of_host(path: str) -> str | None:
+def read_host(path: str) -> str | None:
     """A file or link of this host."""
     with suppress(OSError):
         return os.readlink(path)
@@ -76,9 +76,9 @@ class View:
         return None if self.pid is None else self.read(f"/proc/{self.pid}/{name}")
 
 
-def on_host(pid: int | None) -> View:
+def host_view(pid: int | None) -> View:
     """A process of this host."""
-    return View(of_host, pid, shared=True)
+    return View(read_host, pid, shared=True)
 
 
 _OF_PROCESS = "status mountinfo mounts limits uid_map gid_map setgroups net/route net/dev net/fib_trie"
@@ -220,7 +220,7 @@ def network_of(view: View, given: str, *, own: bool | None, mac: str | None = No
 
 def own_network(pid: int | None) -> bool | None:
     """Whether a process of this host has another network namespace than this command."""
-    owner = _namespace(on_host(pid), "net").owner
+    owner = _namespace(host_view(pid), "net").owner
     return None if owner is None else owner is Owner.SANDBOX
 
 
@@ -274,7 +274,7 @@ def _kernel(view: View) -> Kernel:
 
 
 def _process(pid: int) -> Process | None:
-    view = on_host(pid)
+    view = host_view(pid)
     if view.text("status") is None:
         return None
     program = (view.text("cmdline") or "").partition("\0")[0]

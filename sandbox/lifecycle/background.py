@@ -26,7 +26,7 @@ def detach(running: Running, *, remove: bool) -> None:
         EngineError: its keeper is gone.
     """
     if running.sandbox.keeper is not None:
-        then = keeper.REMOVE if remove else keeper.TELL if running.record.spec.publish else keeper.NOTE
+        then = keeper.REMOVE if remove else keeper.NOTIFY if running.record.spec.publish else keeper.NOTE
         try:
             running.sandbox.keeper.detach(then)
         except OSError as error:

@@ -154,7 +154,7 @@ def _bring_up(
     with clock.phase(Phase.START):
         sandbox.start()
         if sandbox.keeper is not None and not follow:
-            sandbox.keeper.let_go()
+            sandbox.keeper.stop_following()
         reached(Failpoint.STARTED)
         if own_network:
             network.isolate_ports(ident)
@@ -218,9 +218,9 @@ def await_reply(sandbox: Sandbox, record: Record, port: int, deadline: float) ->
 
     def alive() -> bool:
         kept = sandbox.keeper
-        if kept is not None and not kept.over():
+        if kept is not None and not kept.ended():
             return True  # it would have said so; and this is asked many times a millisecond
-        if kept is not None and kept.lost():
+        if kept is not None and kept.died():
             raise EngineError(f"the keeper of {record.name} was killed: what it writes is lost from here on")
         return sandbox.state().running
 

@@ -234,7 +234,7 @@ class ContainerBackend(Backend):
             path = f"/exec/{self._exec}/resize?h={size.rows}&w={size.columns}"
             self._engine.ask("POST", path, "the terminal cannot be resized")
 
-    def unread(self, stream: int) -> None:
+    def close_read(self, stream: int) -> None:
         # Of dockerd's connection no half can be closed; so the command ends as if SIGPIPE had ended it. What it still
         # writes is read meanwhile: gVisor's kernel ends no command whose output waits.
         del stream

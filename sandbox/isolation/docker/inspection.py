@@ -41,7 +41,7 @@ def inspect(
         workload,
         pid,
         inspection.limits_in_force(limits, workload, group=group),
-        inspection.network_of(inspection.on_host(pid), record.address, own=inspection.own_network(pid)),
+        inspection.network_of(inspection.host_view(pid), record.address, own=inspection.own_network(pid)),
         inspection.outcome(
             record,
             ended=state["Status"] in ("exited", "dead"),

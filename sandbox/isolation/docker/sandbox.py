@@ -235,9 +235,9 @@ class ContainerSandbox(Sandbox):
 
     def _view(self, pid: int | None) -> View:
         """Its init, as the kernel that serves it shows it; `pid` is of the process of this host."""
-        from sandbox.isolation.inspection import on_host
+        from sandbox.isolation.inspection import host_view
 
-        return on_host(pid)
+        return host_view(pid)
 
     def kill(self, number: int) -> None:
         name = signal.Signals(number).name if number in set(signal.Signals) else str(number)
@@ -352,13 +352,13 @@ class ContainerSandbox(Sandbox):
     def remove(self) -> None:
         self.inspect()  # an engine that is away says so here, and the keeper goes on
         # Before the workload ends: what would be written down then is about to be removed.
-        supervision.hush(self.record.directory)
+        supervision.silence(self.record.directory)
         deadline = time.monotonic() + _LATE_CREATION
         while not remove(self.engine, self.name, self.name) and self.uncertain and time.monotonic() < deadline:
             time.sleep(0.05)
         reached(Failpoint.CONTAINER_REMOVED)
         try:
-            supervision.dismiss(self.record.directory)
+            supervision.wait_gone(self.record.directory)
         except TimeoutError as error:
             raise EngineError(str(error)) from error
         if self.keeper is not None:

@@ -108,7 +108,7 @@ class LocalBackend(Backend):
             self._outputs.pop(descriptor, None)
             os.close(descriptor)
 
-    def unread(self, stream: int) -> None:
+    def close_read(self, stream: int) -> None:
         if self._started.master is not None:
             self._kill(signal.SIGHUP)
         else:

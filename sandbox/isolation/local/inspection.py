@@ -20,7 +20,7 @@ def inspect(record: Record, group: Group, state: State, limits: Limits | None) -
         state: what it is doing now.
         limits: as read back; None where they cannot be.
     """
-    init = inspection.on_host(state.pid)
+    init = inspection.host_view(state.pid)
     kills = group.events().get("oom_kill")
     return inspection.inspection(
         init,

@@ -76,7 +76,7 @@ class LocalSandbox(Sandbox, Batched):
         self._child = child
         self.keeper = kept
         if kept is not None and kept.child:
-            kept.settled()
+            kept.wait_ready()
 
     def boot(self, deadline: float) -> None:
         """The host's kernel is the sandbox's kernel: there is nothing to boot."""
@@ -112,7 +112,7 @@ class LocalSandbox(Sandbox, Batched):
         if found is not None:
             return found.code
         # It was removed by another command, say: then the keeper writes nothing, but still tells who started it.
-        return None if self.keeper is None else self.keeper.ending(0)
+        return None if self.keeper is None else self.keeper.wait_exit_code(0)
 
     def limits(self) -> Limits:
         try:
@@ -289,7 +289,7 @@ class LocalSandbox(Sandbox, Batched):
     def kill_soon(self) -> None:
         with suppress(OSError, TimeoutError):
             # Otherwise the keepers would load their libraries to note the end, a hundred of them at once.
-            supervision.hush(self.record.directory)
+            supervision.silence(self.record.directory)
             self.group.kill(timeout=0)
 
     def remove_soon(self) -> None:
@@ -302,7 +302,7 @@ class LocalSandbox(Sandbox, Batched):
             self._child.close()
         try:
             # Before the workload ends: what would be written down then is about to be removed.
-            supervision.hush(self.record.directory)
+            supervision.silence(self.record.directory)
             self.group.kill()
             reached(Failpoint.PROCESSES_KILLED)
             self.group.remove()
@@ -310,11 +310,11 @@ class LocalSandbox(Sandbox, Batched):
             raise EngineError(f"the control group of {self.record.name} could not be removed: {error}") from error
         reached(Failpoint.CGROUP_REMOVED)
         try:
-            supervision.dismiss(self.record.directory)
+            supervision.wait_gone(self.record.directory)
         except TimeoutError as error:
             raise EngineError(str(error)) from error
         if self.keeper is not None:
-            self.keeper.ending(0)
+            self.keeper.wait_exit_code(0)
             self.keeper.close()
 
 

@@ -120,7 +120,7 @@ class Command(Backend):
         with suppress(paramiko.SSHException, OSError, EOFError):
             self._channel.resize_pty(width=size.columns, height=size.rows)
 
-    def unread(self, stream: int) -> None:
+    def close_read(self, stream: int) -> None:
         # SSH has no way to close one stream of the other side's (RFC 4254, section 5.3).
         self._unread = True
         self.end()

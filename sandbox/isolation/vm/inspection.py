@@ -90,7 +90,7 @@ def domain(description: str, pid: int | None) -> Domain:
     found = list(devices) if devices is not None else []
     kind, vcpu = root.find("./os/type"), root.find("./vcpu")
     quota, period = root.findtext("./cputune/global_quota"), root.findtext("./cputune/global_period")
-    command = (inspection.on_host(pid).text("cmdline") or "").split("\0")
+    command = (inspection.host_view(pid).text("cmdline") or "").split("\0")
     processors = root.findtext("./vcpu", "")
     return Domain(
         accelerator="tcg" if root.get("type") == "qemu" else root.get("type"),

@@ -416,18 +416,18 @@ class VmSandbox(Sandbox):
     def remove(self) -> None:
         self._leave()
         directory = self.record.directory
-        supervision.hush(directory)
+        supervision.silence(directory)
         # Without a domain's name in the record libvirt was never asked for one (or the record was not saved: then
         # `prune` finds the domain), and a host without libvirt can still clear the rest away.
         if (self.handle and self.handle.domain) or qemu_pid(self.record.id) is not None:
             self._hypervisor.destroy(self.record.id)
         reached(Failpoint.DOMAIN_REMOVED)
         try:
-            supervision.dismiss(directory)
+            supervision.wait_gone(directory)
             for path in log_files(self.record.id):
                 path.unlink(missing_ok=True)
         except OSError as error:  # TimeoutError is one
             raise EngineError(f"what is left of the machine could not be removed: {error}") from error
         if self.keeper is not None:
-            self.keeper.ending(0)
+            self.keeper.wait_exit_code(0)
             self.keeper.close()
