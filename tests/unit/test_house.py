@@ -31,7 +31,6 @@ UNCONVERTED = (
     "sandbox/images/dockerd.py",
     "sandbox/images/vagrant.py",
     "sandbox/images/vm.py",
-    "sandbox/isolation/",
     "sandbox/kernel/command.py",
     "sandbox/kernel/enter.py",
     "sandbox/measure/",
