@@ -1,4 +1,4 @@
-"""How fast what a workload writes comes through `sandbox run` to a pipe, by level; and through `docker run`.
+"""Measure the throughput of a workload's output through `sandbox run` to a pipe, by level; and through `docker run`.
 
     python benchmarks/output.py [--rounds N] [--levels LIST] [--megabytes N] [--json]
 

@@ -181,7 +181,7 @@ def test_a_level_of_the_future_is_left_alone(running: Running) -> None:
     raw = json.loads(path_of(running).read_text())
     change(running, spec=raw["spec"] | {"isolation": "unikernel"})
     said = cli("prune")
-    assert f"kept: sandbox {NAME} is of a level that this sandbox does not know" in said.stderr
+    assert f"kept: sandbox {NAME} has a level that this version of sandbox does not have" in said.stderr
     assert served(running)
 
 

@@ -31,8 +31,6 @@ UNCONVERTED = (
     "sandbox/images/dockerd.py",
     "sandbox/images/vagrant.py",
     "sandbox/images/vm.py",
-    "sandbox/kernel/command.py",
-    "sandbox/kernel/enter.py",
     "sandbox/measure/",
     "sandbox/report/",
     "workloads/",
