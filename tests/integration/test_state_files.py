@@ -169,7 +169,10 @@ def test_a_newer_record_is_left_alone_and_told_of(running: Running) -> None:
     said = cli("prune")
     assert said.returncode == 0
     assert running.record.id not in said.stdout
-    line = f"kept: sandbox {running.record.id} was made by a newer sandbox: its version is {VERSION + 1}"
+    line = (
+        f"kept: sandbox {running.record.id} was created by a newer version of sandbox: "
+        f"the record's version is {VERSION + 1}"
+    )
     assert said.stderr.count(line) == 1
     assert served(running)
     with pytest.raises(NewerRecordError, match=f"version is {VERSION + 1}"):
