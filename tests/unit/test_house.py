@@ -19,16 +19,9 @@ CHECKS = ("format", "lint", "types", "imports", "spelling", "shell")
 RIDDLE = re.compile(r"(What|Who|Whether|Where|Which|How|Whose|When) ")
 """The beginning of a docstring that is a fragment: `Whether X.` for `Return whether X.`."""
 UNCONVERTED = (
-    "sandbox/cli/facts.py",
-    "sandbox/cli/inspect.py",
-    "sandbox/cli/run.py",
     "sandbox/host/checks.py",
-    "sandbox/host/docker.py",
-    "sandbox/host/docker_check.py",
-    "sandbox/host/dockerd.py",
     "sandbox/host/fix.py",
     "sandbox/host/report.py",
-    "sandbox/images/dockerd.py",
     "sandbox/images/vagrant.py",
     "sandbox/images/vm.py",
     "sandbox/measure/",
