@@ -1,4 +1,4 @@
-"""Measure how fast a workload's output comes through `sandbox run` to a pipe, by level; and through `docker run`.
+"""Measure the throughput of a workload's output through `sandbox run` to a pipe, by level; and through `docker run`.
 
     python benchmarks/output.py [--rounds N] [--levels LIST] [--megabytes N] [--json]
 

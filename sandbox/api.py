@@ -1,4 +1,4 @@
-"""The Python interface: what the command line does, for programs. docs/api.md is its reference.
+"""The Python interface, for programs; it offers what the command line does. docs/api.md is its reference.
 
 import sandbox
 
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 
 class Sandbox:
-    """A sandbox that runs, or has run. Made by `run`, `get` and `list`.
+    """A sandbox that runs or has run, as returned by `run`, `get` and `list`.
 
-    As a context manager it is removed at the block's end, whatever happened inside.
+    Used as a context manager, it is removed at the end of the block, also after an exception.
     """
 
     def __init__(self, running: Running) -> None:
@@ -60,37 +60,37 @@ class Sandbox:
 
     @property
     def isolation(self) -> str:
-        """Its level."""
+        """Its isolation level."""
         return self.spec.isolation
 
     @property
     def spec(self) -> SandboxSpec:
-        """The spec: everything that was asked for."""
+        """The spec: all requested settings."""
         return self._running.record.spec
 
     @property
     def address(self) -> str:
-        """Its address on the lab network, which this host can reach; a dotted quad."""
+        """Its address on the lab network, which this host can reach, in dotted-quad notation."""
         return self._running.record.address
 
     @property
     def url(self) -> str | None:
-        """The URL at which it serves; None where no port is known."""
+        """The URL at which it serves; None without a known port."""
         return self._running.url
 
     @property
     def published(self) -> tuple[Publish, ...]:
-        """Ports of the host's 127.0.0.1 that were asked to lead inside."""
+        """The ports of the host's 127.0.0.1 that are forwarded to ports inside."""
         return self.spec.publish
 
     @property
     def startup(self) -> dict[str, float]:
-        """Seconds that each phase of its start took."""
+        """The duration of each phase of its start, in seconds."""
         return self._running.record.timeline.durations()
 
     @property
     def state(self) -> State:
-        """Its state now, as observed: `running`, `exit_code`, `pid`, `paused`."""
+        """Its current state: `running`, `exit_code`, `pid`, `paused`."""
         return self._running.sandbox.state()
 
     @property
@@ -99,12 +99,12 @@ class Sandbox:
         return self.state.running
 
     def exec(self, argv: Sequence[str], *, timeout: float | None = None, root: bool = False) -> ExecResult:
-        """Run a command inside, behind the same walls and limits, and wait for it.
+        """Run a command inside, under the same isolation and limits, and wait for it.
 
         Args:
             argv: the command; its first part is looked up on the sandbox's PATH.
-            timeout: seconds; None waits for ever.
-            root: as the sandbox's root user in place of its ordinary one.
+            timeout: in seconds; None waits for ever.
+            root: run as the sandbox's root user instead of its ordinary one.
 
         Returns:
             Its `exit_code`, `stdout` and `stderr`, the latter two as bytes.
@@ -113,16 +113,16 @@ class Sandbox:
             EngineError, CommandNotFoundError, CannotInvokeError, TimeoutError
         """
         if isinstance(argv, str):
-            raise TypeError("argv is a list of texts, such as ['ls', '-l']")
+            raise TypeError("argv must be a list of strings, such as ['ls', '-l']")
         return self._running.sandbox.exec(argv, timeout=timeout, root=root)
 
     def logs(self, *, tail: int | None = None, since: float | None = None, until: float | None = None) -> bytes:
-        """Return what the workload wrote to stdout and stderr until now.
+        """Return the workload's output to stdout and stderr until now.
 
         Args:
-            tail: the last so many lines only.
-            since: what was written after this time only, in seconds since the epoch.
-            until: what was written before this time only.
+            tail: only the last `tail` lines.
+            since: only what was written after this time, in seconds since the epoch.
+            until: only what was written before this time.
 
         Raises:
             EngineError
@@ -137,10 +137,10 @@ class Sandbox:
         since: float | None = None,
         until: float | None = None,
     ) -> Iterator[Piece]:
-        """Yield what the workload wrote, with the `stream` (1 or 2) and the `time` of each piece of `data`.
+        """Yield the workload's output, with the `stream` (1 or 2) and the `time` of each piece of `data`.
 
         Args:
-            follow: go on until it ends.
+            follow: wait for more output until the workload ends.
             tail: as for `logs`.
             since: as for `logs`.
             until: as for `logs`.
@@ -151,7 +151,7 @@ class Sandbox:
         return self._running.sandbox.pieces(follow=follow, tail=tail, since=since, until=until)
 
     def follow(self) -> Iterator[bytes]:
-        """Chunks of what the workload writes, from the beginning until it ends.
+        """Yield the workload's output in chunks, from the beginning until it ends.
 
         Raises:
             EngineError
@@ -159,13 +159,13 @@ class Sandbox:
         return self._running.sandbox.logs(follow=True)
 
     def stats(self) -> Stats:
-        """Usage now; None in a field is what cannot be observed at this level."""
+        """Return the current resource usage; a field is None if the level cannot observe it."""
         return self._running.sandbox.stats()
 
     def inspect(self) -> Inspection:
-        """Return what is in force, read from what enforces it: limits, user, capabilities and so on.
+        """Return the settings in force, such as limits, user and capabilities, read from what enforces them.
 
-        Its `to_json` gives JSON types.
+        Its method `to_json` returns JSON types.
 
         Raises:
             EngineError
@@ -173,10 +173,10 @@ class Sandbox:
         return self._running.sandbox.inspection()
 
     def wait(self, timeout: float | None = None) -> int | None:
-        """Wait for the workload's end. Returns its exit code, None if it cannot be known.
+        """Wait for the workload's end and return its exit code, None if unknown.
 
         Args:
-            timeout: seconds; None waits for ever.
+            timeout: in seconds; None waits for ever.
 
         Raises:
             TimeoutError
@@ -184,10 +184,10 @@ class Sandbox:
         return wait.wait(self._running, timeout)
 
     def stop(self, grace: float = GRACE) -> int | None:
-        """End the workload: SIGTERM, and SIGKILL after `grace` seconds. The sandbox stays, with its log.
+        """Stop the workload by SIGTERM, and by SIGKILL after `grace` seconds. The sandbox and its log are kept.
 
         Returns:
-            The exit code, None if it cannot be known.
+            The exit code, None if unknown.
 
         Raises:
             NotFoundError, BusyError, EngineError
@@ -203,7 +203,7 @@ class Sandbox:
         kill.kill(self._running, number)
 
     def pause(self) -> None:
-        """Hold every process of it still, until `unpause`.
+        """Stop all its processes until `unpause`.
 
         Raises:
             NotFoundError, EngineError
@@ -211,7 +211,7 @@ class Sandbox:
         pause.pause(self._running)
 
     def unpause(self) -> None:
-        """Let it go on.
+        """Resume a paused sandbox.
 
         Raises:
             NotFoundError, EngineError
@@ -219,7 +219,7 @@ class Sandbox:
         pause.unpause(self._running)
 
     def remove(self, *, force: bool = False) -> None:
-        """Remove everything of it; a running one only with `force`. One that is gone already is fine.
+        """Remove the sandbox and all its resources; a running one only with `force`. Idempotent.
 
         Raises:
             BusyError, EngineError
@@ -247,30 +247,30 @@ def run(
     warm: bool = False,
     progress: Progress | None = None,
 ) -> Sandbox:
-    """Start a sandbox, and return once it served a correct reply, where a port is known of it.
+    """Start a sandbox, and return once it has served a correct reply, or at once if it has no known port.
 
     Args:
-        target: the name of a workload; a command as a list; or a directory with a `sandbox.toml`, as a path or as text
-            with a slash in it.
-        isolation: process, namespace, container, gvisor or vm.
-        name: of the sandbox; made up where none is given.
+        target: the name of a workload; a command as a list; or a directory with a `sandbox.toml`, as a Path or as a
+            string that contains a slash.
+        isolation: the level: process, namespace, container, gvisor or vm.
+        name: of the sandbox; generated by default.
         cpus: CPU time per second, such as 0.5.
-        memory: bytes, or text such as "128m".
-        disk: what it may write below /tmp: bytes, or text such as "64m".
-        pids_limit: processes and threads together.
+        memory: in bytes, or a string such as "128m".
+        disk: the size of /tmp, in bytes, or a string such as "64m".
+        pids_limit: the most processes and threads together.
         cpuset: CPUs that it may use, such as "0-1".
-        env: environment, as a mapping or as NAME=VALUE texts.
-        port: TCP port that a command listens on; without one no reply is awaited.
-        ready_path: HTTP path that answers 200 once it serves.
-        volumes: HOST:CTR[:ro] each.
-        publish: ports of 127.0.0.1 that lead inside: {8000: 80}, or HOST:CTR each.
-        workdir: absolute path inside that the command starts in.
-        detach: let it outlive this process; otherwise it is removed by `prune` at the latest once this process is gone.
-        warm: start from what `sandbox warm` has prepared, see docs/warm.md; nothing is prepared here.
-        progress: told in short lines what is being done.
+        env: environment variables, as a mapping or as strings NAME=VALUE.
+        port: TCP port that a command listens on; without one, no reply is awaited.
+        ready_path: HTTP path that returns status 200 once the workload is ready.
+        volumes: bind mounts, as strings HOST:CTR[:ro].
+        publish: ports of 127.0.0.1 to forward to ports inside: {8000: 80}, or strings HOST:CTR.
+        workdir: the working directory, an absolute path inside.
+        detach: let the sandbox outlive this process; otherwise `prune` removes it once this process has ended.
+        warm: use a start that `sandbox warm` has prepared, see docs/warm.md.
+        progress: called with one short line per step.
 
     Raises:
-        SandboxError: of the kind that fits; nothing is left then.
+        SandboxError: the start failed; nothing is left behind.
     """
     values = {
         "name": name,
@@ -299,7 +299,7 @@ def run(
 
 
 def get(reference: str) -> Sandbox:
-    """A sandbox by name, id or the beginning of an id, whoever started it.
+    """Return a sandbox by its name, its id or the beginning of its id, also one that another process started.
 
     Raises:
         NotFoundError, StoreError
@@ -308,5 +308,5 @@ def get(reference: str) -> Sandbox:
 
 
 def list() -> builtins.list[Sandbox]:
-    """Every sandbox of this host, running or ended, oldest first."""
+    """Return all sandboxes of this host, running or ended, oldest first."""
     return [Sandbox(running) for running in find.everything()]

@@ -1,11 +1,11 @@
-"""Fixtures for pytest: sandboxes for the time of a test, or of a session.
+"""Fixtures for pytest that start sandboxes, and remove them at the end of the test or session.
 
     def test_my_server(sandbox):
         box = sandbox("./my-app")
         assert urllib.request.urlopen(box.url).status == 200
 
-`--sandbox-isolation LEVEL` says behind which wall, where the test does not. A level that the host lacks skips the test
-with the reason; where SANDBOX_MUST_WORK names it (a comma list of levels, or `all`), it fails. docs/api.md has more.
+`--sandbox-isolation LEVEL` sets the level for tests that do not choose one. If the level is not available on this host,
+the test is skipped, or fails if SANDBOX_MUST_WORK (a comma-separated list, or `all`) names the level. See docs/api.md.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class Factory(Protocol):
 
         Args:
             target: a workload, a command as a list, or a directory with a `sandbox.toml`.
-            isolation: a level; by default what `--sandbox-isolation` says.
-            options: as of `sandbox.run`.
+            isolation: the level; by default that of `--sandbox-isolation`.
+            options: as for `sandbox.run`.
 
         Raises:
-            SandboxError: of the kind that fits.
+            SandboxError: the start failed.
         """
 
 
@@ -45,24 +45,24 @@ _made: pytest.StashKey[list[Sandbox]] = pytest.StashKey()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add `--sandbox-isolation`."""
+    """Add the option `--sandbox-isolation`."""
     group = parser.getgroup("sandbox", "sandboxes")
     group.addoption(
         "--sandbox-isolation",
         metavar="LEVEL",
-        help="isolation level of sandboxes whose test names none (default: that of sandbox.run)",
+        help="isolation level for tests that do not choose one (default: that of sandbox.run)",
     )
 
 
 @pytest.fixture
 def sandbox(request: pytest.FixtureRequest) -> Iterator[Factory]:
-    """A factory of sandboxes that are removed at the test's end: `box = sandbox("reactor")`."""
+    """Start sandboxes that are removed at the end of the test: `box = sandbox("reactor")`."""
     yield from _factory(request)
 
 
 @pytest.fixture(scope="session")
 def sandbox_session(request: pytest.FixtureRequest) -> Iterator[Factory]:
-    """A factory of sandboxes that are removed at the session's end, for those that several tests share."""
+    """Start sandboxes that several tests share, and that are removed at the end of the session."""
     yield from _factory(request)
 
 
@@ -107,4 +107,4 @@ def _log_of(box: Sandbox) -> str:
     try:
         return box.logs(tail=_LOG_LINES).decode("utf-8", "replace")
     except SandboxError as error:
-        return f"not to be had: {error}"
+        return f"the log cannot be read: {error}"

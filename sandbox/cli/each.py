@@ -1,4 +1,4 @@
-"""One act on several sandboxes: each is tried, each failure is told, the last decides the exit code."""
+"""Apply an action to several sandboxes: try each, print each error, and exit with the code of the last error."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from sandbox.errors import SandboxError
 
 
 def for_each(references: Iterable[str], act: Callable[[str], object], *, echo: bool = True) -> None:
-    """Act on each, print its reference when done.
+    """Apply an action to each sandbox, and print its reference after success.
 
     Args:
-        references: what the user gave.
-        act: on one of them.
-        echo: whether to print the reference; else `act` prints what there is.
+        references: the arguments of the user.
+        act: the action for one of them.
+        echo: whether to print the reference; otherwise `act` prints the result.
 
     Raises:
-        SandboxError: the last failure, where there was one; the ones before it have been printed.
+        SandboxError: the last error, if there was one; the others have been printed.
     """
     failures: list[SandboxError] = []
     for reference in references:

@@ -1,4 +1,4 @@
-"""`sandbox events`: what happens to sandboxes, told by looking at the state directory again and again."""
+"""`sandbox events`: print what happens to sandboxes, by polling the state directory."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from sandbox.state.record import Record
 from sandbox.state.store import Store
 
 PERIOD = 0.25
-"""Seconds between two looks. A record is a small file, so that a look at 100 sandboxes costs a few ms."""
+"""Seconds between two polls. A record is a small file, so polling 100 sandboxes takes a few ms."""
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One sandbox, as a look at the state directory found it.
+    """One sandbox, as a poll of the state directory found it.
 
     Attributes:
-        record: as it was.
-        stage: "create", "start", "die" or "remove": the last event that it has gone through.
+        record: its record at that time.
+        stage: its last event: "create", "start", "die" or "remove".
     """
 
     record: Record
@@ -36,18 +36,18 @@ class Seen:
 @click.command()
 @format_option
 def command(form: str) -> None:
-    """Print what happens to sandboxes, as it happens, until Ctrl-C.
+    """Print the events of sandboxes as they happen, until Ctrl-C.
 
     \b
     Events:
-      create  its name and address are claimed, and it is being made
-      start   it serves, or runs where no port is known
-      die     its workload has ended; with the exit code, once that is known
-      remove  nothing is left of it
+      create  its name and address are claimed, and it is being created
+      start   it serves, or runs if it has no known port
+      die     its workload has ended; with the exit code if it is known
+      remove  it has been removed completely
 
-    One line each: time, event, id, and what it is; or one JSON document on a line. Every 0.25 s the state directory is
-    looked at: of a sandbox that lived shorter than that, some events or all are missing, and times are as exact as
-    that. What had happened before is not told.
+    Each event is one line with time, event, id, name, workload and level, or one JSON document. The state directory is
+    polled every 0.25 s: times are as accurate as that, and some or all events of a sandbox that existed for a shorter
+    time are missing. Earlier events are not printed.
 
     \b
     Example:
@@ -64,7 +64,7 @@ def command(form: str) -> None:
 
 
 def look(store: Store) -> dict[str, Seen]:
-    """Look at every sandbox; by id."""
+    """Poll the state directory; return all sandboxes by id."""
     return {record.id: Seen(record, _stage(record)) for record in store.records()}
 
 
@@ -78,13 +78,13 @@ _STAGES = ("create", "start", "die")
 
 
 def changes(before: dict[str, Seen], now: dict[str, Seen]) -> list[tuple[str, Record]]:
-    """The events between two looks, in the order in which they must have come for each sandbox."""
+    """Return the events between two polls, in the order in which they must have happened for each sandbox."""
     found: list[tuple[str, Record]] = []
     for ident, seen in now.items():
         past = before.get(ident)
         begin = _STAGES.index(past.stage) + 1 if past is not None else 0
         for stage in _STAGES[begin : _STAGES.index(seen.stage) + 1]:
-            # A creation that failed died without having served.
+            # If the creation failed, there was no start.
             if stage != "start" or seen.record.status is not Status.CREATING:
                 found.append((stage, seen.record))
     for ident, past in before.items():

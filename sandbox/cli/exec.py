@@ -1,4 +1,4 @@
-"""`sandbox exec`: a command inside."""
+"""`sandbox exec`: run a command inside a sandbox."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ from sandbox.cli.completing import running
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
-@click.option("-i", "--interactive", is_flag=True, help="Pass on what is typed or piped in; else its input is empty.")
-@click.option("-t", "--tty", "terminal", is_flag=True, help="Give it a terminal, as for a shell: -it.")
-@click.option("-e", "--env", multiple=True, metavar="NAME[=VALUE]", help="Environment entry; repeat for more.")
-@click.option("-w", "--workdir", metavar="DIR", help="Absolute path inside to start in.  [default: the sandbox's]")
-@click.option("--root", is_flag=True, help="As the sandbox's root user, which has no capability either.")
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Seconds; without it, wait for ever.")
+@click.option(
+    "-i", "--interactive", is_flag=True, help="Copy standard input to the command; by default its input is empty."
+)
+@click.option("-t", "--tty", "terminal", is_flag=True, help="Give the command a terminal; for a shell, use -it.")
+@click.option(
+    "-e", "--env", multiple=True, metavar="NAME[=VALUE]", help="Set an environment variable; may be repeated."
+)
+@click.option("-w", "--workdir", metavar="DIR", help="Working directory, absolute.  [default: the sandbox's]")
+@click.option("--root", is_flag=True, help="Run as the sandbox's root user, who has no capabilities either.")
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Kill the command after so many seconds.")
 @click.argument("sandbox", shell_complete=running)
 @click.argument("argv", nargs=-1, required=True, metavar="COMMAND [ARG]...")
 def command(
@@ -32,10 +36,10 @@ def command(
     sandbox: str,
     argv: tuple[str, ...],
 ) -> int:
-    """Run COMMAND inside SANDBOX, behind the same walls and within the same limits.
+    """Run COMMAND inside SANDBOX, under the same isolation and limits.
 
-    Its output comes as it is written. It runs as the sandbox's unprivileged user. Options go before SANDBOX; what
-    follows it is the command's own. Ctrl-C ends the command; with -it the key goes to the command instead.
+    It runs as the sandbox's unprivileged user, and its output is printed as it is written. Options must precede
+    SANDBOX; arguments after it belong to the command. Ctrl-C kills the command; with -it, the key is sent to it.
 
     \b
     Examples:
@@ -45,8 +49,8 @@ def command(
       tar c src | sandbox exec -i web tar x -C /tmp
 
     \b
-    Exit codes: the command's own; 125 an error of sandbox, a --timeout among them; 126 it cannot be executed;
-    127 it does not exist; 130 Ctrl-C.
+    Exit codes: the command's own; 125 an error of sandbox, including a --timeout; 126 the command cannot
+    be executed; 127 it does not exist; 130 Ctrl-C.
     """
     from sandbox.cli import terminal as lent
     from sandbox.errors import EngineError
@@ -67,7 +71,7 @@ def command(
         if terminal and interactive:
             stack.enter_context(lent.raw())
         try:
-            # Between its start and the next line a signal, or the end of the time, would leave it running.
+            # A signal or the timeout between the command's start and the next line would leave it running.
             with deferred(signal.SIGALRM):
                 attached = found.attach(
                     argv,
@@ -88,12 +92,12 @@ def command(
 
 
 class _OverError(BaseException):
-    """The time is over. No Exception: whoever waits for an answer in slices would take a TimeoutError for its own."""
+    """The timeout is over. Not an Exception, because code that polls would take a TimeoutError for its own."""
 
 
 @contextmanager
 def _alarm(seconds: float) -> Iterator[None]:
-    """_OverError in the block once the time is over (setitimer(2))."""
+    """Raise _OverError in the block after so many seconds (setitimer(2))."""
 
     def expired(_number: int, _frame: object) -> None:
         raise _OverError

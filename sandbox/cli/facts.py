@@ -1,4 +1,4 @@
-"""What was asked for beside what is in force: one table of the settings that can be compared. Pure."""
+"""Compare the requested settings of a sandbox with those in force."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from sandbox.spec import SANDBOX_UID
 from sandbox.state.record import Record
 
 CPU_SLACK = 0.001
-"""Part of the value: a quota is rounded to a microsecond per period."""
+"""The relative difference that counts as equal: a quota is rounded to a microsecond per period."""
 PAGE = 4096
-"""Bytes: memory and tmpfs are counted in pages."""
+"""The difference in bytes that counts as equal: memory and tmpfs are counted in pages."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """A setting, as asked for and as found.
+    """A setting, with its requested value and the one in force.
 
     Attributes:
         setting: its name.
-        requested: what was asked for, JSON types.
-        effective: what is in force; None where it cannot be observed.
-        differs: whether it is in force otherwise than asked; None where it cannot be told.
+        requested: the requested value, in JSON types.
+        effective: the value in force; None if it cannot be observed.
+        differs: whether the two differ; None if the latter cannot be observed.
     """
 
     setting: str
@@ -34,11 +34,11 @@ class Fact:
 
 
 def compare(record: Record, effective: Inspection | None) -> list[Fact]:
-    """The settings of a sandbox, each as asked for and as found.
+    """Return the settings of a sandbox, each with its requested value and the one in force.
 
     Args:
-        record: what was asked for.
-        effective: as of `Sandbox.inspection`; None where nothing could be read.
+        record: of the sandbox, with the requested settings.
+        effective: the result of `Sandbox.inspection`; None if it failed.
     """
     spec = record.spec
     limits = effective.limits if effective else None
@@ -67,7 +67,7 @@ def _fact(setting: str, requested: Any, effective: Any, slack: float | None = No
 
 
 def _mounts(record: Record, mounts: list[MountPoint] | None) -> Iterator[Fact]:
-    """The root filesystem and each bind mount that was asked for: read-only, writable or missing."""
+    """Yield the root filesystem and each requested bind mount: read-only, writable or missing."""
     there = {mount.target: "ro" if mount.read_only else "rw" for mount in mounts or ()}
     yield _fact("mount /", "ro", there.get("/"))
     for asked in record.spec.mounts:

@@ -1,4 +1,4 @@
-"""`sandbox inspect`: all that is known of a sandbox."""
+"""`sandbox inspect`: show everything about a sandbox."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
     from sandbox.isolation.in_force import Inspection
 
 UNKNOWN = "-"
-"""In place of what cannot be observed."""
+"""Stands for a value that cannot be observed."""
 
 
 @click.command()
 @click.option(
-    "--format", "form", type=click.Choice(["json", "table"]), default="json", show_default=True, help="How to print."
+    "--format", "form", type=click.Choice(["json", "table"]), default="json", show_default=True, help="Output format."
 )
 @click.argument("sandboxes", nargs=-1, required=True, metavar="SANDBOX...", shell_complete=existing)
 def command(form: str, sandboxes: tuple[str, ...]) -> None:
-    """Show all of each SANDBOX: its state, what was asked for, and what is in force.
+    """Show everything about each SANDBOX: its state, its requested settings, and those in force.
 
-    `requested` is what the user asked for. `effective` is read now from what enforces it (the kernel, dockerd, the
-    live domain), in the same form at every level; null there, and - in the table, is what cannot be observed.
-    `effective.ended` says when and why a sandbox ended, `effective.oom_killed` whether it ran out of memory.
-    `settings` has requested and effective values side by side; `differs` says whether they differ. `startup` has the
-    seconds of each phase of the start, `resources` where the sandbox is to be found on this host.
+    `requested` has the requested settings. `effective` has the settings in force, read now from what enforces them (the
+    kernel, dockerd, the live domain), in the same form at every level. A value that cannot be observed is null, or - in
+    the table. `effective.ended` says when and why a sandbox ended, `effective.oom_killed` whether it ran out of memory.
+    `settings` compares requested and effective values. `startup` has the duration of each phase of the start in
+    seconds, `resources` the sandbox's resources on this host.
 
     \b
     Examples:
@@ -43,7 +43,7 @@ def command(form: str, sandboxes: tuple[str, ...]) -> None:
       sandbox inspect web | jq -r '.[0].effective.ended.reason'
 
     \b
-    Exit codes: 0; 125 there is no such sandbox, and the others were still shown.
+    Exit codes: 0; 125 a sandbox does not exist (the others are still shown).
     """
     from sandbox.cli.each import for_each
     from sandbox.cli.output import as_json
@@ -60,7 +60,7 @@ def command(form: str, sandboxes: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Now:
-    """What a sandbox is doing: as `ps` says it, and the processes that run it and that follow it."""
+    """The state of a sandbox as `ps` shows it, and the pids of its process and its owner."""
 
     status: str
     running: bool | None
@@ -72,7 +72,7 @@ class Now:
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """Where a sandbox is to be found on this host; `level` has what its level made, under names of the level's own."""
+    """The resources of a sandbox on this host; `level` has those of its level, under names of the level's choice."""
 
     address: str
     mac: str
@@ -85,7 +85,7 @@ class Resources:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """All of one sandbox; docs/inspect.schema.json says it field by field."""
+    """The whole output for one sandbox; docs/inspect.schema.json describes every field."""
 
     id: str
     name: str
@@ -103,7 +103,7 @@ class Document:
 
 
 def document(reference: str) -> Document:
-    """All of one sandbox.
+    """Return the whole output for one sandbox.
 
     Raises:
         NotFoundError, StoreError
@@ -149,7 +149,7 @@ def document(reference: str) -> Document:
 
 
 def page(one: Mapping[str, Any]) -> list[str]:
-    """One sandbox as lines for people, without control characters."""
+    """Format the output for one sandbox as lines of tables, without control characters."""
     from sandbox.cli.output import plain, table_lines
 
     state = one["state"]
@@ -161,7 +161,7 @@ def page(one: Mapping[str, Any]) -> list[str]:
     asked = {key: value for key, value in one["requested"].items() if key in ("argv", "env", "workdir", "ready_path")}
     lines += ["", *table_lines(("REQUESTED", ""), _flat(asked))]
     if one["effective"] is None:
-        return [*lines, "", plain(f"IN FORCE   not known: {one['effective_error']}")]
+        return [*lines, "", plain(f"IN FORCE   unknown: {one['effective_error']}")]
     return [*lines, "", *table_lines(("IN FORCE", ""), _flat(one["effective"]))]
 
 
@@ -172,7 +172,7 @@ def _setting(fact: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """Nested values as rows, named by their path."""
+    """Yield nested values as rows, named by their path."""
     if isinstance(value, Mapping) and value:
         for key, inner in value.items():
             yield from _flat(inner, f"{name}.{key}" if name else str(key))
@@ -187,7 +187,7 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _bytes(value: Any) -> str:
-    """A size for people where it is a round one, else to the byte: a difference must not vanish in rounding."""
+    """Format a size: rounded if it is a multiple of 1 MiB, else in bytes, so that no difference is hidden."""
     from sandbox.cli.output import binary_size
 
     return binary_size(value) if isinstance(value, int) and value % MIB == 0 else _text(value)

@@ -1,4 +1,4 @@
-"""`sandbox kill`: a signal to the workload."""
+"""`sandbox kill`: send a signal to a workload."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from sandbox.cli.completing import running, signal_name
     show_default=True,
     metavar="SIGNAL",
     shell_complete=signal_name,
-    help="A name with or without SIG, or a number.",
+    help="Signal name, with or without SIG, or number.",
 )
 @click.argument("sandboxes", nargs=-1, required=True, metavar="SANDBOX...", shell_complete=running)
 def command(name: str, sandboxes: tuple[str, ...]) -> None:
     """Send a signal to the workload of each SANDBOX.
 
-    It goes to the sandbox's init, which passes it on; KILL ends the whole sandbox at once, also a paused one. It is
-    sent even while another command, such as a long `sandbox stop`, works on the sandbox.
+    The signal is sent to the sandbox's init, which forwards it. KILL ends the whole sandbox at once, even a paused one.
+    The signal is sent even while another command, such as a long `sandbox stop`, is working on the sandbox.
 
     \b
     Examples:

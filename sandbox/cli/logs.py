@@ -1,4 +1,4 @@
-"""`sandbox logs`: what a workload wrote."""
+"""`sandbox logs`: print a workload's output."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, 
 _PART = r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s|m|h)"
 _EPOCH = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?")
 _LONGEST = 40
-"""Characters of a time that anybody would write."""
+"""The most characters of a TIME."""
 
 
 @click.command()
 @click.argument("sandbox", shell_complete=existing)
-@click.option("-f", "--follow", is_flag=True, help="Go on until the workload ends.")
+@click.option("-f", "--follow", is_flag=True, help="Wait for more output until the workload ends.")
 @click.option("-n", "--tail", default="all", show_default=True, metavar="N", help="Begin with the last N lines.")
-@click.option("--since", metavar="TIME", help="Leave out what is older: 10m, 1h30m, 2026-01-31T12:00:00Z, 1790000000.")
-@click.option("--until", metavar="TIME", help="Leave out what is newer.")
-@click.option("-t", "--timestamps", is_flag=True, help="Print before each line when it was written.")
+@click.option("--since", metavar="TIME", help="Only newer output: 10m, 1h30m, 2026-01-31T12:00:00Z, 1790000000.")
+@click.option("--until", metavar="TIME", help="Only older output.")
+@click.option("-t", "--timestamps", is_flag=True, help="Begin each line with the time at which it was written.")
 def command(sandbox: str, follow: bool, tail: str, since: str | None, until: str | None, timestamps: bool) -> None:
-    """Print what SANDBOX's workload wrote: its standard output and error to ours, byte for byte.
+    """Print the output of SANDBOX's workload.
 
-    TIME is a duration before now, a date or time as of RFC 3339 (local time where it names no zone), or seconds since
-    the epoch. With -f, Ctrl-C ends the following, not the workload. The log keeps the last 32 to 64 MiB; where it has
-    dropped some, a line on standard error says how much.
+    Its standard output and standard error are copied to those of this command, byte for byte. TIME is a duration before
+    now, a date or time in RFC 3339 format (local time without a zone), or seconds since the epoch. With -f, Ctrl-C ends
+    this command only, not the workload. The log keeps the last 32 to 64 MiB; if older output was dropped, a line on
+    standard error says how much.
 
     \b
     Examples:
@@ -54,7 +55,7 @@ def command(sandbox: str, follow: bool, tail: str, since: str | None, until: str
 
 
 def stamped(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    """Pieces with a time before each line of either stream, as of RFC 3339: when the line's first byte came."""
+    """Yield the pieces with the time of its first byte, in RFC 3339 format, before each line of either stream."""
     middle: set[int] = set()
     """Streams that are in the middle of a line."""
     for piece in pieces:
@@ -66,25 +67,25 @@ def stamped(pieces: Iterable[Piece]) -> Iterator[Piece]:
 
 
 def parse_tail(text: str) -> int | None:
-    """A number of lines; None for `all`.
+    """Parse a number of lines; None stands for `all`.
 
     Raises:
-        SpecError: neither.
+        SpecError: it is neither.
     """
     from sandbox.errors import SpecError
 
     if text == "all":
         return None
     if not re.fullmatch("[0-9]{1,9}", text):
-        raise SpecError(f"--tail {text[:_LONGEST]!r} is no number of lines", "such as 20, or all")
+        raise SpecError(f"--tail {text[:_LONGEST]!r} is not a number of lines", "such as 20, or all")
     return int(text)
 
 
 def parse_time(option: str, text: str, now: float) -> float:
-    """A time in seconds since the epoch, from a duration before `now`, a time as of RFC 3339, or such seconds.
+    """Parse a TIME: a duration before `now`, a time in RFC 3339 format, or seconds; return seconds since the epoch.
 
     Raises:
-        SpecError: none of them.
+        SpecError: it is none of them.
     """
     from sandbox.errors import SpecError
 
@@ -93,9 +94,9 @@ def parse_time(option: str, text: str, now: float) -> float:
     if len(text) <= _LONGEST and re.fullmatch(f"(?:{_PART})+", text):
         return now - sum(float(number) * _UNITS[unit] for number, unit in re.findall(_PART, text))
     try:
-        # Without a zone it is local time, as docker-logs(1) has it.
+        # Without a zone it is local time, as for docker-logs(1).
         return datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError, OSError):
         raise SpecError(
-            f"{option} {text[:_LONGEST]!r} is no time", "such as 10m, 1h30m, 2026-01-31T12:00:00Z or 1790000000"
+            f"{option} {text[:_LONGEST]!r} is not a time", "such as 10m, 1h30m, 2026-01-31T12:00:00Z or 1790000000"
         ) from None

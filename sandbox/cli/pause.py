@@ -1,4 +1,4 @@
-"""`sandbox pause`: hold a sandbox still."""
+"""`sandbox pause`: pause a sandbox."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from sandbox.cli.completing import running
 @click.command()
 @click.argument("sandboxes", nargs=-1, required=True, metavar="SANDBOX...", shell_complete=running)
 def command(sandboxes: tuple[str, ...]) -> None:
-    """Hold every process of each SANDBOX still, until `sandbox unpause`.
+    """Pause all processes of each SANDBOX until `sandbox unpause`.
 
-    It keeps its memory and its address, and answers nobody. `stop`, `kill` and `rm -f` work on a paused one. Pausing
-    a paused one does nothing.
+    A paused sandbox keeps its memory and its address, but does not answer. `stop`, `kill` and `rm -f` work on it.
+    Pausing it again does nothing.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""`sandbox prune`: nothing left behind."""
+"""`sandbox prune`: remove ended sandboxes and orphaned resources."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import click
 
 
 @click.command()
-@click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
+@click.option("--dry-run", is_flag=True, help="Print what would be removed, and remove nothing.")
 def command(dry_run: bool) -> None:
-    """Remove what is not running and what belongs to nobody.
+    """Remove ended sandboxes and orphaned resources.
 
-    That is: sandboxes that have ended, debris of commands that were killed, resources that carry one of our ids
-    although no record knows them, half-built images, and the networks of the lab and of Vagrant machines when nobody
-    uses them. Running sandboxes, images and the machines of `vagrant up` are kept.
+    These are: sandboxes that have ended, remains of commands that were killed, resources that carry an id of ours but
+    have no record, half-built images, and the networks of the lab and of Vagrant machines if they are unused. Running
+    sandboxes, images and the machines of `vagrant up` are kept.
     """
     from sandbox.lifecycle.prune import prune
 

@@ -1,4 +1,4 @@
-"""`sandbox ps`: what there is. Imports no engine where liveness can be told from /proc."""
+"""`sandbox ps`: list sandboxes. No engine is imported if /proc shows whether a sandbox runs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ HEADER = ("ID", "NAME", "WORKLOAD", "ISOLATION", "STATUS", "ADDRESS", "PORTS", "
 
 
 @click.command()
-@click.option("-a", "--all", "everything", is_flag=True, help="Also those that have ended.")
-@click.option("-q", "--quiet", is_flag=True, help="Ids only.")
+@click.option("-a", "--all", "everything", is_flag=True, help="Include sandboxes that have ended.")
+@click.option("-q", "--quiet", is_flag=True, help="Print only the ids.")
 @format_option
 def command(everything: bool, quiet: bool, form: str) -> None:
-    """List sandboxes: those that run, or all with -a.
+    """List running sandboxes, or all with -a.
 
-    STATUS says how long ago it was made, and of one that has ended its exit code. ADDRESS is where it serves on the
-    lab network; PORTS are those published on 127.0.0.1.
+    STATUS is the time since the sandbox was created, or its exit code if it has ended. ADDRESS is its address on the
+    lab network, PORTS are the ports published on 127.0.0.1.
 
     \b
     Examples:
@@ -43,17 +43,17 @@ def command(everything: bool, quiet: bool, form: str) -> None:
     else:
         table(HEADER, (_row(record, shown(record)) for record in records))
         if not records and sys.stdout.isatty():
-            more = "sandbox run reactor makes one" if everything else "sandbox ps -a lists those that have ended"
+            more = "sandbox run reactor starts one" if everything else "sandbox ps -a lists those that have ended"
             click.echo(f"nothing is running; {more}", err=True)
 
 
 def address(record: Record) -> str:
-    """Return where it serves: address and port, or the address alone."""
+    """Return the address with the port, or alone if the port is not known."""
     return record.address if record.spec.port is None else f"{record.address}:{record.spec.port}"
 
 
 def ports(record: Record) -> str:
-    """The published ports, as docker shows them."""
+    """Format the published ports as docker-ps(1) does."""
     return ", ".join(f"127.0.0.1:{port.host}->{port.inside}" for port in record.spec.publish) or "-"
 
 

@@ -9,11 +9,12 @@ from sandbox.cli.completing import existing
 
 @click.command()
 @click.argument("sandboxes", nargs=-1, required=True, metavar="SANDBOX...", shell_complete=existing)
-@click.option("-f", "--force", is_flag=True, help="Also running ones; no error for one that is gone.")
+@click.option("-f", "--force", is_flag=True, help="Remove running sandboxes too; ignore those that do not exist.")
 def command(sandboxes: tuple[str, ...], force: bool) -> None:
-    """Remove each SANDBOX and everything it has: its log, its files, its address.
+    """Remove each SANDBOX with its log, its files and its address.
 
-    One that runs is refused without -f, which ends it by SIGKILL. One that another command is working on is refused.
+    A running sandbox is removed only with -f, which ends it by SIGKILL. A sandbox that another command is working on is
+    not removed.
 
     \b
     Examples:

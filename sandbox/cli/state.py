@@ -1,4 +1,4 @@
-"""The state of a sandbox for listings: from its record and /proc, from its engine where nothing else tells."""
+"""The state of a sandbox for listings: from its record and /proc, and from its engine only if necessary."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Shown:
     """The state of a sandbox, as a listing shows it.
 
     Attributes:
-        running: None where it cannot be told from here.
-        paused: whether it is held still.
-        exit_code: of one that has ended, where it is known.
-        text: all of it in a few words.
+        running: whether it runs; None if that is unknown.
+        paused: whether it is paused.
+        exit_code: its exit code, if it has ended and the code is known.
+        text: the state in a few words.
     """
 
     running: bool | None
@@ -29,21 +29,21 @@ class Shown:
 
 
 def is_running(record: Record) -> bool | None:
-    """Tell whether its process lives; None where that process is not on this host, or not yet known."""
+    """Return whether its process is alive; None if that process is not on this host, or not known yet."""
     if record.status in (Status.EXITED, Status.REMOVING):
         return False
     return record.process.alive() if record.process is not None else None
 
 
 def shown(record: Record) -> Shown:
-    """Return its state for a listing. An engine is asked only for a pause, or an exit code that is not noted yet."""
+    """Return its state for a listing. Its engine is asked only about a pause, or an exit code not yet recorded."""
     running = is_running(record)
     age = duration(time.time() - record.created)
     if record.status is Status.CREATING:
         text = "creating" if running is not False else "dead (creation did not finish)"
         return Shown(running, paused=False, exit_code=None, text=text)
     if running is None:
-        return Shown(None, paused=False, exit_code=None, text=f"unknown, made {age} ago")
+        return Shown(None, paused=False, exit_code=None, text=f"unknown, created {age} ago")
     if running:
         paused = record.paused and _ask(record)[0]
         return Shown(True, paused, None, f"up {age} (paused)" if paused else f"up {age}")
@@ -57,14 +57,14 @@ def _ask(record: Record) -> tuple[bool, int | None]:
     """Ask its engine whether it is paused, and for its exit code."""
     from sandbox.isolation import driver
 
-    with suppress(SandboxError):  # an engine that does not answer leaves it open; a listing goes on
+    with suppress(SandboxError):  # if the engine does not answer, the listing continues without it
         state = driver(record.spec.isolation).adopt(record).state()
         return state.paused, state.exit_code
     return False, None
 
 
 def duration(seconds: float) -> str:
-    """A duration as people say it, in its largest unit: "3 hours"."""
+    """Format a duration in its largest unit, such as "3 hours"."""
     for size, unit in ((86400, "day"), (3600, "hour"), (60, "minute")):
         if seconds >= size:
             count = int(seconds // size)

@@ -1,4 +1,4 @@
-"""`sandbox stats`: what sandboxes use, now."""
+"""`sandbox stats`: show the resource usage of sandboxes."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from sandbox.lifecycle.find import Running
 
 INTERVAL = 1.0
-"""Seconds between two lines of a sandbox: docker's too."""
+"""Seconds between two lines of a sandbox, as in docker-stats(1)."""
 SINGLE = 0.5
-"""Seconds over which CPU time is measured where only one line is wanted."""
+"""Seconds over which CPU time is measured if statistics are printed once."""
 HEADER = ("ID", "NAME", "CPU %", "MEM USAGE / LIMIT", "MEM %", "NET I/O", "BLOCK I/O", "PIDS")
 _HOME_AND_CLEAR = "\x1b[H\x1b[2J"
 _CLEAR_LINE, _CLEAR_BELOW = "\x1b[K", "\x1b[J"
@@ -29,12 +29,12 @@ _CLEAR_LINE, _CLEAR_BELOW = "\x1b[K", "\x1b[J"
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One look at a sandbox.
+    """A measurement of a sandbox.
 
     Attributes:
         running: the sandbox.
-        at: of time.monotonic().
-        stats: None where it has ended, or its engine does not answer.
+        at: the value of time.monotonic().
+        stats: None if it has ended, or its engine does not answer.
     """
 
     running: Running
@@ -43,24 +43,23 @@ class Sample:
 
 
 @click.command()
-@click.option("--no-stream", is_flag=True, help="Print once and end.")
-@click.option("--stream", is_flag=True, help="Go on also where standard output is no terminal.")
+@click.option("--no-stream", is_flag=True, help="Print the statistics once.")
+@click.option("--stream", is_flag=True, help="Keep printing even if standard output is not a terminal.")
 @click.option(
-    "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True, help="How to print."
+    "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True, help="Output format."
 )
 @click.argument("sandboxes", nargs=-1, metavar="[SANDBOX]...", shell_complete=running)
 def command(no_stream: bool, stream: bool, form: str, sandboxes: tuple[str, ...]) -> int:
-    """Show what each SANDBOX uses: all that run, where none is named.
+    """Show the resource usage of each SANDBOX; by default of all that run.
 
-    On a terminal the table is painted anew every second, until Ctrl-C, which ends it with code 0. In a pipe or a file
-    it is printed once, as with --no-stream, unless --stream asks for more. `-` stands for what cannot be observed at
-    the sandbox's level.
+    On a terminal the table is updated every second until Ctrl-C, which exits with code 0. Otherwise it is printed once,
+    as with --no-stream, unless --stream is given. `-` stands for a value that the sandbox's level cannot observe.
 
-    CPU % is of one CPU over the last second: two busy CPUs are 200 %. MEM USAGE is what the limit counts. NET I/O is
-    received / sent by the sandbox, BLOCK I/O read / written. For a VM, CPU and memory are those of QEMU on the host
-    where the guest's own cannot be read.
+    CPU % is the share of one CPU over the last second: two busy CPUs are 200 %. MEM USAGE is the memory that counts
+    towards the limit. NET I/O is received / sent by the sandbox, BLOCK I/O read / written. For a VM, CPU and memory are
+    those of QEMU on the host.
 
-    JSON has bytes and numbers: one list, or with --stream one line for each sandbox and second.
+    JSON has plain numbers, sizes in bytes: one list, or with --stream one line per sandbox and second.
 
     \b
     Examples:
@@ -71,7 +70,7 @@ def command(no_stream: bool, stream: bool, form: str, sandboxes: tuple[str, ...]
     from sandbox.errors import SpecError
 
     if stream and no_stream:
-        raise SpecError("--stream and --no-stream exclude each other", "leave out one of them")
+        raise SpecError("--stream and --no-stream exclude each other", "omit one of them")
     if no_stream or not (stream or sys.stdout.isatty()):
         before = look(sandboxes)
         time.sleep(SINGLE if before else 0)
@@ -116,10 +115,10 @@ def _follow(sandboxes: tuple[str, ...], form: str) -> None:
 
 
 def look(sandboxes: tuple[str, ...], before: list[Sample] | None = None) -> list[Sample]:
-    """One sample of each; of all that run, where none is named.
+    """Return one sample of each sandbox; of all that run if none is named.
 
     Raises:
-        NotFoundError: one that was named is not there; once seen, it is shown as ended.
+        NotFoundError: a named sandbox does not exist; if it was in `before`, it is shown as ended instead.
     """
     from sandbox.cli.state import is_running
     from sandbox.errors import NotFoundError
@@ -147,7 +146,7 @@ def _sample(one: Running) -> Sample:
         try:
             stats = one.sandbox.stats()
         except SandboxError:
-            stats = None  # it ended between the two looks, or its engine is away: nothing can be observed
+            stats = None  # it has just ended, or its engine does not answer
     return Sample(one, time.monotonic(), stats)
 
 
@@ -156,7 +155,7 @@ def _before(samples: list[Sample], one: Sample) -> Sample | None:
 
 
 def figures(now: Sample, before: Sample | None) -> dict[str, Any]:
-    """A sample in numbers: bytes, percent; None for what cannot be observed."""
+    """Return a sample in numbers (bytes, percent); None for a value that cannot be observed."""
     from sandbox.isolation import driver
 
     record = now.running.record
@@ -171,7 +170,7 @@ def figures(now: Sample, before: Sample | None) -> dict[str, Any]:
         "cpu_seconds": stats.cpu_seconds if stats is not None else None,
         "memory": memory,
         "memory_limit": record.spec.memory,
-        # What a VM takes on the host is QEMU's as well as the guest's, and the limit is the guest's.
+        # A VM's memory on the host includes QEMU's own, but the limit applies to the guest's only.
         "memory_percent": None if memory is None or machine else 100 * memory / record.spec.memory,
         "pids": stats.pids if stats is not None else None,
         "pids_limit": record.spec.pids_limit,

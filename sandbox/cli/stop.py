@@ -1,4 +1,4 @@
-"""`sandbox stop`: end a workload, keep its log and record."""
+"""`sandbox stop`: stop a workload, and keep its log and record."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from sandbox.spec import GRACE
     help="Time between SIGTERM and SIGKILL.",
 )
 def command(sandboxes: tuple[str, ...], grace: float) -> None:
-    """End the workload of each SANDBOX: SIGTERM, then SIGKILL after the grace time.
+    """Stop the workload of each SANDBOX by SIGTERM, and by SIGKILL after the grace time.
 
-    Its log and its record stay until `sandbox rm` or `sandbox prune`. Prints the name of each that has ended.
+    The log and the record are kept until `sandbox rm` or `sandbox prune`. Prints the name of each stopped sandbox.
 
     \b
     Examples:

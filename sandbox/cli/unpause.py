@@ -1,4 +1,4 @@
-"""`sandbox unpause`: let a paused sandbox go on."""
+"""`sandbox unpause`: resume a paused sandbox."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sandbox.cli.completing import running
 @click.command()
 @click.argument("sandboxes", nargs=-1, required=True, metavar="SANDBOX...", shell_complete=running)
 def command(sandboxes: tuple[str, ...]) -> None:
-    """Let each paused SANDBOX go on. Does nothing to one that is not paused.
+    """Resume each paused SANDBOX. Does nothing to one that is not paused.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""`sandbox wait`: a sandbox's end and its exit code."""
+"""`sandbox wait`: wait for workloads to end, and print their exit codes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from sandbox.cli.completing import existing
 @click.command()
 @click.argument("sandboxes", nargs=-1, required=True, metavar="SANDBOX...", shell_complete=existing)
 def command(sandboxes: tuple[str, ...]) -> None:
-    """Wait until each SANDBOX's workload has ended, and print its exit code, one line each.
+    """Wait until the workload of each SANDBOX has ended, and print its exit code on a line.
 
-    One that has ended already is told at once. 128+n means that signal n ended it: 137 is SIGKILL, 143 SIGTERM.
+    An exit code of 128+n means that signal n ended it: 137 is SIGKILL, 143 SIGTERM.
 
     \b
     Examples:
@@ -20,7 +20,7 @@ def command(sandboxes: tuple[str, ...]) -> None:
       test "$(sandbox wait job)" = 0 && sandbox cp job:/tmp/result .
 
     \b
-    Exit codes: 0 all have ended and their codes are printed; 125 there is no such sandbox, or a code cannot be known.
+    Exit codes: 0 all codes were printed; 125 a sandbox does not exist, or its exit code is unknown.
     """
     from sandbox.cli.each import for_each
 
@@ -28,11 +28,11 @@ def command(sandboxes: tuple[str, ...]) -> None:
 
 
 def _code(reference: str) -> int:
-    """Wait for the end of one.
+    """Wait for the end of a workload and return its exit code.
 
     Raises:
-        NotFoundError: there is none.
-        EngineError: its code cannot be known.
+        NotFoundError: the sandbox does not exist.
+        EngineError: its exit code is unknown.
     """
     from sandbox.errors import EngineError
     from sandbox.lifecycle.find import get
@@ -41,5 +41,5 @@ def _code(reference: str) -> int:
     found = get(reference)
     code = wait(found)
     if code is None:
-        raise EngineError(f"{found.record.name} has ended, its exit code is not known", "sandbox logs may tell why")
+        raise EngineError(f"{found.record.name} has ended, but its exit code is unknown", "see `sandbox logs`")
     return code

@@ -1,4 +1,4 @@
-"""`sandbox warm`: prepare starts ahead."""
+"""`sandbox warm`: prepare starts ahead of time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from sandbox.cli.output import Progress, table
 @click.argument("workload", default="reactor")
 @isolation_option
 @click.option(
-    "--count", type=click.IntRange(1, 100), default=1, show_default=True, help="How many, where each serves once."
+    "--count",
+    type=click.IntRange(1, 100),
+    default=1,
+    show_default=True,
+    help="Number of starts to prepare, at levels where each is used once.",
 )
 @click.option("--cpus", metavar="N", help="As for `sandbox run`.")
 @click.option("--memory", "-m", metavar="SIZE", help="As for `sandbox run`.")
@@ -20,17 +24,16 @@ from sandbox.cli.output import Progress, table
 @click.option("--disk", metavar="SIZE", help="As for `sandbox run`.")
 @click.option("--cpuset-cpus", "cpuset", metavar="LIST", help="As for `sandbox run`.")
 @click.option("-e", "--env", multiple=True, metavar="NAME[=VALUE]", help="As for `sandbox run`.")
-@click.option("--list", "listed", is_flag=True, help="List what is prepared.")
-@click.option("--stop", is_flag=True, help="Remove what is prepared, at every level.")
+@click.option("--list", "listed", is_flag=True, help="List the prepared starts.")
+@click.option("--stop", is_flag=True, help="Remove the prepared starts of all levels.")
 def command(workload: str, isolation: str, count: int, listed: bool, stop: bool, **options: object) -> None:
-    """Prepare starts of WORKLOAD, for `sandbox run --warm`.
+    """Prepare starts of WORKLOAD for `sandbox run --warm`.
 
-    namespace: one interpreter of the root filesystem waits with the servers loaded, and forks into fresh namespaces as
-    often as it is asked to. container, vm: a sandbox is started up to its first reply and paused; a warm start takes
-    one that has the same workload, limits and environment, and takes it for good.
+    At the level namespace, one process with the servers loaded (a zygote) waits, and forks into new namespaces for each
+    warm start. At container and vm, a sandbox is started up to its first reply and paused; a warm start uses one with
+    the same workload, limits and environment, and each is used once.
 
-    What is shared between warm starts is said in docs/warm.md: at namespace, the layout of the address space and the
-    seed of Python's hashes.
+    At namespace, warm starts share the layout of the address space and the seed of Python's hashes, see docs/warm.md.
 
     \b
     Examples:

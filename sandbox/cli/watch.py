@@ -1,4 +1,4 @@
-"""Progress of a long run, on stderr: one live line on a terminal, a line now and then in a pipe."""
+"""Progress of a long run on stderr: one line that is updated on a terminal, otherwise a new line from time to time."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import click
 from sandbox.cli.output import plain
 
 SPARSE = 15.0
-"""Seconds between two lines in a pipe."""
+"""Seconds between two lines if stderr is not a terminal."""
 
 
 class Watch:
-    """Told by a comparison how it is doing."""
+    """Shows the progress of a comparison."""
 
     def __init__(self) -> None:
         self._live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
@@ -25,7 +25,7 @@ class Watch:
         self._width = 0
 
     def step(self, done: int, total: int, what: str, remaining: float | None) -> None:
-        """A sample begins."""
+        """Show that a sample begins."""
         left = f", {duration(remaining)} left" if remaining is not None else ""
         self._head = f"[{done + 1}/{total}] {what}{left}"
         if self._live:
@@ -35,17 +35,17 @@ class Watch:
             click.echo(plain(self._head), err=True)
 
     def detail(self, what: str) -> None:
-        """Show what is being done within the sample."""
+        """Show the current step within the sample."""
         if self._live:
             self._draw(f"{self._head}: {what}" if self._head else what)
 
     def note(self, text: str) -> None:
-        """News that stay true."""
+        """Print a message that remains visible."""
         self.clear()
         click.echo(plain(text), err=True)
 
     def clear(self) -> None:
-        """Take the live line away."""
+        """Erase the line that is being updated."""
         if self._width:
             sys.stderr.write("\r" + " " * self._width + "\r")
             sys.stderr.flush()
@@ -59,5 +59,5 @@ class Watch:
 
 
 def duration(seconds: float) -> str:
-    """A duration as people say it: "40 s", "3 min"."""
+    """Format a duration, such as "40 s" or "3 min"."""
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -17,16 +17,16 @@ LEVELS: dict[str, str] = {
     "gvisor": "sandbox.isolation.docker.driver:GVisorIsolation",
     "vm": "sandbox.isolation.vm.driver:VmIsolation",
 }
-"""Level to `module:class`, from the thinnest wall to the thickest."""
+"""Level to `module:class`, from the weakest isolation to the strongest."""
 
 DEFAULT = "namespace"
-"""The level of a sandbox for which none was named: it needs no daemon."""
+"""The level that is used unless another is named; it needs no daemon."""
 
 _loaded: dict[str, Isolation] = {}
 
 
 def driver(level: str) -> Isolation:
-    """The driver of a level; its engine's library is imported here at the earliest.
+    """Return the driver of a level. The libraries of other levels' engines are not imported.
 
     Raises:
         NotFoundError: there is no such level.
@@ -40,5 +40,5 @@ def driver(level: str) -> Isolation:
 
 
 def requirements() -> dict[str, tuple[str, ...]]:
-    """Each level's capabilities of the host, see `Features.requires`."""
+    """Return the host capabilities that each level requires, see `Features.requires`."""
     return {level: driver(level).features.requires for level in LEVELS}

@@ -1,7 +1,7 @@
 """The interface of an isolation level. A new one is one package and one line in the table `sandbox.isolation.LEVELS`.
 
-Every method is abstract: a do-nothing default would be a false success. Drivers do the work; `lifecycle` owns
-order, timing, undo and state, so no driver looks at a clock to report a duration, or writes the record itself.
+Nearly every method is abstract, because a default that does nothing would report success falsely. Drivers do the work;
+`lifecycle` owns order, timing, undo and state, so a driver measures no durations and does not save the record.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ if TYPE_CHECKING:
     from sandbox.isolation.supervision import Keeper
 
 INIT = ("/usr/bin/tini", "--")
-"""Process 1 of every sandbox, from the root filesystem: it reaps orphans and forwards signals. It is prepended to
-the spec's argv by the drivers."""
+"""The init of every sandbox, from the root filesystem: it reaps orphans and forwards signals. Drivers prepend it to the
+spec's argv."""
 
 BASE_ENV = (
     ("HOME", "/tmp"),  # noqa: S108 - a path inside a sandbox
     ("LANG", "C.UTF-8"),
     ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
 )
-"""The environment inside, beside the spec's own entries."""
+"""The environment inside, to which the spec's entries are added."""
 
 RUN_BYTES = 1024 * 1024
 SHM_BYTES = 16 * 1024 * 1024
 
 
 class Tmpfs(NamedTuple):
-    """A directory in memory: path inside, bytes, mode of its root."""
+    """A tmpfs inside the sandbox: its path, size in bytes, and the mode of its root directory."""
 
     path: str
     size: int
@@ -46,15 +46,15 @@ class Tmpfs(NamedTuple):
 
 
 def writable(spec: SandboxSpec) -> tuple[Tmpfs, ...]:
-    """Return the writable directories, beside /dev/shm of SHM_BYTES: the root filesystem is read-only.
+    """Return the writable directories apart from /dev/shm (SHM_BYTES); the root filesystem is read-only.
 
-    /run is root's alone; /var/tmp is a link to /tmp in the root filesystem, so that one size holds for both.
+    Only root can write to /run. In the root filesystem /var/tmp is a link to /tmp, so both share one size.
     """
     return (Tmpfs("/tmp", spec.disk, 0o1777), Tmpfs("/run", RUN_BYTES, 0o755))  # noqa: S108 - paths inside a sandbox
 
 
 Progress = Callable[[str], None]
-"""Takes one short line that says what is being done; shown on a terminal, dropped in a pipe."""
+"""Called with one short line that describes the current step; shown on a terminal only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +63,9 @@ class State:
 
     Attributes:
         running: whether the workload's init is alive.
-        exit_code: as a shell would say it (128+n for a signal); None while running or when it cannot be known.
-        pid: the host's pid of what carries it (the init, or QEMU); None when not running or not on this host.
-        paused: whether it is held still; a paused one is running too.
+        exit_code: in a shell's terms (128+n for a signal); None while running, or if it is not known.
+        pid: the host's pid of the process that it runs in (the init, or QEMU); None if it does not run on this host.
+        paused: whether its processes are stopped by `pause`; `running` is true as well then.
     """
 
     running: bool
@@ -85,11 +85,11 @@ class ExecResult:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """Usage now. None means that it cannot be observed at this level; it is never shown as 0.
+    """Current resource usage. None means that the level cannot observe it; it is never shown as 0.
 
     Attributes:
         cpu_seconds: CPU time used since the start.
-        memory: bytes charged, as the level's accounting has it.
+        memory: bytes charged by the level's accounting.
         pids: processes and threads.
         received, sent: bytes over its network interface, as the sandbox sees them.
         read, written: bytes from and to block devices.
@@ -113,11 +113,11 @@ class WindowSize:
 
 
 class Attached(ABC):
-    """A command that runs inside with descriptors of ours as its input and output."""
+    """A command that runs inside and is connected to descriptors of the caller."""
 
     @abstractmethod
     def resize(self, size: WindowSize) -> None:
-        """Tell the command's terminal its new size; nothing happens where it has none, or has ended."""
+        """Set the size of the command's terminal; does nothing without one, or if the command has ended."""
 
     @abstractmethod
     def wait(self) -> int:
@@ -129,11 +129,11 @@ class Attached(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Stop passing bytes on, and end the command if it still runs. Idempotent."""
+        """Stop copying bytes, and kill the command if it still runs. Idempotent."""
 
 
 def environment(spec: SandboxSpec) -> dict[str, str]:
-    """The whole environment of the workload, and of commands run beside it."""
+    """Return the complete environment of the workload, and of commands run beside it."""
     return dict(BASE_ENV) | dict(spec.env)
 
 
@@ -143,10 +143,10 @@ class Features:
 
     Attributes:
         shares_kernel: the workload runs on the host's kernel.
-        own_network: the sandbox has a network stack of its own; without one it serves on its lab address on the host.
-        machine: it is a virtual machine: the memory limit is its guest's, and its processors may be emulated.
-        warm_by_pause: a warm start takes a sandbox that was started ahead and paused.
-        requires: capabilities of the host (see `host.checks`) that it needs beside those that every level needs.
+        own_network: the sandbox has its own network stack; otherwise it listens on its lab address on the host.
+        machine: it is a virtual machine: the memory limit applies to its guest, and its processors may be emulated.
+        warm_by_pause: a warm start uses a sandbox that was started ahead of time and paused.
+        requires: host capabilities (see `host.checks`) that it needs, besides those that every level needs.
     """
 
     shares_kernel: bool
@@ -157,26 +157,26 @@ class Features:
 
 
 class Isolation(ABC):
-    """A level. Instances hold no sandbox; they may hold a connection to an engine, made lazily."""
+    """The driver of a level. It holds no sandbox, but may hold a connection to an engine, opened on first use."""
 
     name: ClassVar[str]
     features: ClassVar[Features]
 
     def missing(self) -> Sequence[Missing]:
-        """Return what this host lacks for the level, each with reason and remedy. Never raises; quick."""
+        """Return what the level needs and this host lacks, each with a reason and a remedy. Fast; never raises."""
         return host.missing_for(self.features.requires)
 
     @abstractmethod
     def check(self, spec: SandboxSpec) -> None:
-        """Refuse what the level cannot honour.
+        """Refuse a spec that the level cannot implement.
 
         Raises:
-            SpecError: names the field and says why.
+            SpecError: its message names the field and the reason.
         """
 
     @abstractmethod
     def prepare(self, spec: SandboxSpec, progress: Progress) -> None:
-        """Make the image form, the network and the engine's connection ready. Idempotent; nothing per sandbox.
+        """Prepare the image form, the network and the connection to the engine, once for all sandboxes. Idempotent.
 
         Raises:
             UnavailableError, ImageError, EngineError
@@ -184,11 +184,11 @@ class Isolation(ABC):
 
     @abstractmethod
     def create(self, spec: SandboxSpec, record: Record, undo: ExitStack) -> Sandbox:
-        """Make everything of the sandbox, without running the workload.
+        """Create all the sandbox's resources, without running the workload.
 
-        Each resource is registered on `undo` right after it exists (or before, where making it can be
-        interrupted half way). Everything made carries `record.id`. What later commands need to find it again
-        goes into the record by `record.keep_handle`; the caller saves it.
+        Each resource is registered on `undo` as soon as it exists (or before, if its creation can be interrupted).
+        The name of every resource contains `record.id`. What later commands need to find the sandbox again is put into
+        the record by `record.keep_handle`; the caller saves the record.
 
         Raises:
             EngineError
@@ -196,28 +196,28 @@ class Isolation(ABC):
 
     @abstractmethod
     def adopt(self, record: Record) -> Sandbox:
-        """The handle of a sandbox that another command made. Does not touch it; it may be half made or gone.
+        """Return a sandbox that another command created. Does not access it: it may be incomplete or gone.
 
         Raises:
-            StoreError: its record has no handle of this level's kind.
+            StoreError: its record has no handle of this level's type.
         """
 
     @abstractmethod
     def prune(self, known: Collection[str], *, dry_run: bool) -> list[str]:
-        """Remove what carries one of our ids that is not in `known`, even if the store was lost.
+        """Remove resources that carry an id of ours that is not in `known`, even if the store was lost.
 
         Returns:
-            One line per thing removed (or that would be), such as "container sbx-0123456789ab".
+            One line per resource removed (or to be removed), such as "container sbx-0123456789ab".
         """
 
     @abstractmethod
     def remove_shared(self) -> list[str]:
-        """Remove what the level keeps for all its sandboxes together, such as Docker's network.
+        """Remove what all sandboxes of the level share, such as Docker's network.
 
-        Called when nobody uses the lab network any more. Idempotent.
+        Called once no sandbox uses the lab network any more. Idempotent.
 
         Returns:
-            One line per thing removed.
+            One line per resource removed.
 
         Raises:
             EngineError
@@ -225,11 +225,11 @@ class Isolation(ABC):
 
 
 class Forking(ABC):
-    """An optional ability of a level: it forks warm starts from a process that has the servers loaded, a zygote."""
+    """A level that can fork warm starts from a zygote, a process that has the reference servers loaded."""
 
     @abstractmethod
     def start_zygote(self, progress: Progress) -> None:
-        """Start it, unless one of the current root filesystem runs.
+        """Start the zygote, unless one of the current root filesystem is running.
 
         Raises:
             ImageError, EngineError
@@ -237,23 +237,23 @@ class Forking(ABC):
 
     @abstractmethod
     def zygote(self, *, current: bool = False) -> int | None:
-        """Its pid, None where none runs; with `current` only if it is of the current root filesystem."""
+        """Return the zygote's pid; None if none runs, or with `current` if it is of an older root filesystem."""
 
     @abstractmethod
     def stop_zygote(self) -> bool:
-        """End it; sandboxes that it has made go on. Returns whether one ran.
+        """Stop the zygote and return whether one was running. Sandboxes forked from it keep running.
 
         Raises:
-            EngineError: it does not end.
+            EngineError: it does not exit.
         """
 
 
 class Sandbox(ABC):
-    """One sandbox at one level, from created to removed.
+    """One sandbox at one level, from its creation to its removal.
 
     Attributes:
-        record: what is known of it.
-        keeper: of the sandbox, where this handle has started it.
+        record: its stored description.
+        keeper: its keeper, if this object started it.
     """
 
     record: Record
@@ -261,7 +261,7 @@ class Sandbox(ABC):
 
     @abstractmethod
     def boot(self, deadline: float) -> None:
-        """Bring up the sandbox's own kernel, until its init runs; returns at once where the kernel is shared.
+        """Boot the sandbox's own kernel until its init runs; returns at once if the kernel is shared.
 
         Args:
             deadline: a value of time.monotonic().
@@ -272,7 +272,7 @@ class Sandbox(ABC):
 
     @abstractmethod
     def start(self) -> None:
-        """Start the workload, and return as soon as its first instruction is on its way.
+        """Start the workload, and return as soon as it is about to execute.
 
         Raises:
             EngineError, CannotInvokeError, CommandNotFoundError
@@ -284,7 +284,7 @@ class Sandbox(ABC):
 
     @abstractmethod
     def limits(self) -> Limits:
-        """The limits in force, read back from what enforces them.
+        """Return the limits in force, read back from what enforces them.
 
         Raises:
             EngineError: they cannot be read.
@@ -292,12 +292,12 @@ class Sandbox(ABC):
 
     @abstractmethod
     def exec(self, argv: Sequence[str], *, timeout: float | None = None, root: bool = False) -> ExecResult:
-        """Run a command inside, behind the same walls and limits, and wait for it.
+        """Run a command inside, under the same isolation and limits, and wait for it.
 
         Args:
             argv: the command; argv[0] is looked up on the sandbox's PATH.
-            timeout: seconds; None waits for ever.
-            root: run as the sandbox's root user in place of SANDBOX_UID (with no capability added).
+            timeout: in seconds; None waits for ever.
+            root: run as the sandbox's root user instead of SANDBOX_UID, without additional capabilities.
 
         Raises:
             EngineError, CommandNotFoundError, CannotInvokeError, TimeoutError
@@ -316,19 +316,19 @@ class Sandbox(ABC):
         env: Sequence[tuple[str, str]] = (),
         workdir: str | None = None,
     ) -> Attached:
-        """Run a command inside as `exec` does, with its input and output passed on as they come.
+        """Run a command inside as `exec` does, and copy its input and output as they arrive.
 
         Args:
             argv: the command.
-            stdin: a descriptor to read its input from; None gives it an empty one. At its end the command's is closed.
+            stdin: a descriptor to read its input from until end of file; None gives the command an empty input.
             stdout: a descriptor for its output.
-            stderr: a descriptor for its errors; unused with a terminal, which has one stream.
-            terminal: give it a terminal of this size of its own (a fresh one inside, where the level has terminals
-                inside); the caller has put the user's into raw mode. Bytes of `stdin` go to it as typed, so that a
-                Ctrl-C typed reaches the command as SIGINT from its own terminal.
+            stderr: a descriptor for its error output; unused with a terminal, which has one stream.
+            terminal: the size of a new terminal for the command, created inside if the level can; the caller has put
+                the user's terminal into raw mode. Bytes of `stdin` are passed to it as typed, so that Ctrl-C reaches
+                the command as SIGINT from its own terminal.
             root: as for `exec`.
             env: entries added to the sandbox's environment.
-            workdir: absolute path; None for the spec's.
+            workdir: an absolute path; None for the spec's.
 
         Raises:
             EngineError, CommandNotFoundError, CannotInvokeError
@@ -342,7 +342,7 @@ class Sandbox(ABC):
         since: float | None = None,
         until: float | None = None,
     ) -> Iterator[bytes]:
-        """The bytes of `pieces`."""
+        """Yield the bytes of `pieces`."""
         return (piece.data for piece in self.pieces(follow=follow, tail=tail, since=since, until=until))
 
     def pieces(
@@ -354,14 +354,14 @@ class Sandbox(ABC):
         until: float | None = None,
         dropped: Callable[[int], object] = lambda _count: None,
     ) -> Iterator[Piece]:
-        """Yield what the workload wrote to stdout and stderr, as `log.read` has it; with `follow`, until it ends.
+        """Yield the workload's output to stdout and stderr from the log, see `log.read`.
 
         Args:
-            follow: go on until the workload ends.
-            tail: begin with the last so many lines.
+            follow: wait for more output until the workload ends.
+            tail: begin with the last `tail` lines.
             since: leave out what was written before this time, in seconds since the epoch.
             until: leave out what was written after it.
-            dropped: told how many bytes the log does not have any more.
+            dropped: called with the number of bytes that are missing from the log.
 
         Raises:
             EngineError
@@ -380,27 +380,27 @@ class Sandbox(ABC):
         )
 
     def output(self, dropped: Callable[[int], object] = lambda _count: None) -> Iterator[Piece]:
-        """Yield what the workload writes, from its first byte to its end: for the command in the foreground.
+        """Yield the workload's output, from its first byte to its end, for a command in the foreground.
 
-        Where this handle has started the sandbox (and nobody called `keeper.let_go`), a slow reader slows the workload
-        and loses nothing.
+        If this object started the sandbox (and `keeper.stop_following` was not called), a slow caller slows the
+        workload down, and no output is lost.
 
         Args:
-            dropped: told how many bytes the log had no room for.
+            dropped: called with the number of bytes that did not fit into the log.
         """
         return self.pieces(follow=True, dropped=dropped) if self.keeper is None else self.keeper.output(dropped)
 
     @abstractmethod
     def stats(self) -> Stats:
-        """Usage now."""
+        """Return the current resource usage."""
 
     @abstractmethod
     def resources(self) -> dict[str, Any]:
-        """Return what the level has of it on this host, by name: control groups, container, domain. JSON types."""
+        """Return its resources on this host by name, such as control groups or a container, in JSON types."""
 
     @abstractmethod
     def inspection(self) -> Inspection:
-        """Return what is in force, read from what enforces it; for a sandbox that does not run, what can still be read.
+        """Return the settings in force, read from what enforces them; after the end, those that can still be read.
 
         Raises:
             EngineError
@@ -408,7 +408,7 @@ class Sandbox(ABC):
 
     @abstractmethod
     def kill(self, number: int) -> None:
-        """Send a signal to the workload (by way of its init, which passes it on; SIGKILL ends the sandbox at once).
+        """Send a signal to the workload through its init, which forwards it; SIGKILL ends the sandbox at once.
 
         Raises:
             EngineError: it is not running, or the level cannot deliver this signal.
@@ -416,15 +416,15 @@ class Sandbox(ABC):
 
     @abstractmethod
     def pause(self) -> None:
-        """Hold every process of it still, until `unpause`. Idempotent.
+        """Stop all its processes until `unpause`. Idempotent.
 
         Raises:
-            EngineError: it is not running, or the level cannot.
+            EngineError: it is not running, or the level cannot pause it.
         """
 
     @abstractmethod
     def unpause(self) -> None:
-        """Let it go on. Idempotent.
+        """Resume a paused sandbox. Idempotent.
 
         Raises:
             EngineError
@@ -432,7 +432,7 @@ class Sandbox(ABC):
 
     @abstractmethod
     def stop(self, grace: float) -> int | None:
-        """SIGTERM to the workload, SIGKILL after `grace` seconds; returns its exit code if it can be known.
+        """Send SIGTERM to the workload, and SIGKILL after `grace` seconds; return its exit code, None if unknown.
 
         Raises:
             EngineError
@@ -440,7 +440,7 @@ class Sandbox(ABC):
 
     @abstractmethod
     def wait(self, timeout: float | None = None) -> int | None:
-        """Wait for the workload's end and return its exit code, None if it cannot be known.
+        """Wait for the workload's end and return its exit code, None if unknown.
 
         Raises:
             TimeoutError
@@ -448,24 +448,24 @@ class Sandbox(ABC):
 
     @abstractmethod
     def remove(self) -> None:
-        """Remove everything it has. Idempotent, safe on a half-made one, and complete or it raises.
+        """Remove all its resources. Idempotent; an incomplete sandbox can be removed too.
 
         Raises:
-            EngineError: says what could not be removed.
+            EngineError: its message says what could not be removed.
         """
 
 
 class Batched(ABC):
-    """An optional ability of a sandbox: much of its removal is waiting that many can do at once.
+    """A sandbox that can be removed together with others, because most of a removal is waiting.
 
-    Both steps are begun here for all, one step after the other, before each is removed by `Sandbox.remove`, which
-    does what is left to do, and says what cannot be done.
+    Each of the two steps is begun for all sandboxes. Then `Sandbox.remove` does the rest for each one, and reports what
+    failed.
     """
 
     @abstractmethod
     def kill_soon(self) -> None:
-        """Send SIGKILL to all its processes, and wait for none of them."""
+        """Send SIGKILL to all its processes without waiting for them to end."""
 
     @abstractmethod
     def remove_soon(self) -> None:
-        """Remove what can be removed by now of what held the processes."""
+        """Remove those of its control groups that are empty by now."""

@@ -1,4 +1,4 @@
-"""The end of a sandbox, as its keeper wrote it down: once the log is complete, and before anything else."""
+"""Reader of the file `exit`, in which a sandbox's keeper records how it ended, once the log is complete."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from sandbox.state import codec, files
 from sandbox.state.record import Exit
 
 _PATIENCE = 2.0
-"""Seconds that a keeper gets to write it after the end; it takes milliseconds."""
+"""Seconds to wait for the keeper to write it after the end; it takes milliseconds."""
 _LOOK = 0.002
 _MAX_BYTES = 4096
 
 
 def read(directory: Path) -> Exit | None:
-    """The end of the sandbox whose directory this is; None when nothing was written down."""
+    """Return how the sandbox with this directory ended; None if nothing is recorded."""
     with suppress(OSError, ValueError, RecursionError):
         found: Exit = codec.decode(Exit, codec.parse(files.read(directory / keeper.EXIT, _MAX_BYTES)), keeper.EXIT)
         return found
@@ -26,18 +26,18 @@ def read(directory: Path) -> Exit | None:
 
 
 def noted(directory: Path, code: int | None) -> Exit:
-    """The end for a sandbox's record: as its keeper wrote it down, else now.
+    """Return the end to store in a sandbox's record: the one that its keeper recorded, else one at this moment.
 
     Args:
-        directory: the sandbox's.
-        code: the exit code as far as it is known; at some levels the engine alone knows it.
+        directory: of the sandbox.
+        code: the exit code if it is known; at some levels only the engine has it.
     """
     found = read(directory) or Exit(None, time.time())
     return found if found.code is not None else replace(found, code=code)
 
 
 def wait(directory: Path) -> Exit | None:
-    """As `read`, of a sandbox that has ended: a keeper that is just about to write is waited for."""
+    """Read the end of a sandbox that has ended; wait for a keeper that has yet to write it."""
     deadline = time.monotonic() + _PATIENCE
     while (found := read(directory)) is None and supervision.watching(directory) and time.monotonic() < deadline:
         time.sleep(_LOOK)

@@ -1,7 +1,7 @@
-"""The one form of what is in force in a sandbox. docs/inspect.schema.json is the same as a JSON schema.
+"""The settings in force in a sandbox, as `sandbox inspect` shows them; docs/inspect.schema.json is their JSON schema.
 
-Every field is there at every level, with the same type, unit and words; None is what cannot be observed there, or not
-now. What an engine alone knows has a section of its own: `Engine`, `Domain`.
+Every level has the same fields, with the same types, units and words. A field is None if the level cannot observe it,
+or cannot at the moment. Settings known only to an engine have a section of their own: `Engine`, `Domain`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from enum import StrEnum
 from typing import Any
 
 UNLIMITED = -1
-"""In place of a resource limit that is not set."""
+"""Stands for a resource limit that is not set."""
 
 
 class SeccompMode(StrEnum):
-    """proc_pid_status(5), Seccomp."""
+    """A process's seccomp mode (proc_pid_status(5), Seccomp)."""
 
     DISABLED = "disabled"
     STRICT = "strict"
@@ -23,7 +23,7 @@ class SeccompMode(StrEnum):
 
 
 class Owner(StrEnum):
-    """Whose a namespace is: made for the sandbox, this host's own, or the first one of the sandbox's own kernel."""
+    """The owner of a namespace: the sandbox, this host, or the guest if it is the initial one of the guest's kernel."""
 
     SANDBOX = "sandbox"
     HOST = "host"
@@ -32,14 +32,14 @@ class Owner(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """The kernel that serves the workload's system calls, by its own account.
+    """The kernel that serves the workload's system calls, as it describes itself.
 
     Attributes:
-        shared: whether it is this host's.
-        release: as of uname(2).
-        command_line: what it was started with.
-        processors: CPUs online.
-        memory, swap: bytes that it has.
+        shared: whether it is this host's kernel.
+        release: of uname(2).
+        command_line: the parameters that it was booted with.
+        processors: the number of online CPUs.
+        memory, swap: in bytes.
     """
 
     shared: bool
@@ -52,11 +52,11 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """Who a process is: credentials(7), user_namespaces(7).
+    """The user and groups of a process: credentials(7), user_namespaces(7).
 
     Attributes:
-        uid, gid, groups: effective on the side that the section is about: inside, or for `Process` on this host.
-        no_new_privileges: whether no program can gain privileges by its set-user-id bit or file capabilities.
+        uid, gid, groups: the effective ones: inside, or on this host for `Process`.
+        no_new_privileges: whether set-user-ID bits and file capabilities are ignored (PR_SET_NO_NEW_PRIVS).
         uid_map, gid_map: rows of (first inside, first outside, count).
         setgroups: "allow" or "deny".
     """
@@ -83,7 +83,7 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class Seccomp:
-    """Whether system calls are filtered, and by how many filters (seccomp(2))."""
+    """The seccomp mode of a process and the number of its filters (seccomp(2))."""
 
     mode: SeccompMode | None
     filters: int | None
@@ -91,7 +91,7 @@ class Seccomp:
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
-    """A namespace of the process: the number that its kernel gives it, and whose it is."""
+    """A namespace of a process: its inode number, and its owner."""
 
     id: int | None
     owner: Owner | None
@@ -99,7 +99,7 @@ class Namespace:
 
 @dataclass(frozen=True, slots=True)
 class Namespaces:
-    """By the kinds of namespaces(7). `time` is the clock of the init's children, which the workload is."""
+    """The namespaces of a process by kind (namespaces(7)). `time` is that of its children."""
 
     cgroup: Namespace
     ipc: Namespace
@@ -133,16 +133,16 @@ class MountPoint:
 
 @dataclass(frozen=True, slots=True)
 class LimitsInForce:
-    """Limits, as read back from what enforces them.
+    """The limits, as read back from what enforces them.
 
     Attributes:
         cpus: CPU time per second of wall time.
-        memory, disk, swap: bytes; `disk` is what can be written below /tmp, `swap` what can be used beside the memory.
+        memory, disk, swap: in bytes; `disk` is the size of /tmp, `swap` is in addition to `memory`.
         pids: processes and threads.
-        oom_group: whether all of it is killed where the kernel would kill one process for want of memory.
-        cpuset: CPUs, as cpuset(7) lists them.
-        file_size: bytes of the largest file that can be written (RLIMIT_FSIZE); UNLIMITED without a limit.
-        source: what was read.
+        oom_group: whether an OOM kill ends all processes of the sandbox.
+        cpuset: CPUs, in the list format of cpuset(7).
+        file_size: the largest file that can be written, in bytes (RLIMIT_FSIZE); UNLIMITED without a limit.
+        source: the place that they were read from.
     """
 
     cpus: float | None = None
@@ -166,14 +166,14 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """The network as the workload has it.
+    """The network as the workload sees it.
 
     Attributes:
-        own: whether it has a network stack of its own.
-        address: dotted quad: the one that it was given, where it has that, else the first.
-        link, mac: the interface with this address, and its hardware address; None on the host's stack.
-        routes: as ip-route(8) prints them.
-        interfaces: by name.
+        own: whether the sandbox has its own network stack.
+        address: in dotted-quad notation: the assigned one if it is configured, else the first.
+        link, mac: the interface with this address and its hardware address; None on the host's network stack.
+        routes: in the format of ip-route(8).
+        interfaces: the traffic of each interface, by name.
     """
 
     own: bool | None
@@ -186,12 +186,12 @@ class Network:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """The process of this host that the sandbox runs in, by this host's kernel: its init, gVisor's kernel, or QEMU.
+    """The process of this host that the sandbox runs in, as the host's kernel shows it: the init, gVisor, or QEMU.
 
     Attributes:
         pid: on this host.
         program: its first argument.
-        descriptors: what it has open: number and kind.
+        descriptors: number and kind of each open descriptor.
     """
 
     pid: int
@@ -205,11 +205,11 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """When and why a sandbox ended.
+    """The time of and the reason for a sandbox's end.
 
     Attributes:
-        time: ISO 8601, UTC.
-        code: as a shell would say it: 128+n for a signal.
+        time: in ISO 8601 format, UTC.
+        code: the exit code in a shell's terms: 128+n for a signal.
         reason: in a few words, such as "exited", "killed by SIGTERM" or "out of memory".
     """
 
@@ -220,7 +220,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class EngineMount:
-    """A mount as dockerd has it."""
+    """A mount as dockerd describes it."""
 
     type: str
     source: str | None
@@ -231,7 +231,7 @@ class EngineMount:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """What dockerd holds a container to: its settings as it has them, in its own words."""
+    """The settings of a container as dockerd describes them, in its own words."""
 
     runtime: str | None
     user: str | None
@@ -266,14 +266,14 @@ class Disk:
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """The live domain, as libvirt has it, and the options of QEMU's own sandbox.
+    """The live domain as libvirt describes it, and QEMU's option -sandbox.
 
     Attributes:
-        quota: CPU time per second of wall time for the whole of QEMU.
-        memory: bytes.
+        quota: CPU time per second of wall time for the whole QEMU process.
+        memory: in bytes.
         devices: kind and model of every device.
         security_label: user and group of QEMU.
-        sandbox_option: QEMU's argument -sandbox.
+        sandbox_option: the value of QEMU's option -sandbox.
     """
 
     accelerator: str | None
@@ -290,11 +290,11 @@ class Domain:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What is in force, read from what enforces it: the kernel, dockerd, the live domain; never copied from the spec.
+    """The settings in force, read from what enforces them (the kernel, dockerd, the domain), never from the spec.
 
-    The sections up to `network` are about the workload, as its own kernel has it. `process` is about what carries it
-    on this host; None when it does not run. `oom_killed` says whether the kernel killed a process of it for want of
-    memory, and `ended` is None as long as it runs. `engine` and `domain` are for the levels that have one.
+    The sections up to `network` describe the workload as its own kernel shows it. `process` is the process of this host
+    that the sandbox runs in; None if it does not run. `oom_killed` says whether the kernel killed one of its processes
+    because memory ran out. `ended` is None while it runs. Only some levels have `engine` or `domain`.
     """
 
     kernel: Kernel
@@ -315,5 +315,5 @@ class Inspection:
     domain: Domain | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """All of it in JSON types."""
+        """Return everything in JSON types."""
         return asdict(self)

@@ -1,6 +1,6 @@
-"""The one reader of what is in force in a sandbox.
+"""Reader of the settings in force in a sandbox, shared by all levels.
 
-A level says through a `View` how its files of proc(5) are read, and adds what its engine alone knows.
+A level supplies a `View`, which reads files of proc(5) in the sandbox, and adds what only its engine knows.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ from sandbox.state.record import Record
 LINK = "eth0"
 """The interface of a sandbox that has a network stack of its own."""
 _SIGNALLED = 128
-"""Added to a signal's number it is the exit code of what the signal ended."""
+"""A command that was ended by signal n has the exit code 128+n in a shell."""
 
 Read = Callable[[str], str | None]
-"""The text of a file, or where a symbolic link leads; None where it cannot be read."""
+"""Returns the text of a file or the target of a symbolic link; None if it cannot be read."""
 
 
-def of_host(path: str) -> str | None:
-    """A file or link of this host."""
+def read_host(path: str) -> str | None:
+    """Read a file or link of this host."""
     with suppress(OSError):
         return os.readlink(path)
     return procfs.read(path)
@@ -59,12 +59,12 @@ def of_host(path: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A process as a kernel shows it.
+    """A process as seen through a kernel's proc(5) files.
 
     Attributes:
-        read: how its files are read.
-        pid: its number in that kernel; None where it cannot be seen.
-        shared: whether the kernel is this host's.
+        read: reads a file through this kernel.
+        pid: the process's number in this kernel; None if it cannot be seen.
+        shared: whether this is the host's kernel.
     """
 
     read: Read
@@ -72,13 +72,13 @@ class View:
     shared: bool
 
     def text(self, name: str) -> str | None:
-        """A file of its directory in /proc."""
+        """Return the text of a file in its directory in /proc."""
         return None if self.pid is None else self.read(f"/proc/{self.pid}/{name}")
 
 
-def on_host(pid: int | None) -> View:
-    """A process of this host."""
-    return View(of_host, pid, shared=True)
+def host_view(pid: int | None) -> View:
+    """Return a view of a process of this host."""
+    return View(read_host, pid, shared=True)
 
 
 _OF_PROCESS = "status mountinfo mounts limits uid_map gid_map setgroups net/route net/dev net/fib_trie"
@@ -86,13 +86,13 @@ _OF_KERNEL = ("/proc/version", "/proc/cmdline", "/proc/cpuinfo", "/proc/meminfo"
 
 
 def question(pid: str, *files: str) -> str:
-    """A script for a shell inside that prints what `inside` reads: each line of a file after the file's path.
+    """Return a shell script, to be run inside, that prints each line of the files for `inside`, after the file's path.
 
-    One process for all files: an emulated machine takes some 20 ms to start one.
+    All files are read by one process, because an emulated machine takes about 20 ms to start one.
 
     Args:
-        pid: a word of the shell for the process's number.
-        files: more files to print.
+        pid: a shell word that expands to the process's number.
+        files: additional files to print.
     """
     paths = [*(f"/proc/$pid/{name}" for name in _OF_PROCESS.split()), *_OF_KERNEL, *files]
     return (
@@ -102,7 +102,7 @@ def question(pid: str, *files: str) -> str:
 
 
 def inside(answer: str | None) -> View:
-    """A process of the sandbox's own kernel, by the answer to `question`; None where nobody answered."""
+    """Return a view of a process in the sandbox's own kernel, from the output of `question`; None if there is none."""
     found: dict[str, list[str]] = {}
     for line in (answer or "").split("\n"):
         path, colon, text = line.partition(":")
@@ -123,10 +123,16 @@ def inspection(
     engine: Engine | None = None,
     domain: Domain | None = None,
 ) -> Inspection:
-    """All sections, of which those from `limits` on have been read.
+    """Read the sections up to `masked_paths` and `process`, and combine them with the sections given.
 
-    `workload` is the sandbox's init, as the kernel that serves it shows it, `carrier` the pid of the process of this
-    host that the sandbox runs in (None when it does not run), and `outcome` what the function of that name returns.
+    Args:
+        workload: the sandbox's init, as seen through the kernel that serves it.
+        carrier: the pid of the process of this host that the sandbox runs in; None if it does not run.
+        limits: this section.
+        network: this section.
+        outcome: the result of the function `outcome`.
+        engine: this section, if the level has one.
+        domain: this section, if the level has one.
     """
     table = workload.text("mountinfo") or workload.text("mounts")
     mounts = None if table is None else procfs.mounts(table)
@@ -151,15 +157,15 @@ def inspection(
 
 @contextmanager
 def readable() -> Iterator[None]:
-    """Around what reads files that a kernel inside wrote, which may be anything.
+    """Turn parse errors into EngineError: the files come from a kernel inside, which may return anything.
 
     Raises:
-        EngineError: it is no such file.
+        EngineError: a file could not be parsed.
     """
     try:
         yield
     except (ValueError, IndexError, OverflowError) as error:
-        raise EngineError(f"what is in force cannot be read: {error}") from error
+        raise EngineError(f"the settings in force cannot be read: {error}") from error
 
 
 def limits_in_force(
@@ -171,10 +177,9 @@ def limits_in_force(
     oom_group: bool | None = None,
     cpuset: str | None = None,
 ) -> LimitsInForce:
-    """The section `limits`, of limits as `Sandbox.limits` has them.
+    """Return the section `limits`, from limits as `Sandbox.limits` returns them.
 
-    `group` is the control group of this host that enforces them; what is read of it replaces `swap`, `oom_group` and
-    `cpuset`, which are from elsewhere.
+    If the control group of this host that enforces them is given, `swap`, `oom_group` and `cpuset` are read from it.
     """
     if group is not None:
         with suppress(OSError):
@@ -193,13 +198,13 @@ def limits_in_force(
 
 
 def network_of(view: View, given: str, *, own: bool | None, mac: str | None = None) -> Network:
-    """The section `network`.
+    """Return the section `network`.
 
     Args:
         view: a process in the network namespace.
-        given: the address that the sandbox was given.
-        own: whether it is another network stack than this host's.
-        mac: where this host cannot be asked for it.
+        given: the address assigned to the sandbox.
+        own: whether the network stack differs from this host's.
+        mac: the hardware address, if it cannot be read from this host.
     """
     tree, table, links = view.text("net/fib_trie"), view.text("net/route"), view.text("net/dev")
     addresses = [one for one in procfs.addresses(tree or "") if not one.startswith("127.")]
@@ -219,8 +224,8 @@ def network_of(view: View, given: str, *, own: bool | None, mac: str | None = No
 
 
 def own_network(pid: int | None) -> bool | None:
-    """Whether a process of this host has another network namespace than this command."""
-    owner = _namespace(on_host(pid), "net").owner
+    """Return whether a process of this host is in another network namespace than this command."""
+    owner = _namespace(host_view(pid), "net").owner
     return None if owner is None else owner is Owner.SANDBOX
 
 
@@ -233,9 +238,9 @@ def outcome(
     time: float | None = None,
     reason: str | None = None,
 ) -> tuple[bool | None, Ended | None]:
-    """The sections `oom_killed` and `ended`, from the arguments and from the file that was written at the end.
+    """Return the sections `oom_killed` and `ended`, from the arguments and from what the keeper recorded.
 
-    `ended` says whether the sandbox ran and runs no more.
+    `ended` says whether the sandbox ran and has ended.
     """
     if not ended:
         return oom_killed, None
@@ -274,7 +279,7 @@ def _kernel(view: View) -> Kernel:
 
 
 def _process(pid: int) -> Process | None:
-    view = on_host(pid)
+    view = host_view(pid)
     if view.text("status") is None:
         return None
     program = (view.text("cmdline") or "").partition("\0")[0]
@@ -312,7 +317,7 @@ def _user(view: View, *, inside: bool) -> User:
 
 
 def inside_id(outside: int, rows: list[list[int]] | None) -> int | None:
-    """An id as it is inside, by rows of (first inside, first outside, count); None for one that is not mapped."""
+    """Map an id of this host to the id inside, by rows of (first inside, first outside, count); None if unmapped."""
     for first, base, count in rows or ():
         if base <= outside < base + count:
             return first + outside - base
@@ -351,7 +356,7 @@ def _namespace(view: View, kind: str) -> Namespace:
 
 
 def _root(mounts: list[procfs.Mount]) -> Root | None:
-    # The last mount on a target is the one that is seen.
+    # The last mount on a target hides the others.
     tops = [mount for mount in mounts if mount.target == "/"]
     return Root(tops[-1].read_only, tops[-1].type) if tops else None
 
@@ -362,7 +367,7 @@ def _covered(mounts: list[procfs.Mount], paths: tuple[str, ...]) -> list[str]:
 
 
 def _file_size(text: str | None) -> int | None:
-    """The soft limit RLIMIT_FSIZE, of proc_pid_limits(5)."""
+    """Return the soft limit RLIMIT_FSIZE from proc_pid_limits(5)."""
     for line in (text or "").split("\n"):
         if line.startswith("Max file size"):
             soft = line.split()[3]

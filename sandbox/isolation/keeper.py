@@ -1,43 +1,45 @@
-"""The keeper of a sandbox: a small process outside the walls that reads what the workload writes, and keeps it.
+"""The keeper: a small process outside the sandbox that writes the workload's output to the log.
 
-There is one per sandbox, at every level, as conmon(8) is for a container. It is a fork of the command that makes the
-sandbox, and outlives it. It
+Every sandbox has one, at every level; its role is that of conmon(8) for a container. It is forked from the command that
+creates the sandbox, and keeps running after that command has ended. It
 
-- reads stdout and stderr from its sources, and writes them to the log (the format is below, `log` reads it);
-- holds the workload back when the command that shows the output is slow: nothing is lost on that way (`Keeper.output`);
-- learns how the workload ends, and notes that in the file `exit` once the log is complete;
-- does then what `Keeper.detach` asked for: note the end in the record, withdraw published ports, remove the sandbox.
+- reads the workload's stdout and stderr from its sources and writes them to the log (format below; `log` reads it);
+- stops reading, so that the workload blocks, while the command in the foreground is too far behind with showing the
+  output; nothing is lost in that case (`Keeper.output`);
+- waits for the workload to end, and writes its exit code to the file `exit` once the log is complete;
+- then does what `Keeper.detach` asked for: records the end, withdraws published ports, or removes the sandbox.
 
-Once it is told that nobody follows in the foreground it becomes, by exec, the bare interpreter with this file alone:
-3 MiB (PSS). So this module imports little at its top, and nothing of this package.
+When the command detaches, the keeper executes the bare Python interpreter with this file alone, which takes 3 MiB
+(PSS). Therefore this module imports little at its top, and nothing from this package.
 
-How a level connects itself:
+A level starts the keeper in `create`, or in `start` before the workload begins:
 
-    self.keeper = supervision.launch(record, sources, ...)       in `create`, or in `start` before the workload begins
+    self.keeper = supervision.launch(record, sources, ...)
 
-with one `Source` per descriptor: a pipe, a socket, anything that poll(2) takes and that has an end. STDOUT and STDERR
-are plain bytes, MULTIPLEXED is Docker's framing of both. A source with a mark has ended where the mark comes, which a
-line with the exit code follows (a virtual machine's port has no end of its own); its descriptor is closed then, and
-the other side sees that everything was read. The keeper takes the descriptors over (the caller's copies are closed).
-How it learns of the end:
+There is one `Source` per descriptor: a pipe, a socket, or anything else that poll(2) accepts and that reaches an end of
+file. STDOUT and STDERR carry plain bytes, MULTIPLEXED carries both in Docker's framing. A source may have a mark
+instead of an end of file, as a virtual machine's port does: it ends at the mark, which is followed by a line with the
+exit code. The keeper then closes the descriptor, which tells the other side that everything was read. The keeper owns
+the descriptors; `launch` closes the caller's copies.
 
-- `spawn`: called in the keeper, makes the init as the keeper's child, and returns its pid; `Keeper.child` is that
-  (then `Keeper.settled` has to be called, before the init is let go);
-- `pid`: some other process, watched by a pidfd; with `status`, a descriptor from which its exit code can be read then,
-  as decimal digits;
-- neither: the sandbox has ended when its sources have;
-- `engine`: beside the last two, dockerd is asked then.
+The keeper learns of the workload's end in one of these ways:
 
-After the end it reads on until the sources end, or nothing has come for `linger` seconds. Then `exit` is written; its
-code is None unless the init was a child or `status` told, and whoever asks takes the code from the engine. What is
-left to a level is `Sandbox.keeper`; `logs`, `output` and the command line's side are the same everywhere (`base`).
-When a sandbox is removed: `hush` before its processes are killed, `dismiss` after.
+- `spawn`: a function, called in the keeper, that starts the init as the keeper's child and returns its pid, which
+  becomes `Keeper.child`; the caller must call `Keeper.wait_ready` before it lets the init run;
+- `pid`: another process, watched by a pidfd; its exit code can be read from the descriptor `status`, as decimal digits;
+- neither of them: the sandbox has ended when all its sources have ended;
+- `engine`: in addition to the last two, dockerd is asked for the exit code.
 
-The log: files `log.1` and `log`, each PART_BYTES at most, the older one dropped when a new one begins. A file begins
-with PART (magic, number of bytes that the workload wrote before it). Then frames: FRAME (stream, length, nanoseconds
-since the epoch) and as many bytes, exactly as they were read, up to CHUNK at a time. A frame of stream LOST has no
-bytes: its length is the number of those that could not be written, for want of room on the disk. A frame that is cut
-off is the last one, of a keeper that was killed.
+After the end the keeper reads on until the sources end, or until nothing has arrived for `linger` seconds. Then it
+writes `exit`. The exit code in it is None unless the init was a child, or `status`, a mark or dockerd supplied it;
+readers then ask the engine. To remove a sandbox, call `supervision.silence` before its processes are killed and
+`supervision.wait_gone` after.
+
+The log consists of the files `log.1` and `log`, of PART_BYTES at most each; when a new file begins, the older one is
+dropped. A file begins with PART (magic, number of bytes that the workload had written before). Then come frames: FRAME
+(stream, length, nanoseconds since the epoch), followed by that many bytes exactly as they were read, at most CHUNK. A
+frame of stream LOST has no bytes: its length is the number of bytes that could not be written because the disk was
+full. Only the last frame can be truncated, if the keeper was killed.
 
 Sources: fcntl(2) (F_SETLK, preserved across exec), pipe(7), unix(7), pidfd_open(2), eventfd(2).
 """
@@ -54,7 +56,7 @@ import sys
 import time
 
 TYPE_CHECKING = False
-"""As `typing` has it, whose import takes room in each keeper."""
+"""Stands in for `typing.TYPE_CHECKING`: importing `typing` would cost memory in each keeper."""
 if TYPE_CHECKING:
     import signal
     from collections.abc import Callable, Iterator
@@ -64,37 +66,37 @@ else:
     import _signal as signal  # without the enumerations of `signal`, which take 0.8 MB in each keeper
 
 MULTIPLEXED, STDOUT, STDERR = 0, 1, 2
-"""What a source carries; STDOUT and STDERR are also the streams of the log."""
+"""The kinds of sources; STDOUT and STDERR are also the streams of the log."""
 LOST = 0
-"""The stream of a frame that stands for bytes which could not be written."""
+"""The stream of a frame that counts bytes which could not be written."""
 PART = struct.Struct("<8sQ")
 MAGIC = b"sbxlog1\n"
 FRAME = struct.Struct("<BxxxIQ")
 CHUNK = 65536
 PART_BYTES = 32 * 1024 * 1024
-"""Bytes of a file of the log, frames included; there are two of them."""
+"""The largest size in bytes of each of the log's two files, frames included."""
 LOG, OLDER = "log", "log.1"
 EXIT = "exit"
 LOCK = "keeper"
-"""Files in the sandbox's directory: the log, how it ended, and the lock that its keeper holds for as long as it is."""
+"""Files in the sandbox's directory: the log, how the sandbox ended, and the lock that a running keeper holds."""
 
-NOTHING, NOTE, TELL, REMOVE = "nothing", "note", "tell", "remove"
-"""What to do at the end: nothing (the command does it), note it in the record, have the manager note it and withdraw
-published ports, or remove the sandbox."""
+NOTHING, NOTE, NOTIFY, REMOVE = "nothing", "note", "notify", "remove"
+"""The keeper's actions at the end: nothing, since the command acts; note it in the record; have the manager note it
+and withdraw published ports; remove the sandbox."""
 
 HANDLED = (
     *(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT),
     *(signal.SIGALRM, signal.SIGCHLD, signal.SIGWINCH),
     *(signal.SIGUSR1, signal.SIGUSR2),
 )
-"""Signals that a command may have handlers for: they do not run in the keeper."""
+"""Signals that a command may have handlers for; the keeper must not run them."""
 _DOCKER = struct.Struct(">BxxxL")
 _PATIENCE = 2.0
-"""Seconds that a keeper gets to do what takes it milliseconds."""
+"""Seconds to wait for something that normally takes milliseconds."""
 _RETRY = 0.5
 """Seconds between attempts to reach a dockerd that was restarted."""
 _LOOK = 0.01
-"""Seconds between looks whether dockerd has noted an end."""
+"""Seconds between checks whether dockerd has noticed the end."""
 _KEPT_ENV = ("PATH", "HOME", "LANG")
 _FINISH = (
     "import sys; sys.path.insert(0, sys.argv[1]); from sandbox.lifecycle import background; "
@@ -103,12 +105,12 @@ _FINISH = (
 
 
 def attach_path(container: str) -> str:
-    """The path of the call for both outputs of a container, see the Docker Engine API, "Attach to a container"."""
+    """Return the path of the API call for a container's output: Docker Engine API, "Attach to a container"."""
     return f"/containers/{container}/attach?stream=1&stdout=1&stderr=1"
 
 
-def live(state: dict[str, Any], spawn: Callable[[], int] | None, pid: int | None) -> NoReturn:
-    """The life of the keeper, in the fork: never returns into the command's code."""
+def run_forked(state: dict[str, Any], spawn: Callable[[], int] | None, pid: int | None) -> NoReturn:
+    """Run the keeper in the forked process; never returns to the command's code."""
     control = state["control"]
     try:
         gc.disable()  # a collection would touch, and thereby copy, most pages of the command
@@ -129,12 +131,12 @@ def live(state: dict[str, Any], spawn: Callable[[], int] | None, pid: int | None
             except ProcessLookupError:
                 state["gone"] = True
         state["pid"] = pid or 0
-        keeping = _Keeping(state)
-        keeping.settle()
-        signal.signal(signal.SIGUSR1, keeping.hushed)
+        loop = _Loop(state)
+        loop.set_up()
+        signal.signal(signal.SIGUSR1, loop.on_removal)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.write(control, b"R")
-        keeping.run()
+        loop.run()
     except OSError as error:
         os.write(control, f"E{error.errno or 0} {error.strerror or error}".encode())
     except BaseException as error:
@@ -144,7 +146,7 @@ def live(state: dict[str, Any], spawn: Callable[[], int] | None, pid: int | None
 
 
 class _Log:
-    """The log's end that is written to. Its fields are in the state, so that they survive an exec."""
+    """The writer of the log. Its fields are kept in the state, so that they survive an exec."""
 
     def __init__(self, state: dict[str, Any]) -> None:
         self._state = state
@@ -155,19 +157,19 @@ class _Log:
 
     @property
     def position(self) -> int:
-        """Bytes that were taken in so far."""
+        """Bytes of output received so far."""
         return int(self._state["position"])
 
     def room(self, size: int) -> bool:
-        """Whether the newest file takes so many bytes more."""
+        """Return whether `size` more bytes fit into the newest file."""
         return bool(self._state["size"] + 2 * FRAME.size + size <= self._state["part"])
 
     def may_rotate(self, acknowledged: int) -> bool:
-        """Whether all that a rotation would drop was read."""
+        """Return whether the reader has read everything that a rotation would drop."""
         return bool(acknowledged >= self._state["begin"])
 
     def rotate(self) -> None:
-        """Begin a new file, and drop the older one of two; where the disk has no room for it, go on as it is."""
+        """Begin a new file and drop the older of the two; if the disk has no room for it, keep the current one."""
         try:
             made, size = self._make(f"{self._path}.new")
         except OSError:
@@ -178,7 +180,7 @@ class _Log:
         self._state.update(log=made, size=size, begin=self.position)
 
     def append(self, stream: int, data: bytes) -> None:
-        """Write a frame; where the disk has no room for it, say so in the next one that it has."""
+        """Write a frame; if the disk is full, count the lost bytes in a frame of their own as soon as it has room."""
         state = self._state
         head = FRAME.pack(stream, len(data), time.time_ns())
         if state["lost"]:
@@ -205,19 +207,19 @@ class _Log:
         return descriptor, PART.size
 
 
-class _Keeping:
-    """What the keeper does, until it is over. All that it knows is in `state`, which goes through an exec."""
+class _Loop:
+    """The keeper's event loop. `state` holds everything that must survive an exec."""
 
     def __init__(self, state: dict[str, Any]) -> None:
         self.state = state
         self.log = _Log(state)
         self.acknowledged = 0
         self.paused = False
-        self.over = False
+        self.ended = False
         self.poller = select.poll()
 
-    def settle(self) -> None:
-        """Take the lock, and close whatever else the command had open: its terminal, its locks, its pipes."""
+    def set_up(self) -> None:
+        """Take the lock, and close everything else that the command had open: terminal, locks, pipes."""
         state = self.state
         lock = f"{state['directory']}/{LOCK}"
         state["lock"] = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -233,25 +235,25 @@ class _Keeping:
         os.chdir("/")
 
     def descriptors(self) -> list[int]:
-        """All that it needs."""
+        """Return the descriptors that the keeper uses."""
         state = self.state
         named = [state[name] for name in ("control", "wake", "status", "pidfd", "lock", "log")]
         return [one for one in named if one >= 0] + [source[0] for source in state["sources"]]
 
-    def hushed(self, _number: int, _frame: object) -> None:
-        """The sandbox is being removed: nothing is to be written down."""
-        self.state["then"] = ""
-        if self.over:
+    def on_removal(self, _number: int, _frame: object) -> None:
+        """Handle SIGUSR1: the sandbox is being removed, so the end is not written down."""
+        self.state["action"] = ""
+        if self.ended:
             os._exit(0)
 
     def run(self) -> NoReturn:
-        """Keep, until it is over; then say so, and do what was asked for."""
+        """Write the output to the log until the sandbox ends; then report the end and do the action asked for."""
         state = self.state
         for descriptor in (state["control"], state["pidfd"]):
             if descriptor >= 0:
                 self.poller.register(descriptor, select.POLLIN)
         self._listen()
-        while not self.over:
+        while not self.ended:
             if "gone" in state or (not state["sources"] and state["pidfd"] < 0):
                 self._end()
                 break
@@ -260,23 +262,23 @@ class _Keeping:
                 self._reconnect()
             for descriptor, _ in found:
                 if descriptor == state["control"]:
-                    self._told()
+                    self._receive()
                 elif descriptor == state["pidfd"]:
                     self._end()
                     break
                 else:
-                    self._take(descriptor)
-        while state["control"] >= 0 and state["then"] != "":
+                    self._read(descriptor)
+        while state["control"] >= 0 and state["action"] != "":
             self.poller.poll()
-            self._told()
-        self._then()
+            self._receive()
+        self._finish()
 
     def _listen(self) -> None:
         for source in self.state["sources"]:
             self.poller.register(source[0], select.POLLIN)
 
-    def _take(self, descriptor: int, *, last: bool = False) -> None:
-        """Read from a source and write it to the log, or pause where the reader in the foreground is too far behind."""
+    def _read(self, descriptor: int, *, last: bool = False) -> None:
+        """Copy from a source to the log, or pause all sources if the reader in the foreground is too far behind."""
         if self.paused:
             return
         if not last and not self.log.room(CHUNK):
@@ -293,14 +295,14 @@ class _Keeping:
             return
         except OSError:  # a connection that was reset
             data = b""
-        over = not data
+        at_end = not data
         if source[3]:
             data, code = _marked(source[2], source[3], data)
             if code is not None:
-                over, self.state["told"] = True, code
+                at_end, self.state["reported"] = True, code
         if data:
             self._append(source, data)
-        if over:
+        if at_end:
             self.poller.unregister(descriptor)
             self.state["sources"].remove(source)
             os.close(descriptor)
@@ -322,8 +324,8 @@ class _Keeping:
             except BlockingIOError:
                 return
 
-    def _told(self) -> None:
-        """Take what the command says; its end says something, too."""
+    def _receive(self) -> None:
+        """Handle a message from the command; an end of file means that the command has ended."""
         state = self.state
         try:
             message = os.read(state["control"], 64)
@@ -335,22 +337,22 @@ class _Keeping:
         else:
             state["hold"] = False
         if kind in (b"D", b""):
-            if state["then"] != "":
-                state["then"] = rest if kind == b"D" else state["orphan"]
+            if state["action"] != "":
+                state["action"] = rest if kind == b"D" else state["orphan"]
             self.poller.unregister(state["control"])
             os.close(state["control"])
             os.close(state["wake"])
             state["control"] = state["wake"] = -1
-            if kind == b"" and state["then"] == REMOVE:
-                self._then()  # the command that wanted it in the background died before it served
-            if not self.over:
+            if kind == b"" and state["action"] == REMOVE:
+                self._finish()  # the command died before the sandbox it was to start in the background was ready
+            if not self.ended:
                 self._slim_down()
         if self.paused and (not state["hold"] or self.log.may_rotate(self.acknowledged)):
             self.paused = False
             self._listen()
 
     def _end(self) -> None:
-        """The sandbox has ended: take in what is left, learn the exit code, and note it."""
+        """Read the remaining output after the sandbox has ended, find out the exit code, and write it down."""
         state = self.state
         if self.paused:
             self.paused = False
@@ -362,13 +364,13 @@ class _Keeping:
         stop = self.log.position + left
         while state["sources"] and (ready := self.poller.poll(state["linger"] * 1000)):
             if left and self.log.position >= stop:
-                break  # somebody whom the workload has left behind writes on and on
+                break  # a process that outlived the workload keeps writing
             for descriptor, _ in ready:
-                self._take(descriptor, last=True)
+                self._read(descriptor, last=True)
         code = self._code()
         state["code"] = "" if code is None else str(code)
-        self.over = True  # from here on `hushed` ends this
-        if state["then"] != "":
+        self.ended = True  # from here on `on_removal` exits
+        if state["action"] != "":
             self._note(code)
         if state["control"] >= 0:
             self.poller = select.poll()
@@ -379,7 +381,7 @@ class _Keeping:
                 return
 
     def _code(self) -> int | None:
-        """The exit code as a shell would say it."""
+        """Return the exit code in a shell's terms: 128+n for signal n; None if it is not known."""
         state = self.state
         if state["child"]:
             code = os.waitstatus_to_exitcode(os.waitpid(state["pid"], 0)[1])
@@ -388,14 +390,14 @@ class _Keeping:
             poller = select.poll()
             poller.register(state["status"], select.POLLIN)
             if poller.poll(_PATIENCE * 1000):
-                state["told"] = os.read(state["status"], 16)
-        said = state.get("told", b"")
-        if said.isdigit():
-            return int(said)
-        return self._engines_code() if state["engine"] else None
+                state["reported"] = os.read(state["status"], 16)
+        reported = state.get("reported", b"")
+        if reported.isdigit():
+            return int(reported)
+        return self._ask_exit_code() if state["engine"] else None
 
-    def _engines_code(self) -> int | None:
-        """The exit code as dockerd has it, which also knows of an OOM kill: the control group is gone by now."""
+    def _ask_exit_code(self) -> int | None:
+        """Ask dockerd for the exit code, and whether there was an OOM kill: the control group is gone by now."""
         import json
 
         deadline = time.monotonic() + _PATIENCE
@@ -434,7 +436,7 @@ class _Keeping:
             return  # it has been removed, and its directory with it
 
     def _reconnect(self) -> None:
-        """Read on from a container whose stream has ended before it did; what it wrote in between is lost."""
+        """Attach anew to a container whose stream ended before the container did; output in between is lost."""
         answer = self._ask(f"POST {attach_path(self.state['engine'][1])}", "Connection: Upgrade\r\nUpgrade: tcp\r\n")
         try:
             head = b""
@@ -451,7 +453,7 @@ class _Keeping:
             answer.close()
 
     def _ask(self, what: str, headers: str = "") -> Any:
-        """Make a call to dockerd; where it does not answer, what is returned cannot be read from."""
+        """Send a request to dockerd and return the connection; reading from it fails if dockerd does not answer."""
         import _socket  # without what `socket` loads beside it: 0.4 MiB
 
         connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
@@ -464,7 +466,7 @@ class _Keeping:
         return connection
 
     def _oom_kills(self) -> bool | None:
-        """Whether the kernel has killed a process of it for want of memory; None where that cannot be seen."""
+        """Return whether the kernel killed one of its processes when memory ran out; None if that cannot be seen."""
         if "oom_killed" in self.state:
             return bool(self.state["oom_killed"])
         try:
@@ -475,10 +477,10 @@ class _Keeping:
             return None
 
     def _slim_down(self) -> None:
-        """Become the bare interpreter with this file; where that cannot be, go on as the fork that this is."""
+        """Execute the bare interpreter with this file; if that fails, continue as the forked process."""
         import marshal
 
-        # A handler does not survive exec(2), and the default of this one would end us; a blocked signal waits.
+        # A handler does not survive exec(2), and SIGUSR1's default action is to terminate; a blocked signal waits.
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR1,))
         for descriptor in self.descriptors():
             os.set_inheritable(descriptor, True)
@@ -489,16 +491,16 @@ class _Keeping:
         except OSError:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGUSR1,))
 
-    def _then(self) -> NoReturn:
+    def _finish(self) -> NoReturn:
         state = self.state
-        then = state["then"]
-        if then not in (NOTE, TELL, REMOVE):
+        action = state["action"]
+        if action not in (NOTE, NOTIFY, REMOVE):
             os._exit(0)
-        os.set_inheritable(state["lock"], True)  # whoever removes it meanwhile still finds who is at it
+        os.set_inheritable(state["lock"], True)  # a concurrent removal still finds this process by its lock
         package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-        # The store needs the bare interpreter, the manager one with its site packages.
-        options = ["-I", "-S"] if then == NOTE else ["-I"]
-        self._execute([*options, "-c", _FINISH, package, f"sbx-{state['ident']}", state["code"], then])
+        # The bare interpreter is enough for the store; the manager needs the site packages.
+        options = ["-I", "-S"] if action == NOTE else ["-I"]
+        self._execute([*options, "-c", _FINISH, package, f"sbx-{state['ident']}", state["code"], action])
         os._exit(1)
 
     def _execute(self, arguments: list[str]) -> None:
@@ -507,7 +509,7 @@ class _Keeping:
 
 
 def _capacity(descriptor: int) -> int:
-    """Bytes that a pipe holds at most; a guess for what is none."""
+    """Return a pipe's capacity in bytes; a guess for anything else."""
     try:
         return fcntl.fcntl(descriptor, fcntl.F_GETPIPE_SZ)
     except OSError:
@@ -528,11 +530,11 @@ def _in_our_words(said: bytes) -> bytes:
 
 
 def demultiplexed(begun: list[Any], data: bytes) -> Iterator[tuple[int, bytes]]:
-    """The streams in some bytes of Docker's framing (Docker Engine API, "Attach to a container").
+    """Yield (stream, bytes) from data in Docker's framing: Docker Engine API, "Attach to a container".
 
     Args:
-        begun: the frame that was cut off by the end of the bytes before: stream, bytes missing, half a header.
-        data: what came.
+        begun: the frame that the data before left incomplete: stream, missing bytes, part of a header. It is updated.
+        data: the bytes received.
     """
     while data:
         if not begun[1]:
@@ -550,12 +552,12 @@ def demultiplexed(begun: list[Any], data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _marked(begun: list[Any], mark: bytes, data: bytes) -> tuple[bytes, bytes | None]:
-    """What stands before a mark, and the line that follows the mark; None as long as it has not come.
+    """Return the bytes before a mark and the line that follows the mark; None as long as that has not arrived.
 
     Args:
-        begun: the last field is what was held back, for it may be the beginning of the mark.
+        begun: its last field holds bytes back that may be the beginning of the mark. It is updated.
         mark: the bytes that end the source.
-        data: what came; nothing at an end without the mark.
+        data: the bytes received; empty if the source ended without the mark.
     """
     held, begun[2] = begun[2], b""
     if not data:
@@ -571,16 +573,16 @@ def _marked(begun: list[Any], mark: bytes, data: bytes) -> tuple[bytes, bytes | 
 
 
 def _main(data: str) -> NoReturn:
-    """Go on after the exec."""
+    """Continue after the exec, from the state in hexadecimal."""
     import marshal
 
-    keeping = _Keeping(marshal.loads(bytes.fromhex(data)))  # noqa: S302 - our own argument
-    for descriptor in keeping.descriptors():
+    loop = _Loop(marshal.loads(bytes.fromhex(data)))  # noqa: S302 - our own argument
+    for descriptor in loop.descriptors():
         os.set_inheritable(descriptor, False)
-    signal.signal(signal.SIGUSR1, keeping.hushed)
+    signal.signal(signal.SIGUSR1, loop.on_removal)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGUSR1,))
     try:
-        keeping.run()
+        loop.run()
     finally:
         os._exit(1)
 

@@ -1,7 +1,8 @@
-"""Reading what a workload wrote, from the log that its keeper keeps: the same at every level.
+"""Reader of a workload's output from the log that its keeper writes; the same at every level.
 
-The format is that of `keeper`. A reader sees a log that grows, and is rotated, under its eyes: it holds the file open
-that it reads, and goes on with the next one when it has come to the end of a file that is not written to any more.
+The module `keeper`, whose process plays the role of conmon(8), describes the format. The log may grow and be rotated
+while it is read: the reader keeps its file open, and continues with the next one at the end of a file that is no longer
+written to.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ from sandbox.errors import EngineError
 from sandbox.isolation.keeper import CHUNK, FRAME, LOG, LOST, MAGIC, OLDER, PART
 
 _BLOCK = 4 * CHUNK
-"""Bytes of a read; a frame is smaller."""
+"""Bytes to read at once; a frame is smaller."""
 _FOLLOW_PAUSE = 0.05
-"""Seconds between looks at a log that is followed."""
+"""Seconds between reads of a log that is followed."""
 
 OnDrop = Callable[[int], object]
-"""Is told how many bytes the log does not have, at the place where they are missing."""
+"""Called with the number of bytes missing from the log, at the place where they are missing."""
 
 
 class Piece(NamedTuple):
-    """What was written at once, or a part of that.
+    """Output that the keeper read at once, or a part of it.
 
     Attributes:
         stream: STDOUT or STDERR.
@@ -41,14 +42,14 @@ class Piece(NamedTuple):
 
 
 def _ignore(_count: int) -> None:
-    """Nobody wants to know."""
+    """Ignore missing bytes."""
 
 
 class Reader:
-    """A place in a log; `read` gives what has come since.
+    """A position in a log; `read` returns what was added since.
 
     Attributes:
-        position: bytes that the workload had written before that place, dropped ones among them.
+        position: number of bytes that the workload wrote before it, including dropped ones.
     """
 
     def __init__(self, directory: Path, dropped: OnDrop = _ignore) -> None:
@@ -67,17 +68,17 @@ class Reader:
         self._close()
 
     def read(self, *, last: bool = False) -> Iterator[Piece]:
-        """What has come until now.
+        """Yield the pieces that were added since the last call.
 
         Args:
-            last: nothing more will come, so that a frame which was cut off is given as far as it goes.
+            last: whether nothing more will be added; then the bytes of a truncated frame are yielded too.
 
         Raises:
-            EngineError: it is no log, or it cannot be read.
+            EngineError: the file is not a log, or cannot be read.
         """
         try:
             while self._file >= 0 or self._advance():
-                # Asked before the reading: what was written to it last is then still read.
+                # Checked before the read, so that the last output is still read.
                 newest = self._is_newest()
                 yield from self._frames(last=last or not newest)
                 if newest or not self._advance():
@@ -88,24 +89,24 @@ class Reader:
     def _is_newest(self) -> bool:
         try:
             return os.path.samestat(os.stat(self._directory / LOG), os.fstat(self._file))
-        except FileNotFoundError:  # in the middle of a rotation; or all of it is removed
+        except FileNotFoundError:  # during a rotation, or after the sandbox's removal
             return True
 
     def _advance(self) -> bool:
-        """Go on with the next file; False when there is none."""
+        """Open the next file; return False if there is none."""
         for name in (OLDER, LOG):
             try:
                 found = os.open(self._directory / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
             except FileNotFoundError:
                 continue
             head = os.read(found, PART.size)
-            if len(head) < PART.size:  # just being made
+            if len(head) < PART.size:  # it is just being created
                 os.close(found)
                 continue
             magic, begin = PART.unpack(head)
             if magic != MAGIC:
                 os.close(found)
-                raise EngineError("the log is of another version of sandbox, or none", "sandbox rm the sandbox")
+                raise EngineError("the log is damaged, or of another version of sandbox", "remove it with `sandbox rm`")
             if begin < self.position or (self._file >= 0 and os.path.samestat(os.fstat(found), os.fstat(self._file))):
                 os.close(found)
                 continue
@@ -159,21 +160,21 @@ def read(
     running: Callable[[], bool],
     dropped: OnDrop = _ignore,
 ) -> Iterator[Piece]:
-    """What a workload wrote, in the order in which the keeper read it.
+    """Yield a workload's output in the order in which the keeper read it.
 
-    A line is what one stream has up to a line feed, or up to its end.
+    Lines are counted per stream; a line ends with a line feed, or with the stream's end.
 
     Args:
-        directory: the sandbox's.
-        follow: go on until `running` says no.
-        tail: begin with the last so many lines.
+        directory: of the sandbox.
+        follow: wait for more output until `running` returns False.
+        tail: begin with the last `tail` lines.
         since: leave out what was written before this time, in seconds since the epoch.
         until: leave out what was written after it.
-        running: whether more may come.
-        dropped: told of bytes that were dropped, where all is asked for; with `since`, if any of them may be later.
+        running: returns whether more output may come.
+        dropped: called with a number of bytes missing from the log, unless `tail` or `since` leaves them out anyway.
 
     Raises:
-        EngineError: it cannot be read.
+        EngineError: the log cannot be read.
     """
     begin = _Beginning() if tail is None else _beginning(directory, tail, since)
     missing = 0
@@ -204,11 +205,11 @@ def read(
 
 
 class _Beginning:
-    """Cuts off what comes before the first line that is wanted.
+    """A filter that drops everything before the first line to show.
 
     Attributes:
         position: of that line.
-        waiting: streams of which nothing is wanted before their next line begins.
+        waiting: streams to be dropped up to the beginning of their next line.
     """
 
     def __init__(self, position: int = 0, waiting: set[int] | None = None) -> None:
@@ -216,7 +217,7 @@ class _Beginning:
         self.waiting = waiting or set()
 
     def cut(self, piece: Piece, position: int) -> Piece:
-        """The wanted part of a piece that stands at a position."""
+        """Return the part to show of a piece at this position."""
         data = piece.data
         if position >= self.position and not self.waiting:
             return piece
@@ -229,16 +230,16 @@ class _Beginning:
 
 
 def _beginning(directory: Path, lines: int, since: float | None) -> _Beginning:
-    """Where the last so many lines of what is there now begin."""
+    """Return the beginning of the last `lines` lines that the log has now."""
     marks: deque[tuple[int, int, frozenset[int], Piece]] = deque()
-    """Pieces in which lines begin: position, number of such lines, streams that were in the middle of a line."""
+    """Pieces in which lines begin: position, number of these lines, streams that were in the middle of a line."""
     count = 0
     middle: frozenset[int] = frozenset()
     with Reader(directory) as reader:
         for piece in reader.read(last=True):
             if since is not None and piece.time < since:
                 continue
-            # A line feed begins a line only where something comes after it.
+            # A line feed begins a new line only if something follows it.
             begun = (piece.stream not in middle) + piece.data.count(b"\n", 0, len(piece.data) - 1)
             if begun:
                 marks.append((reader.position - len(piece.data), begun, middle, piece))
@@ -254,5 +255,5 @@ def _beginning(directory: Path, lines: int, since: float | None) -> _Beginning:
     at = 0
     for _ in range(count - lines + (piece.stream in middle)):
         at = piece.data.index(b"\n", at) + 1
-    # The other stream, where it is in the middle of a line, has begun that one earlier.
+    # If the other stream is in the middle of a line there, that line began earlier.
     return _Beginning(position + at, set(middle - {piece.stream}))

@@ -1,13 +1,16 @@
-"""The relay: passes bytes between a command inside and the caller's descriptors, the same at every level.
+"""The relay copies bytes between a command run by `exec` or `attach` and the caller's descriptors, at every level.
 
-The command never gets a descriptor of the caller's own: a terminal or a file of the host in its hands would be a way
-out. A level provides a `Backend`, a handful of blocking calls over whatever leads to its command (pipes and a pidfd, an
-upgraded connection to dockerd, an SSH channel), and hands it over once the command has begun:
+It serves commands that are run beside the workload, for as long as their caller waits; the workload's own output goes
+to the keeper (`keeper`, the counterpart of conmon(8)).
+
+The command never gets one of the caller's own descriptors: a terminal or file of the host would let it escape. A level
+provides a `Backend`, a few blocking calls over its connection to the command (pipes and a pidfd, an upgraded HTTP
+connection to dockerd, an SSH channel), and hands it over once the command has begun:
 
     return Relay(backend, stdin=stdin, stdout=to_descriptor(stdout), stderr=to_descriptor(stderr), terminal=...)
 
-One thread reads and passes output on, one passes input, if there is any. What differs between levels is the backend's:
-`read` ends when the command has, however the level learns of that.
+One thread copies output, and another copies input if there is any. The levels differ only in their backends: `read`
+returns no bytes once the command has ended, however the level finds that out.
 """
 
 from __future__ import annotations
@@ -25,29 +28,29 @@ from sandbox.isolation.keeper import STDERR, STDOUT
 
 CHUNK = 65536
 END_OF_INPUT = b"\x04"
-"""VEOF, what a person types to end the input (termios(3)): a terminal has no end that could be closed."""
+"""The character VEOF (termios(3)), which ends the input of a terminal: one cannot close its writing end."""
 _DEATH = 5.0
-"""Seconds that a command which was ended gets to be gone."""
+"""Seconds to wait for a command that was killed."""
 _MOMENT = 0.2
-"""Seconds that a write to a caller who reads no more may take, once the command is given up."""
+"""Seconds that a write to a caller which no longer reads may still take after `close`."""
 
 Sink = Callable[[bytes], object]
-"""Takes what the command wrote; an OSError means that nobody wants it any more."""
+"""Called with the command's output; raises OSError if nobody reads it any more."""
 
 
 class Backend(ABC):
-    """What leads to one command inside. Calls block; each is made by one thread at a time."""
+    """A connection to one command inside. Its methods block; each is called by one thread at a time."""
 
     @abstractmethod
     def read(self) -> tuple[int, bytes]:
-        """(STDOUT or STDERR, bytes) of what comes next; no bytes once the command has ended and all of it was read.
+        """Return the next output as (STDOUT or STDERR, bytes); no bytes once the command has ended and all was read.
 
-        What a child that the command left behind writes later does not count.
+        Output that a child of the command writes after the command's end is not included.
         """
 
     @abstractmethod
     def write(self, data: bytes) -> bool:
-        """Pass all of it to the command's input; False when it takes no more."""
+        """Write all of it to the command's input; return False if the command accepts no more."""
 
     @abstractmethod
     def close_write(self) -> None:
@@ -55,19 +58,19 @@ class Backend(ABC):
 
     @abstractmethod
     def resize(self, size: WindowSize) -> None:
-        """Tell the command's terminal its size; nothing happens without one, or when the command has ended."""
+        """Set the size of the command's terminal; does nothing without one, or if the command has ended."""
 
     @abstractmethod
-    def unread(self, stream: int) -> None:
-        """Nobody takes this stream any more: let the command feel it as it would in a pipeline (SIGPIPE)."""
+    def close_read(self, stream: int) -> None:
+        """Close the reading end of an output stream: further writes fail as in a pipeline (SIGPIPE)."""
 
     @abstractmethod
     def end(self) -> None:
-        """Kill the command, if it still runs, and what it started; a `read` or `write` in progress returns."""
+        """Kill the command, if it still runs, and its children; a `read` or `write` in progress returns."""
 
     @abstractmethod
     def exit_code(self, timeout: float | None) -> int:
-        """The command's exit code, 128+n for a signal, once `read` has ended.
+        """Return the command's exit code, 128+n for a signal, once `read` has returned no bytes.
 
         Raises:
             TimeoutError
@@ -76,28 +79,28 @@ class Backend(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Free everything; no other call comes after."""
+        """Free all resources; no other method is called afterwards."""
 
 
 class Relay(Attached):
-    """A command that runs inside, with its bytes passed on."""
+    """A command that runs inside, whose input and output are copied."""
 
     def __init__(self, backend: Backend, *, stdin: int | None, stdout: Sink, stderr: Sink, terminal: bool) -> None:
-        """Take over a command that has begun, and start passing bytes.
+        """Start copying the input and output of a command that has begun.
 
         Args:
-            backend: leads to it.
-            stdin: the caller's descriptor to read its input from; stays the caller's.
-            stdout: takes its output.
-            stderr: takes its errors.
+            backend: the connection to it.
+            stdin: a descriptor to read its input from; it is never closed here.
+            stdout: called with its output.
+            stderr: called with its error output.
             terminal: whether it has a terminal.
         """
         self._backend = backend
         self._sinks = {STDOUT: stdout, STDERR: stderr}
         self._terminal = terminal
-        self._over = threading.Event()
+        self._done = threading.Event()
         self._failure: BaseException | None = None
-        self._giving = False
+        self._writing = False
         self._lock = threading.Lock()
         self._closed = False
         self._wake_read, self._wake_write = os.pipe()
@@ -109,18 +112,18 @@ class Relay(Attached):
 
     def resize(self, size: WindowSize) -> None:
         with self._lock:
-            if self._terminal and not self._closed and not self._over.is_set():
+            if self._terminal and not self._closed and not self._done.is_set():
                 self._backend.resize(size)
 
     def wait(self, timeout: float | None = None) -> int:
-        """As `Attached.wait`, for at most so many seconds.
+        """Wait as `Attached.wait` does, for at most `timeout` seconds.
 
         Raises:
             TimeoutError
             EngineError: the sandbox ended first, or the engine failed.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        if not wait_event(self._over, timeout):
+        if not wait_event(self._done, timeout):
             raise TimeoutError
         if self._failure is not None:
             self.close()
@@ -135,7 +138,7 @@ class Relay(Attached):
                 return
             self._closed = True
         try:
-            if not self._over.is_set():
+            if not self._done.is_set():
                 self._backend.end()
         finally:
             os.close(self._wake_write)
@@ -143,10 +146,10 @@ class Relay(Attached):
             while (alive := any(one.is_alive() for one in self._threads)) and time.monotonic() - begin < _DEATH:
                 for one in self._threads:
                     one.join(_MOMENT / 10)
-                if self._giving and time.monotonic() - begin > _MOMENT:
+                if self._writing and time.monotonic() - begin > _MOMENT:
                     break
-            # A thread that hangs in a write to the caller's descriptor keeps what it uses: closed, its numbers could
-            # soon be somebody else's.
+            # A thread may still hang in a write to the caller's descriptor. What it uses stays open: descriptor numbers
+            # that were closed could be reused under it.
             if not alive:
                 os.close(self._wake_read)
                 self._backend.close()
@@ -161,31 +164,31 @@ class Relay(Attached):
                 if sink is None or self._closed:
                     continue
                 try:
-                    self._giving = True
+                    self._writing = True
                     sink(data)
                 except OSError:
                     del self._sinks[stream]
-                    self._backend.unread(stream)
+                    self._backend.close_read(stream)
                 finally:
-                    self._giving = False
+                    self._writing = False
         except BaseException as error:
             self._failure = error
             self._backend.end()
         finally:
-            self._over.set()
+            self._done.set()
 
     def _pass_input(self, stdin: int) -> None:
         poller = select.poll()
         poller.register(stdin, select.POLLIN)
         poller.register(self._wake_read, select.POLLIN)
-        while not self._over.is_set():
+        while not self._done.is_set():
             if any(descriptor == self._wake_read for descriptor, _ in poller.poll()):
                 return
             try:
                 data = os.read(stdin, CHUNK)
             except BlockingIOError:
                 continue
-            except OSError:  # a terminal that was hung up
+            except OSError:  # the terminal was hung up
                 data = b""
             if not data:
                 if self._terminal:
@@ -198,10 +201,10 @@ class Relay(Attached):
 
 
 def collect(backend: Backend, command: Sequence[str], timeout: float | None) -> ExecResult:
-    """Wait for a command that has begun and has no input; its exit code and all that it wrote.
+    """Wait for a command that has begun and has no input; return its exit code and output.
 
     Raises:
-        TimeoutError: it was ended.
+        TimeoutError: it took longer, and was killed.
         EngineError
     """
     out: list[bytes] = []
@@ -217,7 +220,7 @@ def collect(backend: Backend, command: Sequence[str], timeout: float | None) -> 
 
 
 def to_descriptor(descriptor: int) -> Sink:
-    """A sink that writes to a descriptor of the caller's, whether it blocks or not."""
+    """Return a sink that writes to a descriptor, which may be non-blocking."""
 
     def write(chunk: bytes) -> None:
         view = memoryview(chunk)

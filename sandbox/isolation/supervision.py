@@ -1,4 +1,9 @@
-"""Starting, watching and ending the keeper of a sandbox: the command's side of `keeper`."""
+"""The command's side of the keeper: start it, read the output that it logs, ask it to act at the end, wait for it.
+
+`keeper` is the process itself, one per sandbox, which plays the role of conmon(8). `launch` forks it and returns a
+`Keeper`, connected to it by a socket. Other commands find the keeper of a sandbox by the lock in the sandbox's
+directory: `holder`, `watching`, `silence` and `wait_gone`.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +27,7 @@ from sandbox.state.record import Record
 
 _FLOCK = struct.Struct("hhqqi4x")
 _PATIENCE = 2.0
-"""Seconds that a keeper gets to do what takes it milliseconds."""
+"""Seconds to wait for something that normally takes milliseconds."""
 _LINGER = 1.0
 
 
@@ -30,9 +35,9 @@ class Source(NamedTuple):
     """A descriptor that the keeper reads from.
 
     Attributes:
-        descriptor: taken over by the keeper.
+        descriptor: will be owned by the keeper.
         stream: STDOUT, STDERR or MULTIPLEXED of `keeper`.
-        mark: bytes after which the source has ended; empty for one that has an end of its own.
+        mark: bytes that end the source; empty for one that reaches an end of file.
     """
 
     descriptor: int
@@ -45,33 +50,33 @@ class Keeper:
 
     Attributes:
         pid: its process.
-        child: the init that its `spawn` made; 0 without one.
+        child: the init that `spawn` started in it; 0 without one.
     """
 
     def __init__(self, directory: Path, pid: int, control: socket.socket, wake: int) -> None:
         self.pid = pid
         self.child = 0
         self.code: int | None = None
-        """The exit code, once the keeper has told it."""
-        self._lost = False
+        """The exit code, once the keeper has reported it."""
+        self._died = False
         self._directory = directory
         self._control: socket.socket | None = control
         self._wake = wake
-        self._told = False
+        self._end_received = False
 
-    def settled(self) -> None:
-        """Wait until it has closed all that it has inherited of the command, and can be found (`holder`).
+    def wait_ready(self) -> None:
+        """Wait until it has closed everything inherited from the command, and `holder` can find it.
 
         Raises:
-            OSError: it could not write the log, say.
+            OSError: it failed, for example because it could not create the log.
         """
         self.expect(b"R")
 
     def expect(self, kind: bytes) -> str:
-        """Take an answer of it; for `launch`.
+        """Receive a message of this kind and return its text; used by `launch`.
 
         Raises:
-            OSError: it was another one.
+            OSError: it reported an error, or ended.
         """
         try:
             answer = self._control.recv(4096) if self._control is not None else b""
@@ -84,12 +89,12 @@ class Keeper:
         return answer[1:].decode("ascii")
 
     def output(self, dropped: OnDrop) -> Iterator[Piece]:
-        """What the workload writes, from its first byte until it ends.
+        """Yield the workload's output, from its first byte until it ends.
 
-        A slow reader slows the workload, once it is PART_BYTES behind.
+        The workload is blocked while the caller is PART_BYTES behind.
 
         Args:
-            dropped: told how many bytes are missing: the disk had no room for them, or `let_go` was called.
+            dropped: called with the number of missing bytes, if the disk was full or `stop_following` was called.
         """
         acknowledged = 0
         poller = select.poll()
@@ -98,13 +103,13 @@ class Keeper:
             poller.register(self._control, select.POLLIN)
         with Reader(self._directory, dropped) as reader:
             while True:
-                # Asked before the read: what it wrote last is then still read.
-                over = self.over()
+                # Checked before the read, so that the last output is still read.
+                ended = self.ended()
                 for piece in reader.read():
                     yield piece
                     if reader.position - acknowledged >= keeper.PART_BYTES // 32:
                         acknowledged = self._acknowledge(reader.position)
-                if over:
+                if ended:
                     return
                 acknowledged = self._acknowledge(reader.position)
                 poller.poll(LOOK_EVERY * 1000)
@@ -113,48 +118,48 @@ class Keeper:
                 except BlockingIOError:
                     continue
 
-    def let_go(self) -> None:
-        """Nobody reads `output`: the workload is not held back for it, and old output is dropped as the log's cap says.
+    def stop_following(self) -> None:
+        """Tell the keeper that nobody reads `output`: it never blocks the workload, and the log's cap drops old output.
 
-        The manager calls this for every sandbox that is not followed.
+        The manager calls this for every sandbox whose output it does not show.
         """
         self._send(b"L")
 
-    def detach(self, then: str) -> None:
-        """Let the keeper go on by itself, small, and do something at the end: NOTE, TELL or REMOVE.
+    def detach(self, action: str) -> None:
+        """Leave the keeper running in the background, to do an action at the end: NOTE, NOTIFY or REMOVE.
 
         Raises:
-            OSError: it is gone.
+            OSError: it has ended.
         """
         if self._control is None:
-            raise BrokenPipeError(errno.EPIPE, "the keeper was let go of")
-        self._control.send(b"D" + then.encode("ascii"))
+            raise BrokenPipeError(errno.EPIPE, "the connection to the keeper is closed")
+        self._control.send(b"D" + action.encode("ascii"))
         self.close()
 
     def leave(self) -> None:
-        """Let it go on by itself, and do nothing at the end: the caller does."""
+        """Leave the keeper running in the background, with no action at the end: the caller acts."""
         self._send(b"D" + keeper.NOTHING.encode("ascii"))
         self.close()
 
-    def ending(self, timeout: float) -> int | None:
-        """The exit code as the keeper tells it, where it does so within so many seconds."""
+    def wait_exit_code(self, timeout: float) -> int | None:
+        """Return the exit code that the keeper reports within `timeout` seconds; None if it reports none."""
         deadline = time.monotonic() + timeout
         poller = select.poll()
         if self._control is not None:
             poller.register(self._control, select.POLLIN)
-        while not self.over() and (left := deadline - time.monotonic()) > 0:
+        while not self.ended() and (left := deadline - time.monotonic()) > 0:
             poller.poll(left * 1000)
         return self.code
 
-    def lost(self) -> bool:
-        """Whether it has ended before the sandbox did: somebody has killed it."""
-        return self.over() and self._lost
+    def died(self) -> bool:
+        """Return whether the keeper ended before the sandbox did, because it was killed."""
+        return self.ended() and self._died
 
     def close(self) -> None:
-        """Let go of it; without `detach` or `leave` before, it takes us for dead. Idempotent.
+        """Close the connection. Idempotent. Without `detach` or `leave` before, this looks as if the command had died.
 
-        Then it notes the end; and a sandbox that nobody owns (`Record.owner`) it removes at once, for the command that
-        wanted it in the background has not come to the end of its start.
+        The keeper then records the end of a sandbox that has an owner (`Record.owner`). It removes one without an owner
+        at once, since its start in the background was not completed.
         """
         if self._control is not None:
             self._control.close()
@@ -163,20 +168,20 @@ class Keeper:
         self.reap()
 
     def reap(self) -> None:
-        """Collect it, if it has ended."""
+        """Wait for the process if it has ended, so that it leaves no zombie."""
         _collect(self.pid)
 
-    def over(self) -> bool:
-        """Whether it has said that the sandbox has ended, or is gone itself."""
-        if self._control is not None and not self._told:
+    def ended(self) -> bool:
+        """Return whether the keeper has reported the sandbox's end, or has ended itself."""
+        if self._control is not None and not self._end_received:
             try:
                 message = self._control.recv(64, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return False
             except OSError:
                 message = b""
-            self._told = True
-            self._lost = not message
+            self._end_received = True
+            self._died = not message
             if message[:1] == b"X" and message[1:]:
                 self.code = int(message[1:])
         return True
@@ -190,11 +195,11 @@ class Keeper:
             try:
                 self._control.send(message)
             except OSError:
-                return  # it is gone; whoever waits for the end sees that
+                return  # it has ended; whoever waits for the end sees that
 
 
 _launched: set[int] = set()
-"""Keepers that this process has started and not yet collected."""
+"""Pids of keepers that this process has started and not yet waited for."""
 
 
 def _collect(pid: int) -> None:
@@ -216,20 +221,20 @@ def launch(
     engine: tuple[str, str] | None = None,
     linger: float | None = None,
 ) -> Keeper:
-    """Start the keeper of a sandbox; see `keeper` for how a level connects itself.
+    """Start the keeper of a sandbox; the module `keeper` explains how a level uses this.
 
     Args:
-        record: of the sandbox; its directory is there.
-        sources: what to read from.
-        spawn: makes the init, in the keeper. Then this returns as soon as there is one, and what is to come can be done
-            while the keeper settles; see `Keeper.settled`, which is to be called before anything is let go.
-        pid: process whose end is the sandbox's.
-        status: where the exit code of `pid` can be read once it has ended.
-        events: file with a line `oom_kill N` of the sandbox's control group, read at the end.
-        engine: dockerd's socket and a container, whose MULTIPLEXED stream is the source: asked for the exit code and
-            the OOM kill, and connected to anew where the stream ends before `pid` does (dockerd was restarted).
-        linger: seconds of silence after which, the sandbox having ended, the sources are taken to have ended too;
-            by default 0 with `spawn` or `status` (all that was written can be read by then), else a second.
+        record: of the sandbox, whose directory exists.
+        sources: the descriptors to read from.
+        spawn: starts the init; called in the keeper. `launch` then returns as soon as the init exists, while the keeper
+            still sets itself up: call `Keeper.wait_ready` before the init runs the workload.
+        pid: the process whose end is the sandbox's end.
+        status: a descriptor from which the exit code of `pid` can be read once it has ended.
+        events: a file of the sandbox's control group with a line `oom_kill N`, read at the end.
+        engine: dockerd's socket and a container, whose MULTIPLEXED stream is the source. dockerd is asked for the exit
+            code and an OOM kill; if the stream ends before `pid` does (dockerd was restarted), it is attached to anew.
+        linger: seconds without output, after the sandbox's end, until the sources count as ended too; by default 0
+            with `spawn` or `status`, where all output can be read by then, else one second.
 
     Raises:
         OSError: it could not be started, or `spawn` failed.
@@ -249,7 +254,7 @@ def launch(
         "events": events or "",
         "engine": engine or (),
         "linger": linger if linger is not None else 0.0 if spawn or status is not None else _LINGER,
-        "then": keeper.NOTHING,
+        "action": keeper.NOTHING,
         "orphan": keeper.NOTE if record.owner is not None else keeper.REMOVE,
         "hold": True,
     }
@@ -257,7 +262,7 @@ def launch(
     try:
         made = _fork()
         if made == 0:
-            keeper.live(state, spawn, pid)
+            keeper.run_forked(state, spawn, pid)
         _launched.add(made)
     except BaseException:
         ours.close()
@@ -279,12 +284,12 @@ def launch(
 
 
 def _fork() -> int:
-    """As os.fork; where there is one thread only, without what that does for others, which takes it 1 to 2 ms."""
+    """Fork as os.fork does; in a process with one thread by clone(2), without the 1 to 2 ms that its hooks take."""
     return syscalls.clone(syscalls.SIGCHLD) if len(os.listdir("/proc/self/task")) == 1 else os.fork()
 
 
 def holder(directory: Path) -> int | None:
-    """The pid of a sandbox's keeper; None when it has none. The kernel says so, by who holds the lock."""
+    """Return the pid of a sandbox's keeper, which is the process that holds the lock; None if there is none."""
     try:
         descriptor = os.open(directory / keeper.LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
@@ -298,17 +303,17 @@ def holder(directory: Path) -> int | None:
 
 
 def watching(directory: Path) -> bool:
-    """Whether more may come to the log."""
+    """Return whether the log may still grow: the keeper runs, and has not written down the end."""
     return not (directory / keeper.EXIT).exists() and holder(directory) is not None
 
 
-def hush(directory: Path) -> None:
-    """Tell the keeper of a sandbox that is about to be removed to write nothing down at the end."""
+def silence(directory: Path) -> None:
+    """Tell the keeper of a sandbox that is about to be removed to record nothing at the end."""
     _signal(directory, signal.SIGUSR1)
 
 
-def dismiss(directory: Path) -> None:
-    """See the keeper off, whose sandbox has ended; one that does not go by itself is killed.
+def wait_gone(directory: Path) -> None:
+    """Wait until the keeper of a sandbox that has ended is gone; kill it if it does not exit by itself.
 
     Raises:
         TimeoutError: it does not die.
@@ -330,7 +335,7 @@ def _signal(directory: Path, number: int) -> None:
     except ProcessLookupError:
         return
     try:
-        if holder(directory) == pid:  # asked again with the descriptor in hand: the number may be another's by now
+        if holder(directory) == pid:  # checked again with the pidfd open: the pid may have been reused
             signal.pidfd_send_signal(descriptor, number)
     except ProcessLookupError:
         pass

@@ -72,7 +72,7 @@ def hierarchy() -> Hierarchy:
 
 
 def places(pid: int) -> dict[str, Path]:
-    """The directory of a process's group for each controller; the key of the unified tree is "".
+    """Return the directory of a process's group for each controller; the key of the unified tree is "".
 
     Raises:
         OSError: there is no such process.
@@ -402,7 +402,7 @@ class Group:
         return sum(read for read, _ in members), sum(written for _, written in members)
 
     def oom_file(self) -> Path | None:
-        """Return the file in which the kernel counts OOM kills, in a line `oom_kill N`; None without the controller."""
+        """Return the file with the count of OOM kills, a line `oom_kill N`; None without a memory controller."""
         with suppress(OSError):
             return self._file("memory", "memory.oom_control", "memory.events")
         return None

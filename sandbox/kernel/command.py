@@ -1,12 +1,12 @@
-"""A command that joins a sandbox: its namespaces or its chroot, its control group, and the walls in front of both.
+"""Run a command in a sandbox: join its namespaces or chroot and its control group, and confine the process.
 
-A process enters a pid namespace by its children only (pid_namespaces(7)). So the process that joins makes the command
-with CLONE_PARENT, as a child of the caller's own, and is gone: the exit code is the command's, with nobody in between
-to pass it on. The command dies with the thread that started it, by PR_SET_PDEATHSIG; it goes on to exec only after
-it has said so and its parent has answered, so that no death of the parent is missed.
+Only the children of a process that joins a pid namespace are in it (pid_namespaces(7)). So the joining process clones
+the command with CLONE_PARENT, which makes it a child of the caller, and exits; the caller then waits for the command
+itself. PR_SET_PDEATHSIG kills the command when the thread that started it ends. The command executes only after it has
+reported that this is set and its parent has answered, so that the parent's death cannot be missed.
 
-The child imports nothing and always ends in exec or os._exit. It talks to its parent over a socket that keeps
-messages apart (unix(7), SOCK_SEQPACKET), which ends with the exec.
+The child imports nothing and always ends in exec or os._exit. It talks to its parent over a socket that preserves
+message boundaries (unix(7), SOCK_SEQPACKET) and is closed by the exec.
 
 Sources: setns(2), clone(2), pty(7), pts(4), ioctl_tty(2), prctl(2), unix(7).
 """
@@ -38,13 +38,13 @@ JOIN_STEP = "joining"
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a command goes.
+    """The sandbox that a command joins.
 
     Attributes:
         cgroup_files: files to write "0" to, to join the control group.
-        uid: user and group inside.
-        pid: the process whose namespaces to join, this host's number; None for a chroot.
-        root: the directory to change the root to, where there is no `pid`.
+        uid: user and group id inside.
+        pid: the process on this host whose namespaces to join; None for a chroot.
+        root: the directory to change the root to, if `pid` is None.
     """
 
     cgroup_files: tuple[str, ...]
@@ -55,13 +55,13 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What to run there.
+    """A command to run in a sandbox.
 
     Attributes:
-        argv: argv[0] is looked up on the PATH of `env`.
-        env: the whole environment.
-        workdir: absolute path inside.
-        terminal: (rows, columns) of a terminal of its own, which takes the place of the descriptors; None without.
+        argv: the arguments; argv[0] is looked up on the PATH of `env`.
+        env: the complete environment.
+        workdir: an absolute path inside.
+        terminal: (rows, columns) of a new terminal, used instead of the descriptors; None for no terminal.
     """
 
     argv: tuple[str, ...]
@@ -72,11 +72,11 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A command that runs: a child of this process, to be waited for.
+    """A running command, which is a child of this process.
 
     Attributes:
-        pid: its number on this host; it leads a session and a process group of its own.
-        master: our end of its terminal; None without one.
+        pid: its pid on this host; it leads its own session and process group.
+        master: the master end of its terminal; None without one.
     """
 
     pid: int
@@ -87,13 +87,13 @@ def start(place: Place, command: Command, stdio: tuple[int, int, int]) -> Starte
     """Run a command in a sandbox; returns once its exec has happened.
 
     Args:
-        place: where.
-        command: what.
-        stdio: descriptors for its input, output and errors; unused with a terminal.
+        place: the sandbox.
+        command: the command.
+        stdio: descriptors for its input, output and error output; unused with a terminal.
 
     Raises:
         ChildError: a step failed: JOIN_STEP, WORKDIR_STEP, or the exec of argv[0].
-        OSError: no process or descriptor could be made.
+        OSError: no process or descriptor could be created.
     """
     program = seccomp.build() if place.pid is not None else b""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -112,7 +112,7 @@ def start(place: Place, command: Command, stdio: tuple[int, int, int]) -> Starte
 
 
 def _follow(channel: socket.socket, pid: int, *, passed_on: bool) -> Started:
-    """The parent's side: learn the pid, take the terminal, let it go on, and see whether its exec succeeds."""
+    """In the parent: receive the command's pid and terminal, let it execute, and check that the exec succeeded."""
     master: int | None = None
     try:
         if passed_on:
@@ -138,7 +138,7 @@ def _follow(channel: socket.socket, pid: int, *, passed_on: bool) -> Started:
 
 
 def _go_on(channel: socket.socket) -> None:
-    with suppress(BrokenPipeError):  # it was killed a moment ago, as its sandbox ended
+    with suppress(BrokenPipeError):  # the command was killed, because its sandbox has just ended
         channel.send(_GO)
 
 
@@ -199,8 +199,8 @@ def _fail(number: int | None, step: str, text: str | None) -> None:
 
 
 def _arrange(channel: int, stdio: tuple[int, int, int]) -> None:
-    """Put what the child needs at fixed numbers, and close everything else."""
-    # First out of the way of the fixed numbers, then onto them.
+    """Move the descriptors that the child needs to fixed numbers, and close all others."""
+    # First to numbers above the fixed ones, so that none is overwritten.
     spare = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 64) for descriptor in (*stdio, channel)]
     for fixed, descriptor in enumerate(spare):
         os.dup2(descriptor, fixed, inheritable=fixed != _CHANNEL_FD)
@@ -208,13 +208,13 @@ def _arrange(channel: int, stdio: tuple[int, int, int]) -> None:
 
 
 def _join_namespaces(pid: int, cgroup_files: tuple[str, ...]) -> None:
-    """Returns in a child of the parent's that is inside; the process that called this is gone."""
+    """Join the namespaces. Returns in a new child of the parent, which is inside; the calling process exits."""
     pidfd = os.pidfd_open(pid)
     walls.join_groups(cgroup_files)
     os.setgroups([])
     syscalls.new_session_keyring()
-    with suppress(FileNotFoundError):  # a kernel without time namespaces
-        # That of its children: before Linux 6.3 the init itself is still in the host's, see `walls.unshare_time`.
+    with suppress(FileNotFoundError):  # the kernel has no time namespaces
+        # The one for its children: before Linux 6.3 the init itself stays in the host's, see `walls.unshare_time`.
         clock = os.open(f"/proc/{pid}/ns/time_for_children", os.O_RDONLY | os.O_CLOEXEC)
         syscalls.setns(clock, syscalls.CLONE_NEWTIME)
         os.close(clock)
@@ -224,19 +224,19 @@ def _join_namespaces(pid: int, cgroup_files: tuple[str, ...]) -> None:
     if inner:
         _send(_PID + str(inner).encode(), [])
         os._exit(0)
-    _wait_for_go()  # what it has to say comes after its pid
+    _wait_for_go()  # its own messages must come after its pid
 
 
 def _wait_for_go() -> None:
     if os.read(_CHANNEL_FD, 1) != _GO:
-        os._exit(0)  # the parent is gone
+        os._exit(0)  # the parent has ended
 
 
 def _terminal(size: tuple[int, int]) -> int:
-    """A terminal of the sandbox's own devpts as the caller's controlling one and its stdio; returns the other end.
+    """Open a terminal in the sandbox's devpts as controlling terminal and stdio; return the master's descriptor.
 
-    The terminal belongs to the user who opens it, so this comes after the change of user. Its name is never looked
-    up: TIOCGPTPEER opens what belongs to this very master.
+    The terminal belongs to the user who opens it, so this follows the change of user. Its name is never looked up:
+    TIOCGPTPEER opens the slave of this master.
     """
     master = os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))

@@ -1,11 +1,11 @@
-"""The first process of a sandbox: one that ends up in fresh namespaces, or one in a chroot. `command` joins either.
+"""Create the first process of a sandbox, in new namespaces or in a chroot. `command` joins it later.
 
-The child imports nothing and always ends in exec or os._exit. It and the command that makes the sandbox talk over two
-pipes: by `control` the command lets the child go on, one letter at a time; by `report` the child says how far it came,
-or what failed. When the command dies, the child reads the end of `control` and exits, and its namespaces die with it.
+The child imports nothing and always ends in exec or os._exit. It talks to the command that creates the sandbox over two
+pipes: the command writes a byte to `control` to let the child continue, and the child writes its progress or an error
+to `report`. If the command dies, the child reads the end of `control` and exits, and its namespaces disappear with it.
 
-The child's parent need not be the command itself: whoever `start` calls its argument in is (`sandbox.isolation.keeper`
-forks for that).
+The child's parent need not be the command: it is the process in which `start` calls its argument, such as the keeper
+(`sandbox.isolation.keeper`).
 
 Sources: namespaces(7), user_namespaces(7), pid_namespaces(7), time_namespaces(7), clone(2), credentials(7).
 """
@@ -27,7 +27,7 @@ from typing import NoReturn
 from sandbox.kernel import caps, rootfs, seccomp, syscalls, trees, walls
 
 ALL_NAMESPACES = sum(syscalls.NAMESPACES.values()) & ~syscalls.CLONE_NEWTIME
-"""What a pidfd's owner has for sure; the time namespace is joined apart, see `walls.unshare_time`."""
+"""The namespaces that setns(2) joins by a pidfd; the time namespace is joined separately, see `walls.unshare_time`."""
 _CLONE_FLAGS = (ALL_NAMESPACES & ~syscalls.CLONE_NEWCGROUP) | syscalls.SIGCHLD
 _CONTROL_FD, _REPORT_FD, _FIRST_TREE_FD = 3, 4, 5
 WORKDIR_STEP = "working directory"
@@ -37,10 +37,10 @@ _MAX_REPORT = 4096
 
 
 class ChildError(OSError):
-    """The child failed at a named step; errno and text are the kernel's.
+    """A step in the child failed; errno and text are the kernel's.
 
     Attributes:
-        step: what it was at.
+        step: the name of the step.
     """
 
     def __init__(self, number: int, step: str, text: str) -> None:
@@ -50,20 +50,20 @@ class ChildError(OSError):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the child does. Everything is decided before the fork.
+    """The child's settings, all decided before the fork.
 
     Attributes:
-        argv: the command, argv[0] an absolute path inside.
-        env: its whole environment.
-        uid: user and group inside.
-        root: path of the root filesystem's directory, outside.
+        argv: the command; argv[0] is an absolute path inside.
+        env: its complete environment.
+        uid: user and group id inside.
+        root: the root filesystem's directory, a path outside.
         outputs: descriptors that become its stdout and stderr.
         cgroup_files: files to write "0" to, to join the control group.
         hostname: inside; None keeps the host's.
-        layout: what is mounted on the root filesystem; used by the namespaced child alone.
-        workdir: absolute path inside that the command starts in.
-        program: what the command runs, looked up on the PATH of `env`, where that is not argv[0] itself but what
-            this, an init, runs: that it cannot be executed is told here. Empty for none.
+        layout: the mounts on the root filesystem; used only by the child in namespaces.
+        workdir: the working directory, an absolute path inside.
+        program: if argv[0] is an init, the program that it runs, looked up on the PATH of `env`. The child checks that
+            it can be executed, so that the error is reported here. Empty for no check.
     """
 
     argv: tuple[str, ...]
@@ -80,14 +80,14 @@ class Plan:
 
 MAPPED_COUNT = 65536
 OWNER = 0x6FFFFFFF
-"""The owner of the user namespaces, outside: a user who owns nothing else. What the kernel counts per user, such as
-inotify instances, message queues and queued signals, it charges to the owner as well (user_namespaces(7)): were that
-root, one sandbox could use up what all of the host's root has."""
+"""The user on the host that owns the user namespaces, and nothing else. The kernel charges resources that it counts per
+user, such as inotify instances, message queues and queued signals, to the owner as well (user_namespaces(7)). If the
+owner were root, a sandbox could exhaust the limits of the host's root."""
 
 
 Start = Callable[[Callable[[], int]], int]
-"""Calls its argument, which makes the child, in the process that is to be the parent; returns the child's pid. That
-process has one thread."""
+"""Calls its argument, which creates the child, in the process that is to be the parent, and returns the child's pid.
+That process has one thread."""
 
 
 def _here(make: Callable[[], int]) -> int:
@@ -95,15 +95,15 @@ def _here(make: Callable[[], int]) -> int:
 
 
 Enrol = Callable[[], None]
-"""Makes a control group. Not before the child: that starts on another CPU meanwhile, if there is one."""
+"""Creates the control group. It is called after the child was created, which starts on another CPU meanwhile."""
 
 
 def _no_group() -> None:
-    """The group is there already."""
+    """Do nothing: the control group exists already."""
 
 
 class Child:
-    """A child that was made and waits. Close it to let it die, `release` it to let it exec."""
+    """A child that waits to execute: `release` lets it, `close` makes it exit."""
 
     def __init__(self, control: int, report: int) -> None:
         self.pid = 0
@@ -111,12 +111,12 @@ class Child:
         self._report = report
 
     def _go(self) -> None:
-        with suppress(BrokenPipeError):  # it died of something that its report tells
+        with suppress(BrokenPipeError):  # the child died; its report says why
             os.write(self._control, _GO)
 
     def _expect(self, kind: bytes) -> bytes:
         message = b""
-        # A report is one write(2) below PIPE_BUF, but two of them may be read at once: each is a line.
+        # Each report is one line. Two of them may be in the pipe, so only one line is read.
         while not message.endswith(b"\n"):
             got = os.read(self._report, 1)
             if not got:
@@ -126,13 +126,13 @@ class Child:
             return message[1:].strip()
         if message[:1] == _FAILED:
             raise _failure(message)
-        raise ChildError(0, "", "the child ended without a word")
+        raise ChildError(0, "", "the child ended without a report")
 
     def release(self) -> None:
-        """Wait until it stands behind its walls, let it exec, and return once it has.
+        """Wait until the child has confined itself, let it execute, and return once it has.
 
         Raises:
-            ChildError: what failed in it.
+            ChildError: a step in the child failed.
         """
         self._expect(_READY)
         self._go()
@@ -142,7 +142,7 @@ class Child:
             raise _failure(rest)
 
     def check(self) -> None:
-        """Raise what the child has failed of, if it has; returns at once.
+        """Raise the child's error, if it has reported one; does not wait.
 
         Raises:
             ChildError
@@ -153,7 +153,7 @@ class Child:
             raise _failure(message)
 
     def close(self) -> None:
-        """Close our ends; a child that still waits exits."""
+        """Close our ends of the pipes; a child that still waits exits."""
         for name in ("_control", "_report"):
             descriptor = getattr(self, name)
             if descriptor >= 0:
@@ -169,17 +169,17 @@ def _failure(message: bytes) -> ChildError:
 def spawn_namespaced(
     plan: Plan, mapped_base: int, plug: Callable[[int], None], start: Start = _here, enrol: Enrol = _no_group
 ) -> Child:
-    """Make a child in fresh namespaces, ready to exec.
+    """Create a child in new namespaces, ready to execute.
 
-    A raw clone(2) makes it, without a fork first that would copy the page tables once more. That is safe only in a
-    process of one thread.
+    It is created by clone(2) directly, because a fork before that would copy the page tables once more. This is safe
+    only in a process with one thread.
 
     Args:
-        plan: what to do.
+        plan: the child's settings.
         mapped_base: see `map_ids`.
-        plug: called with the child's pid once its namespaces exist, to give it its network.
-        start: where the child is made; by default here.
-        enrol: makes the control group that it joins, while it starts; by default the group is there.
+        plug: called with the child's pid once its namespaces exist, to connect its network.
+        start: creates the child in another process; by default it is created in this one.
+        enrol: creates the control group while the child starts; by default the group exists already.
 
     Raises:
         ChildError: a step in the child failed.
@@ -194,13 +194,13 @@ def spawn_namespaced(
 def spawn_warm(
     plan: Plan, mapped_base: int, plug: Callable[[int], None], ask: Callable[[list[int]], int], enrol: Enrol = _no_group
 ) -> Child:
-    """As `spawn_namespaced`, by a zygote: the child is its child, and goes on without an exec (see `zygote`).
+    """Create a child as `spawn_namespaced` does, but from a zygote, which is its parent; it does not exec (`zygote`).
 
     Args:
-        plan: what to do, without trees: descriptors of mounts are not passed on.
+        plan: the child's settings, without trees, because descriptors of mounts are not passed to the zygote.
         mapped_base: see `map_ids`.
         plug: as for `spawn_namespaced`.
-        ask: has the zygote make a child with these descriptors (control, report, stdout, stderr); returns its pid.
+        ask: requests a child from the zygote, with the descriptors (control, report, stdout, stderr); returns its pid.
         enrol: as for `spawn_namespaced`.
 
     Raises:
@@ -220,7 +220,7 @@ def spawn_warm(
 
 
 def _equip(plan: Plan, child: Child, mapped_base: int, plug: Callable[[int], None], enrol: Enrol) -> None:
-    """Give a child that waits in its namespaces what it cannot give itself; where that fails, end it."""
+    """Set up what a child in new namespaces cannot set up itself; kill it if that fails."""
     try:
         map_ids(child.pid, mapped_base)
         if plan.layout.trees:
@@ -228,9 +228,9 @@ def _equip(plan: Plan, child: Child, mapped_base: int, plug: Callable[[int], Non
         enrol()
         child._go()
         try:
-            plug(child.pid)  # while the child mounts its root and puts up its walls, on another CPU if there is one
+            plug(child.pid)  # meanwhile the child mounts its root and confines itself, on another CPU if possible
         except Exception:
-            child.check()  # where it died, that is what it died of
+            child.check()  # if the child has died, its own error is the cause
             raise
     except BaseException:
         kill_and_reap(child.pid)
@@ -239,7 +239,7 @@ def _equip(plan: Plan, child: Child, mapped_base: int, plug: Callable[[int], Non
 
 
 def enter_namespaces(plan: Plan, program: bytes) -> None:
-    """In the child, in its fresh namespaces: everything up to the exec, which waits for the parent's last word."""
+    """In the child, in its new namespaces: do every step up to the exec, for which it waits to be released."""
     walls.unshare_time()
     _wait_for_go()
     walls.join_groups(plan.cgroup_files)
@@ -249,32 +249,32 @@ def enter_namespaces(plan: Plan, program: bytes) -> None:
     walls.confine(plan.uid, program)
     _say(_READY)
     _wait_for_go()
-    walls.change_directory(plan.workdir)  # a mistake of the user's, if any: told when the workload is started
+    walls.change_directory(plan.workdir)  # a wrong directory is an error of the start, not of the creation
 
 
 def clone_bare(more: int = 0, without: int = 0) -> int:
-    """Clone into new namespaces, as OWNER, and without supplementary groups: inside they could not be dropped any more.
+    """Clone into new namespaces as OWNER, without supplementary groups, which could not be dropped inside any more.
 
-    The child keeps the caller's right to files until it becomes somebody inside (credentials(7), the file system user).
+    The child keeps the caller's access to files until it changes its user inside (credentials(7), filesystem user id).
 
     Args:
-        more: flags of clone(2) beside the usual ones.
-        without: namespaces among those that are not made anew.
+        more: additional flags for clone(2).
+        without: flags of namespaces that are not to be created.
     """
     groups, users, bits = os.getgroups(), os.getresuid(), caps.securebits()
-    parent, farewell = os.getppid(), syscalls.parent_death_signal()
+    parent, death_signal = os.getppid(), syscalls.parent_death_signal()
 
     def restore() -> None:
         os.setresuid(*users)
         caps.set_securebits(bits)
         os.setgroups(groups)
-        if farewell:  # a change of user takes it away (prctl(2), PR_SET_PDEATHSIG)
-            syscalls.prctl(syscalls.PR_SET_PDEATHSIG, farewell)
+        if death_signal:  # a change of user clears it (prctl(2), PR_SET_PDEATHSIG)
+            syscalls.prctl(syscalls.PR_SET_PDEATHSIG, death_signal)
             if os.getppid() != parent:
-                os.kill(os.getpid(), farewell)
+                os.kill(os.getpid(), death_signal)
 
     os.setgroups([])
-    caps.set_securebits(bits | caps.NO_SETUID_FIXUP)  # the capabilities stay over the change of user
+    caps.set_securebits(bits | caps.NO_SETUID_FIXUP)  # capabilities survive the change of user
     try:
         os.setresuid(OWNER, OWNER, users[2])
         syscalls.setfsuid(users[1])
@@ -288,7 +288,7 @@ def clone_bare(more: int = 0, without: int = 0) -> int:
 
 
 def spawn_chrooted(plan: Plan, start: Start = _here) -> Child:
-    """Make a child in a chroot and a control group, as another user, and behind no other wall.
+    """Create a child in a chroot and a control group, as another user, without further isolation.
 
     Raises:
         ChildError, OSError
@@ -305,7 +305,7 @@ def spawn_chrooted(plan: Plan, start: Start = _here) -> Child:
 
 
 def _pipes() -> tuple[Child, tuple[int, int]]:
-    """A child's ends of `control` and `report`, and the other ends."""
+    """Create the pipes `control` and `report`: return a Child with our ends, and the child's ends."""
     control_read, control_write = os.pipe()
     report_read, report_write = os.pipe()
     return Child(control_write, report_read), (control_read, report_write)
@@ -335,7 +335,7 @@ def _execute(plan: Plan) -> NoReturn:
     env = dict(plan.env)
     if plan.program:
         walls.check_program(plan.program, env.get("PATH", ""))
-    # Whatever the steps before have opened, or will in a later version of them: nothing of it goes inside.
+    # No descriptor that an earlier step opened may be inherited by the workload.
     syscalls.close_from_at_exec(_CONTROL_FD)
     os.execve(plan.argv[0], plan.argv, env)  # noqa: S606 - no shell is the point
 
@@ -346,12 +346,12 @@ def run_child(
     keep: tuple[int, int],
     finish: Callable[[Plan], NoReturn] = _execute,
 ) -> NoReturn:
-    """The life of the child, after the fork: `body`, then `finish`; whatever goes wrong is reported.
+    """Run the child after the fork: `body`, then `finish`; every error is reported. Never returns.
 
     Args:
-        plan: what to do.
-        body: the way behind the walls.
-        keep: its ends of the pipes `control` and `report`.
+        plan: the child's settings.
+        body: confines the process.
+        keep: the child's ends of the pipes `control` and `report`.
         finish: becomes the workload; by default execve(2).
     """
     gc.disable()  # a collection would touch, and thereby copy, most pages of the parent
@@ -375,9 +375,9 @@ def run_child(
 
 
 def _arrange(keep: tuple[int, int], outputs: tuple[int, int], attached: Sequence[trees.Tree]) -> None:
-    """Put what the child needs at fixed numbers and close everything else, before anything can go wrong."""
+    """Move the descriptors that the child needs to fixed numbers, and close all others."""
     walls.default_signals()
-    # First out of the way of the fixed numbers, then onto them.
+    # First to numbers above the fixed ones, so that none is overwritten.
     above = _FIRST_TREE_FD + len(attached) + 64
     spare = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, above) for descriptor in (*keep, *outputs)]
     copies = [fcntl.fcntl(tree.descriptor, fcntl.F_DUPFD_CLOEXEC, above) for tree in attached]
@@ -393,7 +393,7 @@ def _arrange(keep: tuple[int, int], outputs: tuple[int, int], attached: Sequence
 
 
 def _renumbered(plan: Plan) -> Plan:
-    """The plan with its trees at the numbers that `_arrange` gave them."""
+    """Return the plan with its trees at the descriptors to which `_arrange` moved them."""
     if not plan.layout.trees:
         return plan
     moved = (replace(tree, descriptor=fixed) for fixed, tree in enumerate(plan.layout.trees, _FIRST_TREE_FD))
@@ -406,12 +406,12 @@ def _say(message: bytes) -> None:
 
 def _wait_for_go() -> None:
     if os.read(_CONTROL_FD, 1) != _GO:
-        os._exit(0)  # the parent is gone or has changed its mind
+        os._exit(0)  # the parent has ended, or closed the pipe
 
 
 def _be_root_inside(plan: Plan) -> None:
-    # Opened by the host's root, who may pass every directory on the way, and in the new mount namespace: a mount of
-    # the old one cannot be bound here.
+    # Opened as the host's root, which may search every directory on the path, and in the new mount namespace: a mount
+    # of the old one cannot be bound here.
     root = os.open(plan.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     skeleton = None
     if plan.layout.skeleton is not None:
@@ -440,7 +440,7 @@ def map_ids(pid: int, base: int) -> None:
 
 
 def kill_and_reap(pid: int) -> None:
-    """SIGKILL to a child, and wait for it where it is ours."""
+    """Send SIGKILL to a process, and wait for it if it is a child of this one."""
     try:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)

@@ -65,7 +65,7 @@ the core image as its input. Of all values of RLIMIT_CORE only this one prevents
 
 
 def confine(uid: int, program: bytes) -> None:
-    """Drop capabilities, change the user, set no_new_privs, install the seccomp filter: no other order works."""
+    """Drop capabilities, change the user, set no_new_privs, install the seccomp filter; the order matters."""
     resource.setrlimit(resource.RLIMIT_CORE, (NO_CORE, NO_CORE))
     caps.drop_bounding()
     os.setresgid(uid, uid, uid)
@@ -102,10 +102,10 @@ def change_directory(path: str) -> None:
 
 
 def check_program(name: str, path: str) -> None:
-    """Look a program up as execvp(3) does, as the user that one is by now.
+    """Look up a program as execvp(3) does, with the current user's permissions.
 
     Raises:
-        OSError: ENOENT, there is none; EACCES, it cannot be executed.
+        OSError: ENOENT, it does not exist; EACCES, it cannot be executed.
     """
     places = [name] if "/" in name else [f"{directory or '.'}/{name}" for directory in path.split(":")]
     found = [place for place in places if os.path.exists(place)]

@@ -1,12 +1,12 @@
-"""An interpreter prepared ahead, which forks into fresh namespaces: what a warm start starts from.
+"""The zygote: an interpreter that has the reference servers loaded, and forks a child for each warm start.
 
-It is the root filesystem's own interpreter, with the reference servers loaded. Each request makes one child, which
-goes the same way behind the same walls as one that is started cold (`enter`), save that at its end it calls the server
-in place of execve(2). One child is cloned ahead and waits (`spare`). So a child shares with its siblings what a fork
-shares: the layout of its address space, the seed of its hashes, and read-only copies of everything that was loaded
-before the first request; nothing that a sibling has done, for children never write to the parent's memory.
+It is the root filesystem's own interpreter. Each request creates one child, which confines itself by the same steps as
+one that is started cold (`enter`), but then calls the server instead of execve(2). One child is cloned ahead of time
+and waits (`spare`). Children share what a fork shares: the layout of the address space, the seed of Python's hashes,
+and copy-on-write memory of everything loaded before the first request. They share nothing that a sibling has done,
+because a child's writes do not reach the parent's memory.
 
-The zygote itself never runs a request's code, holds no lock and no thread. Sources: fork(2), clone(2), unix(7),
+The zygote itself never runs a request's code, and has no threads and no locks. Sources: fork(2), clone(2), unix(7),
 pidfd_open(2), environ(7).
 """
 
@@ -29,22 +29,22 @@ from sandbox.kernel.enter import Plan
 from sandbox.kernel.spare import MAX_REQUEST, Become, Spare
 
 LISTENER_FD, HOST_MOUNTS_FD = 3, 4
-"""Descriptors that it starts with: its socket, and the host's mount namespace to go back to."""
+"""Descriptors that it inherits: its listening socket, and the host's mount namespace, to which it returns."""
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT)
-"""Signals that a child's init passes on to the server, as tini(1) does."""
+"""Signals that a child's init forwards to the server, as tini(1) does."""
 PING = b"?"
-"""A request to say that it is there."""
+"""A request that is only answered, to check that the zygote works."""
 _FDS = 5
 _NAME_BYTES = 15
 _IDLE_MS = 100
-"""Milliseconds without a request until the next child is made ahead: it would only be in the way of one that starts."""
+"""Milliseconds without a request until the next child is cloned ahead; earlier it would slow the last one's start."""
 
 
 def pack(plan: Plan, program: bytes) -> bytes:
-    """A request: the plan of a child without bind mounts, and its filter.
+    """Return a request: the plan of a child without bind mounts, and its seccomp filter.
 
-    With it go five descriptors: the child's ends of the pipes `control` and `report`, its stdout and stderr, and a pipe
-    that its exit code is written to, in decimal digits.
+    Five descriptors are sent with it: the child's ends of the pipes `control` and `report`, its stdout and stderr, and
+    a pipe to which its exit code is written, in decimal digits.
     """
     fields: dict[str, Any] = {
         "argv": plan.argv,
@@ -77,13 +77,13 @@ def _unpack(data: bytes, outputs: tuple[int, int]) -> tuple[Plan, bytes]:
 
 
 def main(serve: Callable[[list[str]], int]) -> NoReturn:
-    """Go back to the host's mounts and answer requests until the socket's other ends and SIGTERM say otherwise.
+    """Return to the host's mount namespace and answer requests until SIGTERM.
 
     Args:
-        serve: takes the arguments of a server and returns its exit code; all that it needs has been imported.
+        serve: runs a server with its arguments and returns its exit code; all its modules have been imported.
     """
     search_path = sys.path[:]
-    # Here the host's files are seen, where another interpreter's library may lie: nothing is imported from there.
+    # The host's files are visible now, and may contain another interpreter's library: nothing may be imported there.
     sys.path.clear()
     syscalls.setns(HOST_MOUNTS_FD, syscalls.CLONE_NEWNS)
     os.close(HOST_MOUNTS_FD)
@@ -108,7 +108,7 @@ def main(serve: Callable[[list[str]], int]) -> NoReturn:
     while True:
         events = poller.poll(None if spare else _IDLE_MS)
         if not events:
-            with suppress(OSError):  # the host has no room for it now; whoever asks is told
+            with suppress(OSError):  # resources are short; the next request will report it
                 spare = Spare(become)
         for descriptor, _ in events:
             if descriptor != listener.fileno():
@@ -138,7 +138,7 @@ def _receive(connection: socket.socket) -> tuple[bytes, list[int]]:
 
 
 def _give(spare: Spare | None, become: Become, data: bytes, descriptors: list[int]) -> int:
-    """Let a child begin, the one made ahead if it lives; its pid."""
+    """Start a child, the one that waits if it is alive, and return its pid."""
     if spare is not None:
         try:
             spare.give(data, descriptors)
@@ -157,29 +157,29 @@ def _enter(plan: Plan, program: bytes) -> None:
 
 
 class _Children:
-    """Those that live, by their pidfd: only their parent learns how they end."""
+    """The running children by pidfd. The zygote is their parent, so only it can wait for them."""
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[int, int]] = {}
 
     def add(self, pid: int, status: int) -> int:
-        """Note a child; returns its pidfd, which can be read from once it has ended."""
+        """Add a child and return its pidfd, which becomes readable when the child ends."""
         descriptor = os.pidfd_open(pid)
         self._known[descriptor] = (pid, status)
         return descriptor
 
     def ended(self, descriptor: int) -> None:
-        """Reap a child and write its exit code where it was asked for."""
+        """Reap a child and write its exit code to its status pipe."""
         pid, status = self._known.pop(descriptor)
         os.close(descriptor)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        with suppress(OSError):  # its keeper is gone: nobody asks any more
+        with suppress(OSError):  # its keeper has ended: nobody reads the pipe
             os.write(status, str(code if code >= 0 else 128 - code).encode())
         os.close(status)
 
 
 def _become(plan: Plan, serve: Callable[[list[str]], int]) -> NoReturn:
-    """In the child, behind its walls: be the init, and fork the server, as tini(1) would with a program."""
+    """In the child, once it is confined: fork the server, and act as its init, like tini(1)."""
     syscalls.close_from(3)
     os.environ.clear()
     os.environ.update(dict(plan.env))
@@ -208,7 +208,7 @@ def _become(plan: Plan, serve: Callable[[list[str]], int]) -> NoReturn:
 
 
 def _init(server: int) -> NoReturn:
-    """Process 1: pass signals on, reap whatever is orphaned, and end as the server does."""
+    """Run as process 1: forward signals, reap orphans, and exit with the server's exit code."""
 
     def forward(number: int, _frame: FrameType | None) -> None:
         with suppress(ProcessLookupError):

@@ -1,7 +1,7 @@
-"""The end of a sandbox that nobody follows, by its keeper: note it, withdraw its ports, remove it.
+"""The actions of a keeper when a sandbox in the background ends: record it, withdraw its ports, remove it.
 
-The keeper becomes this by exec. For NOTE the store is enough, which the bare interpreter can import; the rest needs the
-manager, and the interpreter with its site packages.
+The keeper runs `finish` after an exec. NOTE needs only the store, which the bare interpreter can import; the other
+actions need the manager, and an interpreter with its site packages.
 """
 
 from __future__ import annotations
@@ -16,36 +16,36 @@ if TYPE_CHECKING:
 
 
 def detach(running: Running, *, remove: bool) -> None:
-    """Leave a sandbox to its keeper.
+    """Leave a sandbox running in the background, watched by its keeper.
 
     Args:
-        running: the same.
-        remove: whether it is removed when the workload ends by itself.
+        running: the sandbox.
+        remove: remove it when the workload ends by itself.
 
     Raises:
-        EngineError: its keeper is gone.
+        EngineError: its keeper has ended.
     """
     if running.sandbox.keeper is not None:
-        then = keeper.REMOVE if remove else keeper.TELL if running.record.spec.publish else keeper.NOTE
+        action = keeper.REMOVE if remove else keeper.NOTIFY if running.record.spec.publish else keeper.NOTE
         try:
-            running.sandbox.keeper.detach(then)
+            running.sandbox.keeper.detach(action)
         except OSError as error:
-            raise EngineError(f"the keeper of {running.record.name} was ended: {error.strerror}") from error
+            raise EngineError(f"the keeper of {running.record.name} has ended: {error.strerror}") from error
 
 
-def finish(label: str, code: str, then: str) -> None:
-    """Do what was asked for.
+def finish(label: str, code: str, action: str) -> None:
+    """Do the keeper's action after a sandbox has ended.
 
     Args:
-        label: the sandbox's id, after "sbx-"; it shows in the list of processes.
-        code: the exit code in digits; empty where only the level's engine knows it.
-        then: NOTE, TELL or REMOVE.
+        label: "sbx-" and the sandbox's id; it is visible in the process list.
+        code: the exit code in digits; empty if only the level's engine has it.
+        action: NOTE, NOTIFY or REMOVE.
 
     Raises:
-        SandboxError: nobody listens; `sandbox prune` does what could not be done.
+        SandboxError: the action failed; `sandbox prune` can do the rest.
     """
     ident = label.removeprefix("sbx-")
-    if then == keeper.NOTE:
+    if action == keeper.NOTE:
         _note(ident, int(code) if code else None)
         return
     from sandbox.errors import NotFoundError
@@ -54,12 +54,12 @@ def finish(label: str, code: str, then: str) -> None:
     from sandbox.lifecycle.stop import note_end
 
     try:
-        if then == keeper.REMOVE:
+        if action == keeper.REMOVE:
             remove(ident, force=True)
         else:
             note_end(ident, int(code) if code else get(ident).sandbox.state().exit_code)
     except NotFoundError:
-        return  # somebody was quicker
+        return  # another command has removed it
 
 
 def _note(ident: str, code: int | None) -> None:
@@ -77,4 +77,4 @@ def _note(ident: str, code: int | None) -> None:
                 record.exit = ending.noted(record.directory, code)
             store.save(record)
     except NotFoundError:
-        return  # somebody has removed it
+        return  # another command has removed it

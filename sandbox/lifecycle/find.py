@@ -1,4 +1,4 @@
-"""Find sandboxes, and hold one so that no other command changes it."""
+"""Find sandboxes, and lock one so that no other command changes it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from sandbox.state.store import Store
 
 @dataclass(slots=True)
 class Running:
-    """A sandbox that was started, with its driver's handle.
+    """A sandbox that was started.
 
     Attributes:
-        sandbox: the driver's handle.
+        sandbox: the driver's object for it.
     """
 
     sandbox: Sandbox
@@ -30,16 +30,16 @@ class Running:
 
     @property
     def url(self) -> str | None:
-        """The URL at which the host and the generator reach it; None where no port is known."""
+        """The URL at which the host and the load generator reach it; None without a known port."""
         return self.record.url
 
 
 Reference = str | Running
-"""A sandbox by its name, its id or the beginning of its id; or by a handle, which knows what is a child of ours."""
+"""A sandbox, given by its name, its id, the beginning of its id, or a `Running`."""
 
 
 def get(reference: Reference) -> Running:
-    """A sandbox, whoever started it.
+    """Return a sandbox, also one that another command started.
 
     Raises:
         NotFoundError, StoreError
@@ -48,17 +48,17 @@ def get(reference: Reference) -> Running:
 
 
 def adopt(record: Record) -> Running:
-    """The sandbox of a record.
+    """Return the sandbox of a record.
 
     Raises:
-        NotFoundError: it is of a level that this version does not know.
+        NotFoundError: this version does not have its level.
         StoreError: its level cannot read the record.
     """
     return Running(driver(record.spec.isolation).adopt(record))
 
 
 def everything() -> list[Running]:
-    """All sandboxes, oldest first; those whose record is broken are left to `prune`."""
+    """Return all sandboxes, oldest first, except those with a broken record, which `prune` removes."""
     found = []
     for record in Store().records():
         with suppress(NotFoundError, StoreError):
@@ -68,14 +68,14 @@ def everything() -> list[Running]:
 
 @contextmanager
 def held(reference: Reference, patience: float | None = None) -> Iterator[Running]:
-    """A sandbox as of `get`, with its lock for the time of a block, and its record as it is on disk now.
+    """Yield a sandbox as `get` returns it, with its lock held and its record read again.
 
     Args:
-        reference: which.
-        patience: seconds to wait for another command that works on it; None waits for as long as it takes.
+        reference: the sandbox.
+        patience: seconds to wait for another command that holds the lock; None waits for ever.
 
     Raises:
-        BusyError: another command works on it for longer than that.
+        BusyError: another command holds the lock for longer.
         NotFoundError, StoreError
     """
     store = Store()

@@ -6,7 +6,7 @@ from sandbox.lifecycle.find import Reference, get
 
 
 def kill(reference: Reference, number: int) -> None:
-    """Send a signal, even while another command, such as a long `stop`, works on the sandbox.
+    """Send a signal, even while another command, such as a long `stop`, holds the sandbox's lock.
 
     Raises:
         NotFoundError

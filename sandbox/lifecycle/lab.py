@@ -1,4 +1,4 @@
-"""The lab network's life beside its sandboxes: up before the first, down with the last, under one lock."""
+"""Set up the lab network before the first sandbox, and remove it after the last, under one lock."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from sandbox.network import lab, publish
 from sandbox.state.store import Store, named_lock
 
 LOCK = "network"
-"""Held by whoever changes the lab network, its addresses or its published ports."""
+"""The lock for changes to the lab network, its addresses and its published ports."""
 
 
 def need_root() -> None:
-    """Refuse another user.
+    """Refuse to run as a user other than root.
 
     Raises:
         UnavailableError
@@ -29,7 +29,7 @@ def need_root() -> None:
 
 @contextmanager
 def use() -> Iterator[None]:
-    """Be a user of the lab network for the time of a block, so that it stays up between sandboxes.
+    """Keep the lab network up within the block, even while there is no sandbox.
 
     Raises:
         EngineError, StoreError
@@ -49,7 +49,7 @@ def use() -> Iterator[None]:
 
 
 def unpublish(ident: str) -> None:
-    """Let a sandbox's published ports lead nowhere any more; idempotent.
+    """Withdraw a sandbox's published ports. Idempotent.
 
     Raises:
         EngineError
@@ -60,7 +60,7 @@ def unpublish(ident: str) -> None:
 
 
 def remove_intent(ident: str) -> None:
-    """Remove what was written down of a sandbox of which nothing else is left, and the network with the last.
+    """Remove the record and claims of a sandbox without resources, and the network after the last sandbox.
 
     Raises:
         StoreError, EngineError
@@ -72,10 +72,10 @@ def remove_intent(ident: str) -> None:
 
 
 def remove_unused() -> list[str]:
-    """Take the lab network down when nobody uses it, and with it what levels keep for all their sandboxes.
+    """Remove the lab network if it is unused, and with it the resources that sandboxes of a level share.
 
     Returns:
-        One line per thing removed.
+        One line per resource removed.
 
     Raises:
         EngineError

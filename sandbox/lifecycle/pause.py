@@ -1,4 +1,4 @@
-"""Hold a sandbox still, and let it go on."""
+"""Pause and unpause a sandbox."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ from sandbox.lifecycle.find import Reference, held
 from sandbox.state.store import Store
 
 PATIENCE = 10.0
-"""Seconds to wait for another command that works on the sandbox; `stop` may take as long."""
+"""Seconds to wait for another command that holds the sandbox's lock; `stop` may take as long."""
 
 
 def pause(reference: Reference) -> None:
-    """Hold every process of it still, until `unpause`. Idempotent.
+    """Stop all processes of a sandbox until `unpause`. Idempotent.
 
     Raises:
         NotFoundError, BusyError
-        EngineError: it is not running, or its level cannot.
+        EngineError: it is not running, or its level cannot pause it.
     """
     with held(reference, PATIENCE) as running:
-        # Noted first: an interrupt in between leaves a note that the next look finds untrue, never a paused sandbox
-        # that listings show as running.
+        # Saved first: an interruption then leaves a record that is corrected when it is read, and never a paused
+        # sandbox that listings show as running.
         running.record.paused = True
         Store().save(running.record)
         running.sandbox.pause()
 
 
 def unpause(reference: Reference) -> None:
-    """Let it go on. Idempotent.
+    """Resume a paused sandbox. Idempotent.
 
     Raises:
         NotFoundError, BusyError, EngineError

@@ -1,4 +1,4 @@
-"""Find what is not running or belongs to nobody, and remove it: records first, then what each engine has of ours."""
+"""Remove ended sandboxes and orphaned resources: first by the records, then by searching each engine."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from sandbox.state.store import Store, named_lock
 
 
 def prune(*, dry_run: bool = False, note: Progress = silent) -> list[str]:
-    """Remove debris of killed commands, ended sandboxes, and orphans, that no record knows.
+    """Remove the remains of killed commands, ended sandboxes, and resources without a record.
 
-    Sandboxes that another command is working on are left alone, and so are those that a newer version of sandbox made.
+    Sandboxes whose lock another command holds, and those that a newer version of sandbox created, are left alone.
 
     Args:
-        dry_run: only say what would be removed.
-        note: called with a line for each of those of a newer version.
+        dry_run: only report what would be removed.
+        note: called with a line for each sandbox of a newer version.
 
     Returns:
-        One line per thing removed.
+        One line per item removed.
 
     Raises:
-        SandboxError: the first thing that could not be removed; the rest was still tried.
+        SandboxError: the first removal that failed; the others were still tried.
     """
     store = Store()
     store.ensure()
@@ -62,7 +62,7 @@ def _prune_one(store: Store, ident: str, note: Progress, *, dry_run: bool) -> li
             try:
                 record = store.load(ident)
                 if record.spec.isolation not in LEVELS:
-                    note(f"sandbox {record.name} is of a level that this sandbox does not know")
+                    note(f"sandbox {record.name} has a level that this version of sandbox does not have")
                     return []
                 running = adopt(record)
             except NewerRecordError as error:
@@ -82,7 +82,7 @@ def _prune_one(store: Store, ident: str, note: Progress, *, dry_run: bool) -> li
 
 
 def _remove_unknown(store: Store, ident: str) -> None:
-    """Without a sound record its level is unknown: each level finds what it made, by its id."""
+    """Remove a sandbox whose record is broken, and its level thus unknown: every level looks for its id."""
     for level in _usable():
         driver(level).prune(store.known(but=ident), dry_run=False)
     _check(store.remove([ident]))

@@ -1,7 +1,7 @@
-"""Remove sandboxes: one path for one and for many, for those that end and for those that never came up.
+"""Remove sandboxes, one or many, whether they ended or failed to start.
 
-Ending a sandbox is mostly waiting: for its processes to die, for the kernel to take its groups and links apart. So of
-several all are killed first, and only then removed one by one, when most of that waiting is over.
+Most of a removal is waiting: for processes to die, and for the kernel to remove cgroups and links. So several sandboxes
+are all killed first, and then removed one by one, when most of the waiting is done.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from sandbox.state.record import Record
 from sandbox.state.store import Store
 
 PATIENCE = 2.0
-"""Seconds that a removal waits for another command, which may only be looking: `prune` locks what it looks at."""
+"""Seconds that a removal waits for another command; that may only be `prune`, which locks a sandbox to look at it."""
 
 
 def remove(reference: Reference, *, force: bool = False) -> None:
-    """Remove a sandbox and everything it has; a running one only with `force`.
+    """Remove a sandbox and all its resources; a running one only with `force`.
 
     Raises:
         NotFoundError, BusyError, EngineError
@@ -35,14 +35,14 @@ def remove(reference: Reference, *, force: bool = False) -> None:
 
 
 def remove_all(references: Sequence[Reference], *, force: bool = False) -> list[SandboxError | None]:
-    """Remove sandboxes, each under its lock; one that cannot be removed does not hinder the others.
+    """Remove sandboxes, each under its lock; a failure does not affect the others.
 
     Args:
-        references: which; one that is named twice is removed once.
-        force: also running ones; then one that is gone already is no error. Nor is that one by its handle.
+        references: the sandboxes; duplicates are allowed.
+        force: remove running ones too, and accept names that do not exist. (A `Running` may always be gone already.)
 
     Returns:
-        For each reference why its sandbox is still there, None when it is gone.
+        For each reference the error, None if the sandbox is gone.
     """
     errors: list[SandboxError | None] = [None] * len(references)
     taken: dict[str, Running] = {}
@@ -78,7 +78,7 @@ def _take(reference: Reference, locks: ExitStack, *, force: bool) -> Running:
         NotFoundError, BusyError, StoreError
     """
     with ExitStack() as lock:
-        # Whoever holds the handle has made it, and waits for its turn.
+        # A caller with a `Running` waits for ever.
         patience = None if isinstance(reference, Running) else PATIENCE
         running = lock.enter_context(held(reference, patience))
         if not force and running.sandbox.state().running:
@@ -88,10 +88,10 @@ def _take(reference: Reference, locks: ExitStack, *, force: bool) -> Running:
 
 
 def remove_held(sandboxes: Collection[Running]) -> dict[str, SandboxError]:
-    """Remove sandboxes of which the caller holds the locks.
+    """Remove sandboxes whose locks the caller holds.
 
     Returns:
-        By id why one is still there. Its record stays with it, so that the next try finds it.
+        The errors by id. The record of such a sandbox is kept, so that the removal can be tried again.
     """
     failed: dict[str, SandboxError] = {}
     with deferred():
@@ -100,7 +100,7 @@ def remove_held(sandboxes: Collection[Running]) -> dict[str, SandboxError]:
         for running in sandboxes:
             _mark_removing(running.record)
             if len(sandboxes) > 1 and isinstance(running.sandbox, Batched):
-                running.sandbox.kill_soon()  # it dies while the next is being marked
+                running.sandbox.kill_soon()  # its processes die while the next one is marked
                 several.append(running.sandbox)
         for sandbox in several:
             sandbox.remove_soon()
@@ -114,14 +114,14 @@ def remove_held(sandboxes: Collection[Running]) -> dict[str, SandboxError]:
             except SandboxError as error:
                 failed[record.id] = error
                 with suppress(SandboxError):
-                    if running.sandbox.state().running:  # its engine is away, say, and it serves as before
+                    if running.sandbox.state().running:  # for example, its engine does not answer
                         _note(record, before[record.id])
         failed |= Store().remove(ident for ident in before if ident not in failed)
     return failed
 
 
 def _mark_removing(record: Record) -> None:
-    """Mark as being removed, so that a crash leaves it recognisable. A full disk does not hinder the removal."""
+    """Mark as being removed, so that a crash leaves it recognisable. A full disk does not prevent the removal."""
     if record.status is not Status.REMOVING:
         reached(Failpoint.REMOVING)
         _note(record, Status.REMOVING)

@@ -1,4 +1,4 @@
-"""Run a sandbox: from nothing, or from what was prepared."""
+"""Run a sandbox, by a normal or a warm start."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def run(
     """Bring a sandbox up to its first correct reply, see `start.start`.
 
     Args:
-        spec: as of `request.resolve.make`.
-        application: whose files it sees; of the same request.
+        spec: from `request.resolve.make`.
+        application: of the same request; its files are copied into the sandbox.
         progress: called with a line per step.
         owner: tie the sandbox to this process.
         follow: the caller reads `sandbox.output()`.
-        remove: where nobody owns it, remove it when the workload ends by itself.
-        warm: start from what `sandbox warm` has prepared.
-        then: called with it once it is up.
+        remove: without an owner, remove the sandbox when the workload ends by itself.
+        warm: use a start that `sandbox warm` has prepared.
+        then: called with the sandbox once it is up.
 
     Raises:
-        SandboxError: of the kind that fits; nothing is left.
+        SandboxError: the start failed; nothing is left behind.
     """
     if warm:
         from sandbox.lifecycle import warm as prepared  # most starts are not

@@ -1,7 +1,7 @@
-"""Start a sandbox: order, timing, undo and state. Drivers do the work; this module alone looks at the clock.
+"""Start a sandbox: order, timing, undo and state. Drivers do the work; only this module measures durations.
 
-Intent is written before each act, every step registers how to undo it, and everything made carries the sandbox's id,
-so that a failure, an interrupt or SIGKILL at any moment leaves nothing that `prune` does not find.
+Each step is recorded before it is done and registers how to undo it, and every resource carries the sandbox's id. So
+`prune` finds everything that a failure, an interrupt or SIGKILL may leave behind at any moment.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ if TYPE_CHECKING:
     from sandbox.request.application import Application
 
 READY_TIMEOUT = 120.0
-"""Seconds from the start of a sandbox's boot to its first reply; an emulated VM on a busy host takes many."""
+"""Seconds from the start of the boot to the first reply; an emulated VM on a busy host needs many of them."""
 GUEST_SHARE = 4
-"""A guest keeps its application's files in memory, twice while it unpacks them; this part of it may be theirs."""
+"""An application's files may take 1/GUEST_SHARE of a guest's memory, which holds them twice during unpacking."""
 _END_NOTED = 2.0
-"""Seconds that an engine may take to note an end that already showed."""
+"""Seconds that an engine may take to note the end of a workload."""
 _LOG_LINES, _LOG_BYTES = 100, 65536
-"""Lines and bytes of a log that are shown when a start fails: more than a traceback has."""
+"""Lines and bytes of the log to show when a start fails: more than a traceback has."""
 _complete: set[str] = set()
-"""Levels that were seen to lack nothing; an engine that dies later is told by its own error."""
+"""Levels that lacked nothing when checked; if an engine dies later, its own error says so."""
 
 
 def silent(message: str) -> None:
-    """Progress that is not shown."""
+    """Ignore a progress message."""
 
 
 def start(
@@ -58,21 +58,21 @@ def start(
     remove: bool = False,
     then: Callable[[Running], object] | None = None,
 ) -> Running:
-    """Bring a sandbox up to its first correct reply, where a port is known. On any failure everything is undone.
+    """Bring a sandbox up to its first correct reply, if it has a known port. On any failure everything is undone.
 
     Args:
-        spec: as of `request.make`.
-        application: whose files it sees; of the same request.
+        spec: from `request.resolve.make`.
+        application: of the same request; its files are copied into the sandbox.
         progress: called with a line per step.
-        owner: tie the sandbox to this process: when it dies, the sandbox is debris that `prune` removes. Without, the
-            sandbox is left to its keeper.
-        follow: the caller reads `sandbox.output()`, and the workload waits for it where it must.
-        remove: where nobody owns it, remove it when the workload ends by itself.
-        then: called with it once it is up, while an error or a signal still undoes everything. For callers who take it
-            over: a signal between our return and their first line would leave it behind.
+        owner: tie the sandbox to this process: once it has ended, `prune` removes the sandbox. Otherwise the sandbox
+            runs in the background, watched by its keeper.
+        follow: the caller reads `sandbox.output()`, and the workload is blocked if the caller is too slow.
+        remove: without an owner, remove the sandbox when the workload ends by itself.
+        then: called with the sandbox once it is up, while an error or a signal still undoes everything. A signal just
+            after this function returns would leave the sandbox behind.
 
     Raises:
-        SandboxError: of the kind that fits; nothing is left.
+        SandboxError: the start failed; nothing is left behind.
     """
     lab.need_root()
     level = driver(spec.isolation)
@@ -82,7 +82,7 @@ def start(
     with ExitStack() as unlock, ExitStack() as undo:
         with deferred():
             ident, lock = store.claim_id()
-            # The lock keeps `prune` away while we make it or undo that; the kernel drops it should we die.
+            # The lock keeps `prune` away during the start and its undoing; the kernel drops it if we die.
             unlock.callback(os.close, lock)
             undo.callback(lab.remove_intent, ident)
         try:
@@ -104,7 +104,7 @@ def start(
 
 @contextmanager
 def running(spec: SandboxSpec, *, progress: Progress = silent) -> Iterator[Running]:
-    """A sandbox for the time of a block, tied to this process and removed at the end."""
+    """Yield a sandbox that is tied to this process, and removed at the end of the block."""
     made = start(spec, progress=progress, owner=True)
     try:
         yield made
@@ -154,7 +154,7 @@ def _bring_up(
     with clock.phase(Phase.START):
         sandbox.start()
         if sandbox.keeper is not None and not follow:
-            sandbox.keeper.let_go()
+            sandbox.keeper.stop_following()
         reached(Failpoint.STARTED)
         if own_network:
             network.isolate_ports(ident)
@@ -186,7 +186,7 @@ def _refuse_missing(level: Isolation) -> None:
 
 
 def stage(application: Application | None, record: Record, level: Isolation) -> None:
-    """Copy the application's files to where the driver takes them from.
+    """Copy the application's files to the directory from which the driver takes them.
 
     Raises:
         SpecError, StoreError
@@ -194,34 +194,34 @@ def stage(application: Application | None, record: Record, level: Isolation) -> 
     from sandbox.request import staging  # most starts stage nothing
 
     if application is None:
-        raise SpecError(f"{record.name} is of an application, and its directory was not named", "run it anew")
+        raise SpecError(f"{record.name} needs the directory of its application", "start it with `sandbox run`")
     limit, reason = staging.MAX_TOTAL, ""
     if level.features.machine:
         limit = min(limit, record.spec.memory // GUEST_SHARE)
-        reason = f", and a {level.name} holds them in its memory, of which they may take a quarter"
+        reason = f", since a {level.name} keeps them in memory, and they may take a quarter of it"
     staging.stage(application.directory, application.files, record.app_path, limit, reason)
 
 
 def await_reply(sandbox: Sandbox, record: Record, port: int, deadline: float) -> None:
-    """Return once a correct reply was served.
+    """Wait until the sandbox serves a correct reply.
 
     Args:
-        sandbox: was started.
+        sandbox: has been started.
         record: of the sandbox.
         port: TCP.
         deadline: a value of time.monotonic().
 
     Raises:
-        NotReadyError: it ended, or no correct reply came in time; with the end of its log.
+        NotReadyError: it ended, or served no correct reply in time; has the end of its log.
         EngineError: its keeper was killed.
     """
 
     def alive() -> bool:
         kept = sandbox.keeper
-        if kept is not None and not kept.over():
-            return True  # it would have said so; and this is asked many times a millisecond
-        if kept is not None and kept.lost():
-            raise EngineError(f"the keeper of {record.name} was killed: what it writes is lost from here on")
+        if kept is not None and not kept.ended():
+            return True  # the keeper would have reported the end; this is called often, so it must be fast
+        if kept is not None and kept.died():
+            raise EngineError(f"the keeper of {record.name} was killed, so its output cannot be logged any more")
         return sandbox.state().running
 
     try:
@@ -241,10 +241,10 @@ def await_reply(sandbox: Sandbox, record: Record, port: int, deadline: float) ->
 
 
 def check_limits(spec: SandboxSpec, sandbox: Sandbox) -> None:
-    """Read limits back and compare them with those asked for; a quota is rounded to a microsecond per period.
+    """Read the limits back and compare them with the requested ones; a quota is rounded to a microsecond per period.
 
-    A command that serves nothing may be over by now, and what held its limits gone with it; then they are compared as
-    far as they can still be read.
+    A command without a port may have ended by now, and its cgroup with it; then only limits that can still be read are
+    compared.
 
     Raises:
         LimitError: one differs, or cannot be observed.
@@ -267,7 +267,7 @@ def check_limits(spec: SandboxSpec, sandbox: Sandbox) -> None:
 
 
 def _is_over(spec: SandboxSpec, sandbox: Sandbox) -> bool:
-    """Tell whether a command that serves nothing has ended. An engine notes that a moment after it shows."""
+    """Return whether a command without a port has ended. Its engine may note that a moment later."""
     if spec.port is not None:
         return False
     try:
@@ -278,21 +278,21 @@ def _is_over(spec: SandboxSpec, sandbox: Sandbox) -> bool:
 
 
 def _last_output(sandbox: Sandbox) -> str:
-    """The end of the log, without blank lines after it."""
+    """Return the end of the log, without trailing blank lines."""
     with suppress(SandboxError):
         return b"".join(sandbox.logs(tail=_LOG_LINES))[-_LOG_BYTES:].decode("utf-8", "replace").rstrip()
     return ""
 
 
 class Clock:
-    """Times phases by one monotonic clock of the host."""
+    """A stopwatch for the phases of a start, using the host's monotonic clock."""
 
     def __init__(self) -> None:
         self.timeline = Timeline()
 
     @contextmanager
     def phase(self, phase: Phase) -> Iterator[None]:
-        """Time a block; one that raises is not recorded."""
+        """Measure the block's duration; it is not recorded if the block raises."""
         begin = time.monotonic_ns()
         yield
         self.timeline.record(phase, begin, time.monotonic_ns())

@@ -1,4 +1,4 @@
-"""End a workload, and note how it ended. The sandbox stays, with its log."""
+"""Stop a workload, and record how it ended. The sandbox and its log are kept."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sandbox.state.store import Store
 
 
 def stop(reference: Reference, grace: float = GRACE) -> int | None:
-    """SIGTERM to the workload, SIGKILL after `grace` seconds. Returns the exit code where it can be known.
+    """Send SIGTERM to the workload, and SIGKILL after `grace` seconds; return the exit code, None if unknown.
 
     Raises:
         NotFoundError, EngineError
@@ -29,7 +29,7 @@ def stop(reference: Reference, grace: float = GRACE) -> int | None:
 
 
 def note_end(ident: str, code: int | None) -> None:
-    """Write down that a workload ended by itself, with its exit code where that is known; its ports are withdrawn.
+    """Record that a workload ended by itself, with its exit code if known, and withdraw its ports.
 
     Raises:
         EngineError, StoreError
@@ -41,7 +41,7 @@ def note_end(ident: str, code: int | None) -> None:
 def _note(running: Running, code: int | None) -> None:
     record = running.record
     if record.spec.publish:
-        lab.unpublish(record.id)  # who connects is told at once that nobody listens
+        lab.unpublish(record.id)  # new connections are then refused at once
     record.status = Status.EXITED
     if record.exit_code is None:
         record.exit = ending.noted(record.directory, code)

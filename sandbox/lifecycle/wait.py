@@ -10,26 +10,26 @@ from sandbox.lifecycle.find import Reference, get
 from sandbox.state.store import Store
 
 _SETTLE = 2.0
-"""Seconds within which the keeper of a sandbox that has just ended has noted its exit code."""
+"""Seconds to wait for the keeper of a sandbox that has just ended to record its exit code."""
 _PAUSE = 0.02
 
 
 def wait(reference: Reference, timeout: float | None = None) -> int | None:
-    """Wait for the end, and return the exit code, None if it cannot be known.
+    """Wait for the workload's end and return its exit code, None if unknown.
 
     Args:
-        reference: which.
-        timeout: seconds; None waits for ever.
+        reference: the sandbox.
+        timeout: in seconds; None waits for ever.
 
     Raises:
-        NotFoundError: there is none.
+        NotFoundError: the sandbox does not exist.
         TimeoutError
     """
     running = get(reference)
     code = running.sandbox.wait(timeout)
     deadline = time.monotonic() + _SETTLE
     while code is None and time.monotonic() < deadline:
-        with suppress(NotFoundError):  # removed meanwhile, by `run --rm` for one
+        with suppress(NotFoundError):  # it was removed meanwhile, for example by `run --rm`
             code = Store().load(running.record.id).exit_code
         if code is None:
             time.sleep(_PAUSE)

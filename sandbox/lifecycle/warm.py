@@ -1,8 +1,7 @@
-"""Warm starts: what was prepared ahead, and taken by one sandbox each.
+"""Warm starts: prepare starts ahead of time, each to be used by one sandbox.
 
-Where the level forks (`Forking`), a zygote does. Where it has `warm_by_pause`, a sandbox is started ahead, up to its
-first reply, and paused; a warm start gives it its name and lets it go on. Each is used once: no sandbox gets what
-another one has run in.
+At a level that can fork (`Forking`), a zygote is prepared. At one with `warm_by_pause`, a sandbox is started up to its
+first reply and paused; a warm start renames it and unpauses it. Each prepared start is used only once.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _READY_TIMEOUT = 30.0
 
 
 def check(spec: SandboxSpec) -> None:
-    """Refuse what cannot start warm.
+    """Refuse a spec that does not support warm starts.
 
     Raises:
         SpecError
@@ -42,11 +41,11 @@ def check(spec: SandboxSpec) -> None:
         able = [one for one in LEVELS if isinstance(driver(one), Forking) or driver(one).features.warm_by_pause]
         raise SpecError(f"--warm: there is no warm start at level {spec.isolation}", "one of " + ", ".join(able))
     if spec.publish or spec.mounts or spec.app:
-        raise SpecError("--warm goes with no published port, mount or application: what is prepared has none of them")
+        raise SpecError("--warm cannot be combined with a published port, a mount or an application")
 
 
 def fill(spec: SandboxSpec, count: int, progress: Progress) -> list[str]:
-    """Prepare starts of a spec; its name is not looked at. Returns a line per thing made.
+    """Prepare starts of a spec, whose name is ignored; return a line for each.
 
     Raises:
         SandboxError
@@ -66,7 +65,7 @@ def _prepare(spec: SandboxSpec, progress: Progress) -> Record:
     with held(running):
         running.sandbox.pause()
         record = running.record
-        record.owner = None  # until here it was debris if we died
+        record.owner = None  # until here, `prune` would have removed it if we had died
         record.paused, record.warm = True, key(spec)
         Store().save(record)
     return record
@@ -87,11 +86,11 @@ def start_warm(
     remove: bool = False,
     then: Callable[[Running], object] | None,
 ) -> Running:
-    """Start from what is prepared.
+    """Use a prepared start.
 
     Raises:
         UnavailableError: nothing is prepared for this spec.
-        SandboxError: as of `start.start`.
+        SandboxError: as for `start.start`.
     """
     check(spec)
     level = driver(spec.isolation)
@@ -115,7 +114,7 @@ def _take_paused(spec: SandboxSpec, *, owner: bool, then: Callable[[Running], ob
                 if current.warm == wanted:
                     return _take(spec, current, begun, owner=owner, then=then)
         except (BusyError, NotFoundError):
-            continue  # somebody else has just taken it
+            continue  # another command has just taken it
     raise _nothing(spec)
 
 
@@ -160,12 +159,12 @@ def _nothing(spec: SandboxSpec) -> UnavailableError:
 
 
 def waiting() -> list[Record]:
-    """The paused sandboxes that wait to be taken."""
+    """Return the records of the paused sandboxes that are prepared for warm starts."""
     return [record for record in Store().records() if record.warm is not None]
 
 
 def zygotes() -> Iterator[tuple[str, Forking, int]]:
-    """Level, driver and pid of each zygote that runs."""
+    """Yield level, driver and pid of each running zygote."""
     for name in LEVELS:
         level = driver(name)
         if isinstance(level, Forking) and (pid := level.zygote()) is not None:
@@ -173,7 +172,7 @@ def zygotes() -> Iterator[tuple[str, Forking, int]]:
 
 
 def stop(levels: Collection[str] = LEVELS) -> list[str]:
-    """Remove everything that is prepared at these levels. Returns a line per thing removed.
+    """Remove all prepared starts at these levels; return a line for each.
 
     Raises:
         SandboxError

@@ -1,6 +1,6 @@
-"""Strict reading of JSON into dataclasses: the dataclass is the schema. Pure.
+"""Strict decoder of JSON into dataclasses; the dataclass is the schema.
 
-Nothing is converted, but a whole number where a fraction is meant; nothing is filled in; nothing is ignored.
+Values are not converted, except an integer to a float; missing keys have no defaults, and unknown keys are errors.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 
 class MismatchError(ValueError):
-    """A value is not of its schema's type; the message names its place."""
+    """A value does not have the type of its schema; the message names its place."""
 
 
 def parse(text: str | bytes) -> Any:
-    """JSON types from JSON text, by RFC 8259 to the letter: no NaN, no Infinity, no key twice.
+    """Parse JSON text strictly by RFC 8259: NaN, Infinity and duplicate keys are errors.
 
     Raises:
         ValueError, RecursionError: it is not JSON.
@@ -32,8 +32,8 @@ def decode(kind: Any, value: Any, where: str) -> Any:
 
     Args:
         kind: a dataclass, a StrEnum, str, int, float, bool, list[...], dict[..., ...], tuple[..., ...], a tuple of
-            fixed length, or one of these or None. A tuple is a list in JSON.
-        value: as `parse` returned it.
+            fixed length, or a union of one of these and None. A tuple is a list in JSON.
+        value: a result of `parse`, or a part of one.
         where: the value's place, for messages.
 
     Raises:
@@ -78,7 +78,7 @@ def decode(kind: Any, value: Any, where: str) -> Any:
 
 @cache
 def _hints(kind: Any) -> dict[str, Any]:
-    """The types of a dataclass's fields; resolving them from their text takes longer than to decode a value."""
+    """Return the types of a dataclass's fields; cached, because resolving them is slower than decoding a value."""
     return get_type_hints(kind)
 
 
@@ -92,7 +92,7 @@ def _decode_object(kind: Any, value: dict[str, Any], where: str) -> Any:
 
 
 def _typed(kind: type, value: Any, where: str) -> Any:
-    # `type(...) is`, because True is an int in Python and would pass as one.
+    # `type(...) is`, because in Python True is an int too.
     if type(value) is not kind:
         raise MismatchError(f"{where} is {type(value).__name__}, not {kind.__name__}")
     if isinstance(value, float) and not math.isfinite(value):
@@ -100,7 +100,7 @@ def _typed(kind: type, value: Any, where: str) -> Any:
     if isinstance(value, str) and not value.isascii():
         try:
             value.encode()
-        except UnicodeEncodeError:  # half of a surrogate pair: legal in JSON, but no text that could be printed
+        except UnicodeEncodeError:  # half of a surrogate pair, which JSON allows but which cannot be printed
             raise MismatchError(f"{where} is not text") from None
     return value
 
@@ -113,4 +113,4 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")

@@ -1,4 +1,4 @@
-"""Finds the data that ships with the package: the image recipe, the VM's definitions, the workloads."""
+"""Find the data that ships with the package: the image recipe, the VM's definitions, the workloads."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def data_dir(name: str) -> Path:
-    """The folder `images`, `vm` or `workloads`.
+    """Return the path of the folder `images`, `vm` or `workloads`.
 
-    In an installed wheel it is below the package; in a checkout it stands beside it.
+    In an installed wheel it is below the package, in a checkout beside it.
 
     Raises:
         FileNotFoundError: the installation is incomplete.

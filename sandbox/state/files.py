@@ -1,4 +1,4 @@
-"""Files of the state directory, read and removed as untrusted: no link is followed, nothing is waited for."""
+"""Read and remove files of the state directory as untrusted input: follow no links, and never block."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 from sandbox.kernel import procfs
 
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-"""Never through a link, and never waiting for the other end of a FIFO."""
+"""Flags to open a file without following a link, or waiting for the other end of a FIFO."""
 
 
 def mounts_below(directory: Path) -> list[str]:
-    """Return the mount points below a directory, by the kernel's table (proc_pid_mountinfo(5)), as resolved paths.
+    """Return the mount points below a directory from the kernel's table (proc_pid_mountinfo(5)), as resolved paths.
 
-    os.path.ismount would not do: it does not see a bind mount within one file system.
+    os.path.ismount is not enough: it does not detect a bind mount within one file system.
 
     Raises:
         OSError
@@ -27,7 +27,7 @@ def mounts_below(directory: Path) -> list[str]:
 
 
 def is_directory(path: Path) -> bool:
-    """Tell whether it is a directory itself, and not a link to one."""
+    """Return whether it is a directory, and not a link to one."""
     try:
         return stat.S_ISDIR(path.lstat().st_mode)
     except OSError:
@@ -35,9 +35,9 @@ def is_directory(path: Path) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Remove a directory and what is in it, or a file; links are removed, not followed. One that is gone is fine."""
+    """Remove a directory with its contents, or a file. Idempotent; links are removed, not followed."""
     while os.path.lexists(path):
-        # Another command may be removing it too: where that one was quicker, look again at what is left.
+        # Another command may be removing it at the same time: if an entry is gone, start again with the rest.
         with suppress(FileNotFoundError):
             if is_directory(path):
                 shutil.rmtree(path)
@@ -46,16 +46,16 @@ def remove(path: Path) -> None:
 
 
 def read(path: Path, limit: int) -> bytes:
-    """The content of a regular file.
+    """Return the content of a regular file.
 
     Raises:
         OSError: it cannot be opened, or is a symbolic link.
-        ValueError: it is no regular file, or larger than `limit` bytes.
+        ValueError: it is not a regular file, or larger than `limit` bytes.
     """
     descriptor = os.open(path, _READ)
     with open(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ValueError("it is no regular file")
+            raise ValueError("it is not a regular file")
         content = file.read(limit + 1)
     if len(content) > limit:
         raise ValueError("it is too large to be one of ours")
@@ -63,7 +63,7 @@ def read(path: Path, limit: int) -> bytes:
 
 
 def write_new(path: Path, content: bytes) -> None:
-    """Write a file that is not there yet, for root alone.
+    """Create a file that only its owner can read, and write to it.
 
     Raises:
         OSError
@@ -74,7 +74,7 @@ def write_new(path: Path, content: bytes) -> None:
 
 
 def entries(directory: Path) -> list[Path]:
-    """Return the entries of a directory, by name; none where there is no directory."""
+    """Return the entries of a directory, sorted by name; none if it does not exist."""
     try:
         return sorted(directory.iterdir())
     except FileNotFoundError:

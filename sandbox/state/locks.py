@@ -1,6 +1,6 @@
-"""Locks that the kernel drops when their holder dies, however it dies: flock(2) on what is there anyway, or on a file.
+"""Locks that the kernel drops when their holder dies: flock(2) on an existing directory, or on a lock file.
 
-Who may hold which together, and in which order they are taken, is in docs/state.md.
+docs/state.md says which locks may be held together, and in which order they are taken.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 def hold(ident: str, *, wait: bool) -> int:
-    """A descriptor that holds the lock of one sandbox, which is on its directory itself, until it is closed.
+    """Take the lock of one sandbox, which is on its directory, and return a descriptor that holds it until closed.
 
     Raises:
         BusyError, NotFoundError, StoreError: as `Store.lock`.
@@ -31,7 +31,7 @@ def hold(ident: str, *, wait: bool) -> int:
         raise StoreError(f"{directory} cannot be locked: {error.strerror}", "sandbox prune removes it") from error
     try:
         _flock(descriptor, wait=wait, what=f"sandbox {ident}")
-        # Removed while we waited: what we hold is the lock of a directory that is no more.
+        # If the directory was removed while we waited, the lock is on a directory that no longer exists.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), directory.lstat()):
                 return descriptor
@@ -43,11 +43,11 @@ def hold(ident: str, *, wait: bool) -> int:
 
 @contextmanager
 def named_lock(name: str, *, wait: bool = True) -> Iterator[None]:
-    """Hold a lock of the whole host, such as `network` or `images`.
+    """Hold a host-wide lock, such as `network` or `images`.
 
     Raises:
         BusyError: another command holds it and `wait` is false.
-        StoreError: the lock file cannot be made.
+        StoreError: the lock file cannot be created.
     """
     with explained("no lock could be taken"):
         paths.locks_dir().mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -61,9 +61,9 @@ def named_lock(name: str, *, wait: bool = True) -> Iterator[None]:
 
 @contextmanager
 def dropping_claims() -> Iterator[None]:
-    """Hold the lock under which claims are dropped, so that a claim found dead is still the same when it is dropped.
+    """Hold the lock for dropping claims, so that a claim found dead does not change before it is dropped.
 
-    It is on a directory that is there anyway: a removal needs no room on the disk.
+    It is on an existing directory, so that a removal needs no space on the disk.
     """
     with ExitStack() as stack:
         with suppress(FileNotFoundError):
@@ -82,7 +82,7 @@ def _flock(descriptor: int, *, wait: bool, what: str) -> None:
 
 @contextmanager
 def explained(what: str) -> Iterator[None]:
-    """Turn an OSError into one line that says what was being done."""
+    """Turn an OSError into a StoreError whose message says which action failed."""
     try:
         yield
     except PermissionError as error:

@@ -1,4 +1,4 @@
-"""A process that cannot be mistaken for a later one: liveness is derived, never stored."""
+"""Identify a process so that it cannot be mistaken for a later one with the same pid."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sandbox.kernel import procfs
 
 @dataclass(frozen=True, slots=True)
 class ProcessId:
-    """A process that cannot be mistaken for a later one with the same pid.
+    """A process, identified unambiguously even if its pid is reused.
 
     Attributes:
         pid: on this host.
@@ -24,18 +24,18 @@ class ProcessId:
 
     @classmethod
     def of(cls, pid: int) -> ProcessId | None:
-        """The identity of a live process; None when there is none."""
+        """Return the identity of a live process; None if it does not exist."""
         start = start_time(pid)
         return None if start is None else cls(pid, start, boot_id())
 
     def alive(self) -> bool:
-        """Tell whether that very process still runs (a zombie does not)."""
+        """Return whether this process still runs (a zombie does not)."""
         return self.boot_id == boot_id() and start_time(self.pid) == self.start_time
 
     def within(self, group: str) -> bool:
-        """Tell whether that very process still runs, and in a control group of that name, or below one.
+        """Return whether this process still runs, in a control group of that name or below one.
 
-        A record on disk may name any process of the host; which control group that one is in is the kernel's word.
+        A record on disk may name any process of the host, but the control group is reported by the kernel.
 
         Args:
             group: the last parts of the group's path, such as "sandbox/0123456789ab"; see cgroups(7), /proc/pid/cgroup.
@@ -45,17 +45,17 @@ class ProcessId:
         except OSError:
             return False
         paths = (line.split(":", 2)[2] for line in text.splitlines() if line.count(":") >= 2)
-        # Asked last: had the pid changed hands before the look at its groups, it shows now.
+        # Checked last: this shows if the pid was reused before its groups were read.
         return any(f"/{group}/" in f"{path}/" for path in paths) and self.alive()
 
 
 def boot_id() -> str:
-    """The id of this boot of this kernel."""
+    """Return the id of the host's current boot."""
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
 def start_time(pid: int) -> int | None:
-    """Field 22 of /proc/pid/stat; None when the process is gone or a zombie."""
+    """Return field 22 of /proc/pid/stat; None if the process is gone or a zombie."""
     try:
         stat = procfs.stat(Path(f"/proc/{pid}/stat").read_bytes())
     except OSError:

@@ -1,4 +1,4 @@
-"""The record of one sandbox, and its form on disk: the dataclass is the schema."""
+"""The record of one sandbox, and its JSON form on disk; the dataclass is the schema."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ MAX_PID = 4_194_304
 """PID_MAX_LIMIT of 64-bit kernels, proc(5)."""
 _ADDRESS = re.compile(r"198\.18\.(\d|[1-9]\d|1\d\d|2[0-4]\d|25[0-5])\.(\d|[1-9]\d|1\d\d|2[0-4]\d|25[0-5])")
 _FIRST_ADDRESS_BYTE = 2
-"""Sandboxes' addresses begin at 198.18.2.0; below are the host's, the generator's and Docker's own."""
+"""Sandboxes' addresses begin at 198.18.2.0; lower ones belong to the host, the load generator and Docker."""
 _PORTS = range(1, 65536)
 _YEAR_10000 = 253_402_300_800.0
-"""Seconds since the epoch; a later time has no date that datetime could print."""
+"""Seconds since the epoch; datetime cannot represent a later time."""
 H = TypeVar("H")
 
 
@@ -40,13 +40,13 @@ class Exit:
     """The end of a workload.
 
     Attributes:
-        code: as a shell would say it (128+n for a signal); None where it cannot be known.
-        time: seconds since the epoch.
-        oom_killed: whether the memory limit ended it; None where it cannot be known.
-        reason: one line for people, where there is more to say than the code.
+        code: the exit code in a shell's terms (128+n for a signal); None if it is not known.
+        time: in seconds since the epoch.
+        oom_killed: whether the kernel killed one of its processes at the memory limit; None if it is not known.
+        reason: the reason in a few words; None if there is no more to say than the code.
 
     Raises:
-        ValueError: the code or the time cannot be one.
+        ValueError: the code or the time is out of range.
     """
 
     code: int | None
@@ -61,24 +61,24 @@ class Exit:
 
 @dataclass(slots=True)
 class Record:
-    """Everything that is known of one sandbox.
+    """The stored description of one sandbox.
 
     Attributes:
-        id: 12 hex digits; every resource carries it.
-        spec: as asked for.
-        address: its address on the lab network, dotted quad.
-        status: the last step that a command completed; whether it runs now is derived.
-        created: seconds since the epoch, for people.
-        boot_id: of the host's boot in which it was made.
-        owner: the command that follows it in the foreground; None when detached. An owner that died makes the
-            sandbox debris.
+        id: 12 hex digits; the name of every resource contains it.
+        spec: the requested settings.
+        address: its address on the lab network, in dotted-quad notation.
+        status: the last step that a command completed; whether it runs now is not stored.
+        created: the time of its creation, in seconds since the epoch.
+        boot_id: the host's boot in which it was created.
+        owner: the command that it is tied to; None if it runs in the background. If its owner has died, `prune`
+            removes the sandbox.
         process: the init (or QEMU) on this host, once known.
-        timeline: phases of its start.
-        exit: how its workload ended, once a command has noted it.
-        paused: a pause was asked for; whether it still holds is asked of the level.
-        warm: the key of the warm starts that may take it (see `lifecycle.warm`); None once taken, or never meant for.
-        accelerator: "kvm" or "tcg", of a virtual machine.
-        handle: what its level needs to find it again: see `read_handle` and `keep_handle`.
+        timeline: the phases of its start.
+        exit: how its workload ended, once that is recorded.
+        paused: whether a pause was requested; the level knows whether it is still paused.
+        warm: the key of the warm starts that may use it (see `lifecycle.warm`); None otherwise.
+        accelerator: "kvm" or "tcg" for a virtual machine.
+        handle: the data by which its level finds it again: see `read_handle` and `keep_handle`.
     """
 
     id: str
@@ -103,17 +103,17 @@ class Record:
 
     @property
     def url(self) -> str | None:
-        """The URL at which the host and the generator reach it; None where no port is known."""
+        """The URL at which the host and the load generator reach it; None without a known port."""
         return None if self.spec.port is None else f"http://{self.address}:{self.spec.port}/"
 
     @property
     def exit_code(self) -> int | None:
-        """The exit code of its workload, once noted and where it can be known."""
+        """The exit code of its workload, if it is recorded and known."""
         return None if self.exit is None else self.exit.code
 
     @property
     def directory(self) -> Path:
-        """Its directory: the record, the log, and what the driver keeps."""
+        """Its directory, with the record, the log, and the driver's files."""
         return paths.sandboxes_dir() / self.id
 
     @property
@@ -123,23 +123,23 @@ class Record:
 
     @property
     def app_path(self) -> Path:
-        """The application's files, where `spec.app` says that there are any."""
+        """The directory of the application's files, if `spec.app` is true."""
         return self.directory / APP_FOLDER
 
     @property
     def mac(self) -> str:
-        """Its hardware address: locally administered, made of the address, so that it can be known in advance."""
+        """Its hardware address, a locally administered one that is derived from the address."""
         return "02:5b:" + ":".join(f"{int(part):02x}" for part in self.address.split("."))
 
     def keep_handle(self, handle: DataclassInstance) -> None:
-        """Take over what the level needs to find the sandbox again: a dataclass of its own, whose fields are texts."""
+        """Store the data by which the level finds the sandbox again: a dataclass of the level, with text fields."""
         self.handle = asdict(handle)
 
     def read_handle(self, kind: type[H]) -> H | None:
-        """Inverse of `keep_handle`; None where nothing was kept: the sandbox is half made.
+        """Return what `keep_handle` stored; None if the sandbox is incomplete and has no handle.
 
         Raises:
-            StoreError: it is not of that kind.
+            StoreError: the handle is not of that type.
         """
         if self.handle is None:
             return None
@@ -150,20 +150,20 @@ class Record:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """The record as JSON types."""
+        """Return the record in JSON types."""
         return {"version": VERSION, **asdict(self)}
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Record:
-        """Inverse of `to_json`. Root acts on records, so they are validated as untrusted input.
+        """Build a record from the result of `to_json`. Root acts on records, so they are validated as untrusted input.
 
         Raises:
             NewerRecordError: a newer version of sandbox wrote it.
-            AttributeError, KeyError, TypeError, ValueError: it is not one of ours.
+            AttributeError, KeyError, TypeError, ValueError: it is not a valid record.
         """
         version = codec.decode(int, raw["version"], "version")
         if version > VERSION:
-            raise NewerRecordError(f"its version is {version}, and this sandbox reads up to {VERSION}")
+            raise NewerRecordError(f"the record's version is {version}, and this sandbox reads up to {VERSION}")
         if version < VERSION:
             raise ValueError(f"an older sandbox wrote it (version {version}; this one reads version {VERSION})")
         values = {key: value for key, value in raw.items() if key != "version"}

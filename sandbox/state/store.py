@@ -1,8 +1,8 @@
 """The state on disk: one directory per sandbox, one small file per name and address in use.
 
-Intent comes before act: a record names every resource before it is made. Uniqueness rests on link(2) and mkdir(2),
-exclusion on flock(2), so nothing needs repair after a crash: the kernel drops the locks of the dead. Root acts
-on what is on disk, so it is validated as untrusted input, and no link is followed.
+A resource is recorded before it is created. link(2) and mkdir(2) guarantee that names and addresses are unique, and
+flock(2) excludes other commands. Nothing needs repair after a crash: the kernel drops the locks of dead processes.
+Root acts on the files, so they are validated as untrusted input, and no links are followed.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from sandbox.state.record import ID_PATTERN, Record
 
 RECORD_FILE = "record.json"
 GONE_PREFIX = ".gone-"
-"""A sandbox's directory on its way out has this before its id, so that it vanishes at once for every other command."""
+"""Prefixed to the name of a directory that is being removed, so that other commands no longer see the sandbox."""
 MAX_RECORD = 1024 * 1024
-"""Bytes. A record is a few hundred; anything near this is not one of ours."""
+"""In bytes. A record has a few hundred."""
 _MAX_CLAIM = 64
 _PAUSE = 0.01
 
 
 class KnownIds(Collection[str]):
-    """The ids that have a directory, asked of the disk at each question.
+    """The ids that have a directory; every query looks at the disk.
 
-    A sandbox's directory is made before anything else of it. So whatever carries an id that is not in here at the
-    moment of the question belongs to nobody, even while other commands make new sandboxes.
+    A sandbox's directory is created first. So a resource with an id that is not in this collection is orphaned, even
+    while other commands create new sandboxes.
     """
 
     def __init__(self, store: Store, but: str | None) -> None:
@@ -60,17 +60,17 @@ class KnownIds(Collection[str]):
 
 
 class Store:
-    """The state directory. Cheap to make; touches the disk only when asked."""
+    """The state directory. Creating this object does not access the disk."""
 
     def ensure(self) -> None:
-        """Make the directories, for root alone.
+        """Create the directories, accessible to root only.
 
         Raises:
-            StoreError: they cannot be made.
+            StoreError: they cannot be created.
         """
         with explained("the state directory cannot be written"):
             root = paths.state_dir()
-            # Others may enter the root (image forms are read by engines' own users), not list it.
+            # Other users may search the root, but not list it: engines' users read image forms.
             root.mkdir(parents=True, exist_ok=True, mode=0o711)
             for directory, mode in (
                 (paths.sandboxes_dir(), 0o711),
@@ -87,7 +87,7 @@ class Store:
 
         Raises:
             NameTakenError: the name is in use, even by a sandbox that has exited.
-            StoreError: the disk refuses.
+            StoreError: the record cannot be written.
         """
         record = Record(id=ident, spec=spec, address=address, owner=owner)
         with explained(f"no record of {spec.name!r} could be written"):
@@ -98,10 +98,10 @@ class Store:
         return record
 
     def claim_id(self) -> tuple[str, int]:
-        """A fresh id, its directory, and a locked descriptor on it that keeps `prune` away until it is closed.
+        """Create a directory with a new id; return the id and a descriptor that locks it against `prune` until closed.
 
         Raises:
-            StoreError: the disk refuses.
+            StoreError: the directory cannot be created.
         """
         with explained("no sandbox directory could be made"):
             while True:
@@ -112,13 +112,13 @@ class Store:
                 except FileExistsError:
                     continue
                 reached(Failpoint.DIRECTORY_MADE)
-                with suppress(NotFoundError):  # `prune` removed it as debris, in the instant before it was locked
+                with suppress(NotFoundError):  # `prune` removed it just before it was locked
                     descriptor = hold(ident, wait=True)
                     reached(Failpoint.ID_CLAIMED)
                     return ident, descriptor
 
     def claim_address(self, address: str, ident: str) -> bool:
-        """Mark an address as used; False when it is taken already."""
+        """Mark an address as used; return False if it already is."""
         with explained("no address could be claimed"):
             claimed = self._claim(paths.addresses_dir() / address, ident)
         if claimed:
@@ -126,24 +126,24 @@ class Store:
         return claimed
 
     def used_addresses(self) -> set[str]:
-        """Addresses in use."""
+        """Return the addresses in use."""
         try:
             return set(os.listdir(paths.addresses_dir()))
         except FileNotFoundError:
             return set()
 
     def claim_port(self, number: int, ident: str) -> bool:
-        """Mark a port of the host as published; False when it is taken already."""
+        """Mark a port of the host as published; return False if it already is."""
         with explained("no port could be claimed"):
             return self._claim(paths.ports_dir() / str(number), ident)
 
     def port_owner(self, number: int) -> str:
-        """The id of the sandbox that has claimed a port of the host; "" where none has."""
+        """Return the id of the sandbox that has claimed a port of the host; "" if none has."""
         return _owner(paths.ports_dir() / str(number))
 
     @staticmethod
     def _claim(path: Path, ident: str) -> bool:
-        # Written in full before it appears under its name, so that no reader sees an empty claim.
+        # Written completely before it is linked to its name, so that no reader sees an empty claim.
         temporary = path.with_name(f".{path.name}.{ident}")
         try:
             files.write_new(temporary, ident.encode("ascii"))
@@ -156,19 +156,19 @@ class Store:
         return True
 
     def save(self, record: Record) -> None:
-        """Replace the record in one step: a reader sees the old one or the new one, never half of one.
+        """Replace the record atomically: a reader sees either the old or the new one.
 
         Raises:
-            StoreError: the disk refuses; the old record stands.
+            StoreError: it cannot be written; the old record is kept.
         """
         path = record.directory / RECORD_FILE
         temporary = path.with_suffix(".new")
         with explained(f"the record of {record.name!r} could not be written"):
-            temporary.unlink(missing_ok=True)  # of a command that died before the next line but one
+            temporary.unlink(missing_ok=True)  # left by a command that died before its rename
             try:
                 files.write_new(temporary, json.dumps(record.to_json()).encode())
             except OSError:
-                temporary.unlink(missing_ok=True)  # on a full disk, half a file is in the way of what removes files
+                temporary.unlink(missing_ok=True)  # frees the space on a full disk
                 raise
             reached(Failpoint.RECORD_PENDING)
             temporary.replace(path)
@@ -184,7 +184,7 @@ class Store:
 
         Raises:
             NameTakenError: the name is in use.
-            StoreError: the disk refuses; the old name stands.
+            StoreError: the record cannot be written; the old name is kept.
         """
         old = record.name
         with explained(f"{old!r} could not be renamed"):
@@ -197,9 +197,9 @@ class Store:
         """Read one record.
 
         Raises:
-            NotFoundError: there is none.
+            NotFoundError: it does not exist.
             NewerRecordError: a newer version of sandbox wrote it.
-            StoreError: it is not one of ours.
+            StoreError: it is not a valid record.
         """
         path = paths.sandboxes_dir() / ident / RECORD_FILE
         try:
@@ -209,8 +209,8 @@ class Store:
             raise NotFoundError(f"there is no sandbox with the id {ident}") from None
         except NewerRecordError as error:
             raise NewerRecordError(
-                f"sandbox {ident} was made by a newer sandbox: {error.message}",
-                "use that one; this one leaves it alone",
+                f"sandbox {ident} was created by a newer version of sandbox: {error.message}",
+                "use that version",
             ) from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise StoreError(f"the record {path} is unreadable: {error}", "sandbox prune removes it") from error
@@ -219,10 +219,10 @@ class Store:
         return record
 
     def ids(self) -> list[str]:
-        """Ids that have a directory, oldest first, whether their record is sound or not.
+        """Return the ids that have a directory, oldest first, even those with a broken record.
 
         Raises:
-            StoreError: the directory may not be read.
+            StoreError: the directory cannot be read.
         """
         with explained("the state directory cannot be read"):
             try:
@@ -237,20 +237,20 @@ class Store:
         return [name for _, name in sorted(found)]
 
     def known(self, but: str | None = None) -> KnownIds:
-        """The ids in use, as a live collection; `but` leaves one out."""
+        """Return the ids in use, as a live collection, without the id `but`."""
         return KnownIds(self, but)
 
     def mark_used(self, level: str) -> None:
-        """Note that a level may hold something that all its sandboxes share.
+        """Note that a level may have created resources which its sandboxes share.
 
         Raises:
-            StoreError: the disk refuses.
+            StoreError: the note cannot be written.
         """
         with explained("the use of a level could not be noted"):
             (paths.host_dir() / f"used-{level}").touch()
 
     def was_used(self, level: str) -> bool:
-        """Tell whether `mark_used` was called since the last `unmark_used`."""
+        """Return whether `mark_used` was called since the last `unmark_used`."""
         return (paths.host_dir() / f"used-{level}").exists()
 
     def unmark_used(self, level: str) -> None:
@@ -258,7 +258,7 @@ class Store:
         (paths.host_dir() / f"used-{level}").unlink(missing_ok=True)
 
     def records(self) -> list[Record]:
-        """All sound records, oldest first. Broken ones are left to `prune`."""
+        """Return all valid records, oldest first. Broken ones are removed by `prune`."""
         found = []
         for ident in self.ids():
             with suppress(NotFoundError, StoreError):
@@ -266,19 +266,19 @@ class Store:
         return sorted(found, key=lambda record: record.created)
 
     def find(self, reference: str) -> Record:
-        """A sandbox by its name, its id or an unambiguous beginning of its id.
+        """Return the record of a sandbox by its name, its id, or an unambiguous beginning of its id.
 
         Raises:
-            NotFoundError: none, or more than one.
+            NotFoundError: no sandbox matches, or more than one.
             StoreError: its record is broken.
         """
         return self.load(self.resolve(reference))
 
     def resolve(self, reference: str) -> str:
-        """The id that a name, an id or an unambiguous beginning of an id means; its record may be gone, or broken.
+        """Return the id for a name, an id, or an unambiguous beginning of an id; its record may be gone or broken.
 
         Raises:
-            NotFoundError: none, or more than one.
+            NotFoundError: no sandbox matches, or more than one.
             StoreError: the state directory cannot be read.
         """
         ident = _owner(paths.names_dir() / reference) if NAME_PATTERN.fullmatch(reference) else ""
@@ -290,14 +290,14 @@ class Store:
         if len(matches) == 1:
             return matches[0]
         if matches:
-            raise NotFoundError(f"the id {reference!r} fits {len(matches)} sandboxes", "give more of its digits")
+            raise NotFoundError(f"the id {reference!r} matches {len(matches)} sandboxes", "give more of its digits")
         raise NotFoundError(f"there is no sandbox {reference!r}", "sandbox ps lists them")
 
     def remove(self, idents: Iterable[str]) -> dict[str, StoreError]:
-        """Remove the claims and the directories of sandboxes, looking at mounts and claims once for all of them.
+        """Remove the claims and directories of sandboxes; mounts and claims are read once for all of them.
 
         Returns:
-            By id why something of it is still there: it could not be removed, or something is mounted below.
+            The errors by id: something could not be removed, or is still mounted below the directory.
         """
         wanted = list(idents)
         mounted = files.mounts_below(paths.sandboxes_dir())
@@ -317,7 +317,7 @@ class Store:
         directory = paths.sandboxes_dir() / ident
         inside = [path for path in mounted if f"/{ident}/" in path]
         if inside:
-            # Deleting would reach through the mount, into the root filesystem that all sandboxes share, say.
+            # A recursive removal would delete the mounted files, such as the root filesystem that all sandboxes share.
             raise StoreError(
                 f"something is still mounted below {directory}", f"sandbox prune, or: umount -R {inside[0]}"
             )
@@ -328,7 +328,7 @@ class Store:
                 reached(Failpoint.DIRECTORY_MOVED)
             with dropping_claims():
                 for claim in claims:
-                    # Asked again: `prune` may have dropped it since, and somebody else may have claimed it.
+                    # Checked again: `prune` may have dropped it, and another sandbox may have claimed it since.
                     if _owner(claim) == ident:
                         claim.unlink()
                         reached(Failpoint.CLAIM_DROPPED)
@@ -336,17 +336,17 @@ class Store:
             reached(Failpoint.STATE_REMOVED)
 
     def prune(self, *, dry_run: bool = False) -> list[str]:
-        """Remove what belongs to no sandbox: claims without a directory, directories half removed, stray files.
+        """Remove files that belong to no sandbox: claims without a directory, half-removed directories, stray files.
 
         Returns:
-            One line per thing removed, or that would be.
+            One line per item removed, or to be removed.
 
         Raises:
-            StoreError: something could not be removed.
+            StoreError: an item could not be removed.
         """
         found: list[tuple[str, Path]] = []
         with explained("the state directory cannot be pruned"), dropping_claims():
-            # Claims first, directories second: a directory is made before its claims, so a claim without one is dead.
+            # Claims are read before directories: a directory is created first, so a claim without one is dead.
             for ident, claims in self._claims().items():
                 if not ident or not files.is_directory(paths.sandboxes_dir() / ident):
                     found += [(f"claim {one.parent.name}/{one.name}", one) for one in claims]
@@ -361,9 +361,9 @@ class Store:
         return [line for line, _ in found]
 
     def _claims_by_record(self, ident: str) -> list[Path] | None:
-        """The claims of a sandbox, found by what its record says; None where it has no sound one.
+        """Return the claims of a sandbox according to its record; None if it has no valid record.
 
-        Reading every claim there is, to find those of one sandbox, would make each removal as long as there are others.
+        Reading all claims to find those of one sandbox would make a removal slower with the number of sandboxes.
         """
         try:
             record = self.load(ident)
@@ -375,26 +375,26 @@ class Store:
 
     @staticmethod
     def _claims() -> dict[str, list[Path]]:
-        """Every claim by the id that it belongs to; "" for those that no id can be read of."""
+        """Return all claims by the id that they belong to; "" for those without a readable id."""
         found: dict[str, list[Path]] = {}
         for directory in (paths.addresses_dir(), paths.ports_dir(), paths.names_dir()):
             for claim in files.entries(directory):
                 owner = _owner(claim)
-                if owner or os.path.lexists(claim):  # it may have gone since
+                if owner or os.path.lexists(claim):  # it may have been removed since
                     found.setdefault(owner, []).append(claim)
         return found
 
     @contextmanager
     def lock(self, ident: str, *, wait: bool = True, patience: float | None = None) -> Iterator[None]:
-        """Hold the lock of one sandbox; only one command works on a sandbox at a time.
+        """Hold the lock of one sandbox, so that only one command works on it at a time.
 
         Args:
-            ident: the sandbox's.
-            wait: for as long as it takes.
-            patience: seconds to wait at most.
+            ident: of the sandbox.
+            wait: wait for ever, unless `patience` is given.
+            patience: the most seconds to wait.
 
         Raises:
-            BusyError: another command holds it, and `wait` is false or it does so for longer than `patience`.
+            BusyError: another command holds it, and `wait` is false or `patience` is over.
             NotFoundError: the sandbox is gone.
         """
         deadline = time.monotonic() + (patience or 0.0)
@@ -412,8 +412,8 @@ class Store:
 
 
 def _owner(claim: Path) -> str:
-    """The id that a claim belongs to; "" where it says none."""
-    if claim.name.startswith("."):  # a claim that was being written: .NAME.ID
+    """Return the id that a claim belongs to; "" if it contains none."""
+    if claim.name.startswith("."):  # an incomplete claim: .NAME.ID
         text = claim.name.rpartition(".")[2]
     else:
         try:

@@ -438,7 +438,7 @@ def test_the_log_is_capped(network: None) -> None:
     with ExitStack() as undo:
         sandbox = start(ContainerIsolation(LAB), undo, argv=flood(800_000))
         assert sandbox.keeper is not None
-        sandbox.keeper.let_go()
+        sandbox.keeper.stop_following()
         assert sandbox.wait(60.0) == 0
         size = sum(one.stat().st_size for one in sandbox.record.directory.glob("log*"))
         assert 30 * MIB < size <= 2 * PART_BYTES

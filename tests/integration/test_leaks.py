@@ -214,7 +214,7 @@ def a_keeper() -> Iterator[None]:
     record = SimpleNamespace(id=IDENT, directory=directory, owner=None)
     with subprocess.Popen(["sleep", "60"]) as stranger:
         kept = supervision.launch(cast(Record, record), [], pid=stranger.pid)
-        supervision.hush(directory)
+        supervision.silence(directory)
         shutil.rmtree(directory)
         yield
         stranger.kill()
@@ -233,7 +233,7 @@ def a_detached_keeper() -> Iterator[None]:
             time.sleep(0.001)
         yield
         stranger.kill()
-    supervision.dismiss(directory)
+    supervision.wait_gone(directory)
     shutil.rmtree(directory)
 
 

@@ -84,7 +84,7 @@ def test_every_command_shows_it(running: str) -> None:
 def test_it_is_unknown_without_the_line(running: str) -> None:
     """A command without the line leaves it alone, and says so; one with it prunes it once it has ended."""
     done = python("-m", "sandbox", "prune")
-    assert f"sandbox {running} is of a level that this sandbox does not know" in done.stderr
+    assert f"sandbox {running} has a level that this version of sandbox does not have" in done.stderr
     refused = python("-m", "sandbox", "stop", running)
     assert (refused.returncode, refused.stderr.count("\n")) == (125, 1)
     assert running not in sandbox("prune")

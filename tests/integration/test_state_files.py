@@ -169,7 +169,10 @@ def test_a_newer_record_is_left_alone_and_told_of(running: Running) -> None:
     said = cli("prune")
     assert said.returncode == 0
     assert running.record.id not in said.stdout
-    line = f"kept: sandbox {running.record.id} was made by a newer sandbox: its version is {VERSION + 1}"
+    line = (
+        f"kept: sandbox {running.record.id} was created by a newer version of sandbox: "
+        f"the record's version is {VERSION + 1}"
+    )
     assert said.stderr.count(line) == 1
     assert served(running)
     with pytest.raises(NewerRecordError, match=f"version is {VERSION + 1}"):
@@ -181,7 +184,7 @@ def test_a_level_of_the_future_is_left_alone(running: Running) -> None:
     raw = json.loads(path_of(running).read_text())
     change(running, spec=raw["spec"] | {"isolation": "unikernel"})
     said = cli("prune")
-    assert f"kept: sandbox {NAME} is of a level that this sandbox does not know" in said.stderr
+    assert f"kept: sandbox {NAME} has a level that this version of sandbox does not have" in said.stderr
     assert served(running)
 
 

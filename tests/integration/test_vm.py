@@ -228,7 +228,7 @@ def test_a_guest_that_cannot_boot_says_why(monkeypatch: pytest.MonkeyPatch) -> N
     with created(replace(SPEC, memory=68 * MIB)) as sandbox:
         with pytest.raises(EngineError) as caught:
             sandbox.boot(time.monotonic() + BOOT_TIMEOUT)
-        assert "ended before it said 'boot'" in caught.value.message
+        assert "ended before it reported 'boot'" in caught.value.message
         assert "panic" in (caught.value.hint or "")
 
 

@@ -19,17 +19,11 @@ CHECKS = ("format", "lint", "types", "imports", "spelling", "shell")
 RIDDLE = re.compile(r"(What|Who|Whether|Where|Which|How|Whose|When) ")
 """The beginning of a docstring that is a fragment: `Whether X.` for `Return whether X.`."""
 UNCONVERTED = (
-    "sandbox/cli/facts.py",
-    "sandbox/cli/inspect.py",
-    "sandbox/cli/run.py",
     "sandbox/host/checks.py",
     "sandbox/host/fix.py",
     "sandbox/host/report.py",
     "sandbox/images/vagrant.py",
     "sandbox/images/vm.py",
-    "sandbox/isolation/",
-    "sandbox/kernel/command.py",
-    "sandbox/kernel/enter.py",
     "sandbox/measure/",
     "sandbox/report/",
     "workloads/",

@@ -1,4 +1,4 @@
-"""The control group that the engine made for a container: limits and usage straight from the kernel."""
+"""The control group that the engine created for a container; limits and usage are read from it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sandbox.kernel.cgroup import Group, Hierarchy, hierarchy
 
 
 class ContainerGroup(Group):
-    """The group of a container, wherever the engine put it. Only read from: it is the engine's."""
+    """The control group of a container. It belongs to the engine and is only read from."""
 
     def __init__(self, container: str, places: dict[str, str], where: Hierarchy) -> None:
         super().__init__(container, where=where)
@@ -27,9 +27,9 @@ class ContainerGroup(Group):
         return None
 
     def is_frozen(self) -> bool | None:
-        """Tell whether its processes are frozen: cgroup-v1/freezer-subsystem.rst, cgroup-v2.rst, cgroup.freeze.
+        """Return whether its processes are frozen: cgroup-v1/freezer-subsystem.rst, cgroup-v2.rst, cgroup.freeze.
 
-        None where this host does not say.
+        None if this host has no freezer.
         """
         with suppress(OSError, KeyError):
             if "freezer" in self.where.v1:
@@ -40,13 +40,13 @@ class ContainerGroup(Group):
         return None
 
     def transferred(self) -> tuple[int | None, int | None]:
-        """Bytes read from and written to block devices; None for what this host does not account."""
+        """Return the bytes read from and written to block devices; None without accounting on this host."""
         with suppress(OSError, KeyError, ValueError):
             if "blkio" in self._places:
                 root = _blkio_root()
                 if root is None:
                     return None, None
-                # Of the throttle, which counts whatever scheduler a device has: cgroup-v1/blkio-controller.rst.
+                # The throttling policy's counters work with every I/O scheduler: cgroup-v1/blkio-controller.rst.
                 path = root / self._places["blkio"].lstrip("/") / "blkio.throttle.io_service_bytes_recursive"
                 fields = [line.split() for line in path.read_text(encoding="ascii").splitlines()]
                 moved = [(words[1], int(words[2])) for words in fields if len(words) == 3]
@@ -70,34 +70,34 @@ def _blkio_root() -> Path | None:
 
 
 def find(container: str, pid: int) -> ContainerGroup | None:
-    """The group of a running container.
+    """Return the control group of a running container.
 
     Args:
-        container: the engine's full id of it.
-        pid: of its init, as the engine says it.
+        container: its full id.
+        pid: of its init, as the engine reports it.
 
     Returns:
-        None when that process is not there, or not the container's.
+        None if that process does not exist or does not belong to the container.
     """
     try:
         places = procfs.groups(Path(f"/proc/{pid}/cgroup").read_text(encoding="ascii"))
     except (OSError, ValueError):
         return None
-    # Both cgroup drivers of Docker put the id into the path: /docker/ID, or system.slice/docker-ID.scope.
+    # Both of Docker's cgroup drivers put the id into the path: /docker/ID, or system.slice/docker-ID.scope.
     if not any(container in path for path in places.values()):
         return None
     return ContainerGroup(container, places, hierarchy())
 
 
 def kill_session(container: str, leader: int) -> bool:
-    """SIGKILL to every process of a session in a container's group, by this host's numbers; see setsid(2).
+    """Send SIGKILL to every process of a session (setsid(2)) in a container's control group.
 
     Args:
-        container: the engine's full id of it.
-        leader: pid of the session's leader, which is alive.
+        container: its full id.
+        leader: pid of the session's leader on this host, which is alive.
 
     Returns:
-        Whether any was alive.
+        True if any process was alive.
     """
     group = find(container, leader)
     if group is None:

@@ -1,7 +1,7 @@
 """Levels `container` and `gvisor`: a Docker container, with the default runtime or with runsc.
 
-All of a container is named after the sandbox and labelled with its id, so that any later command finds it by the
-engine alone. Bodies of calls are in the terms of the Docker Engine API (https://docs.docker.com/reference/api/engine/).
+A container's name and label contain the sandbox's id, so that any later command can find it through the engine alone.
+Request bodies follow the Docker Engine API (https://docs.docker.com/reference/api/engine/).
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class ContainerIsolation(Isolation):
         self._image: str | None = None
 
     def engine(self, socket: str | None = None) -> Engine:
-        """The connection to an engine, by default the one that the docker command would use.
+        """Return the connection to an engine, by default the one that the docker command would use.
 
         Raises:
-            UnavailableError: that one is not on this host, or Docker's configuration cannot be read.
+            UnavailableError: the engine is not on this host, or Docker's configuration cannot be read.
         """
         socket = socket or socket_path()
         if socket not in self._engines:
@@ -56,14 +56,14 @@ class ContainerIsolation(Isolation):
         return self._engines[socket]
 
     def check(self, spec: SandboxSpec) -> None:
-        """Every field of the spec can be honoured, where the sources of its mounts are there."""
+        """Check that the sources of the mounts exist; all other fields of a spec are supported."""
         for mount in spec.mounts:
             mounts.identity(mount.source)
 
     def prepare(self, spec: SandboxSpec, progress: Progress) -> None:
 
         engine = self.engine()
-        engine.version()  # an engine that is not there is known before an image is built for it
+        engine.version()  # fails before an image is built if the engine does not run
         self._image = images.ensure(images.Form.DOCKER, progress).reference
         engines.note(self.lab.name, engine.socket)
         network.ensure(engine, self.lab)
@@ -71,7 +71,7 @@ class ContainerIsolation(Isolation):
     def create(self, spec: SandboxSpec, record: Record, undo: ExitStack) -> ContainerSandbox:
         engine = self.engine()
         made = self.sandbox_class(record, engine)
-        # By name and before the call: the engine may have made it although no answer came.
+        # By name and before the call: the engine may have created it even if no answer arrives.
         undo.callback(made.remove)
         handle = Handle(engine.socket)
         record.keep_handle(handle)
@@ -99,7 +99,7 @@ class ContainerIsolation(Isolation):
         return error
 
     def body(self, spec: SandboxSpec, record: Record, version: tuple[int, ...]) -> dict[str, Any]:
-        """The create call's body: everything in one call, the network and its address too.
+        """Return the body of the create call, which includes the network and the address.
 
         Raises:
             ImageError: the image has not been built.
@@ -111,7 +111,7 @@ class ContainerIsolation(Isolation):
             "Labels": {LABEL_ID: record.id, LABEL_LEVEL: self.name},
             "Entrypoint": list(INIT),
             "Cmd": list(spec.argv),
-            # A name without a value takes out what the engine would add by itself.
+            # A name without a value removes an entry that the engine would add.
             "Env": [
                 key if value is None else f"{key}={value}" for key, value in (_ENGINE_ENV | environment(spec)).items()
             ],
@@ -135,18 +135,18 @@ class ContainerIsolation(Isolation):
         return self._image
 
     def host_config(self, spec: SandboxSpec) -> dict[str, Any]:
-        """Limits and walls."""
+        """Return the limits and isolation settings for the create call."""
         from sandbox.isolation.docker import seccomp
 
         config: dict[str, Any] = {
             "NetworkMode": self.lab.name,
-            # The engine's own resolver answers at 127.0.0.11, and asks the host's name server for what it does not
-            # know; where that listens on the host's loopback it asks from the host, past the network's walls. A server
-            # that is stated is asked from inside, and on the sandbox's loopback there is none.
+            # The engine's own resolver answers at 127.0.0.11 and forwards other queries to the host's name server; if
+            # that listens on the host's loopback, it does so from the host, past the network's rules. A configured
+            # server is queried from inside, and there is none on the sandbox's loopback.
             "Dns": ["127.0.0.1"],
             "NanoCpus": round(spec.cpus * NANO),
             "Memory": spec.memory,
-            "MemorySwap": spec.memory,  # of both together, so: no swap
+            "MemorySwap": spec.memory,  # memory plus swap: no swap
             "PidsLimit": spec.pids_limit,
             "CapDrop": ["ALL"],
             "SecurityOpt": ["no-new-privileges", f"seccomp={seccomp.profile()}"],
@@ -166,7 +166,7 @@ class ContainerIsolation(Isolation):
 
     @property
     def sandbox_class(self) -> type[ContainerSandbox]:
-        """The class that `create` and `adopt` return."""
+        """The class of the sandboxes of this level."""
         return ContainerSandbox
 
     def adopt(self, record: Record) -> ContainerSandbox:
@@ -176,7 +176,7 @@ class ContainerIsolation(Isolation):
     def prune(self, known: Collection[str], *, dry_run: bool) -> list[str]:
         found = []
         for socket in dict.fromkeys((socket_path(), *engines.noted(self.lab.name))):
-            # One that does not run has nothing that does; what was noted stays noted while it is away.
+            # An engine that does not run has no running containers; it stays noted.
             with suppress(UnavailableError):
                 found += self._prune(self.engine(socket), known, dry_run=dry_run)
         return found
@@ -195,7 +195,7 @@ class ContainerIsolation(Isolation):
         return found
 
     def remove(self, engine: Engine, container: str, name: str) -> None:
-        """Remove a container, in whatever state.
+        """Remove a container in any state.
 
         Raises:
             EngineError
@@ -208,7 +208,7 @@ class ContainerIsolation(Isolation):
             engine = self.engine(socket)
             with suppress(UnavailableError):
                 removed += network.remove(engine, self.lab)
-                if not network.exists(engine, self.lab):  # it stays while another's container is on it
+                if not network.exists(engine, self.lab):  # it remains while other containers are connected
                     engines.forget(self.lab.name, socket)
         return removed
 
@@ -218,12 +218,12 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 class GVisorIsolation(ContainerIsolation):
-    """Docker with gVisor's runtime, runsc: a kernel in user space between the workload and the host's.
+    """Docker with gVisor's runtime runsc, which puts a user-space kernel between the workload and the host's kernel.
 
-    The limit on processes is not the host's to hold here. Docker's --pids-limit counts host threads: those of the
-    user-space kernel itself (about 50 when idle) and several for each process inside; and when they run out, the
-    whole sandbox dies. So the limit is given as RLIMIT_NPROC, which gVisor's kernel holds for each user inside, with
-    EAGAIN as a real one would (setrlimit(2)); the host's limit stands behind it, wide enough not to be met first.
+    The host cannot enforce the limit on processes here. Docker's --pids-limit counts host threads: those of the
+    user-space kernel itself (about 50 when idle), and several for each process inside. If they run out, the whole
+    sandbox dies. Therefore the limit is set as RLIMIT_NPROC, which gVisor's kernel enforces per user inside, with
+    EAGAIN as Linux would (setrlimit(2)). The host's limit is set high enough not to be reached first.
     """
 
     name = "gvisor"
@@ -231,7 +231,7 @@ class GVisorIsolation(ContainerIsolation):
     runtime = "runsc"
 
     MIN_MEMORY: ClassVar[int] = 48 * MIB
-    """Bytes. The user-space kernel runs within the same limit, and needs about 20 MiB."""
+    """In bytes. The user-space kernel runs under the same limit, and needs about 20 MiB."""
 
     def check(self, spec: SandboxSpec) -> None:
         super().check(spec)
@@ -257,9 +257,9 @@ class GVisorIsolation(ContainerIsolation):
 
 
 def host_tasks(pids_limit: int) -> int:
-    """Host threads that a gVisor sandbox with this many processes may need, with a margin.
+    """Return the number of host threads that a gVisor sandbox with this many processes may need, with a margin.
 
-    Measured with runsc 20221219 (ptrace): 49 idle, and 10 more for each process at the most; threads that its Go
-    runtime has made once are never given back.
+    Measured with runsc 20221219 (ptrace): 49 when idle, and at most 10 more for each process. Its Go runtime never ends
+    a thread once it has started it.
     """
     return min(256 + 16 * pids_limit, 4_194_304)

@@ -1,6 +1,6 @@
-"""Sockets of engines that may hold our network, remembered on disk: at a clean-up DOCKER_HOST may name another one.
+"""The list on disk of engines that may hold our Docker network; at a clean-up DOCKER_HOST may name another engine.
 
-One file in the host's directory for each Docker network, changed under a lock.
+There is one file per Docker network in the host's directory, changed under a lock.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _LOCK = "docker-engines"
 
 
 def noted(network: str) -> list[str]:
-    """The sockets of engines that were noted to have a network; a file that is damaged has none."""
+    """Return the sockets of the engines noted for a network; none if the file is damaged."""
     with suppress(OSError, ValueError):
         raw = json.loads(_path(network).read_text(encoding="utf-8"))
         if isinstance(raw, list):
@@ -25,7 +25,7 @@ def noted(network: str) -> list[str]:
 
 
 def note(network: str, socket: str) -> None:
-    """Remember an engine; before anything is made there.
+    """Note an engine, before anything is created in it.
 
     Raises:
         StoreError: the lock cannot be taken.
@@ -36,7 +36,7 @@ def note(network: str, socket: str) -> None:
 
 
 def forget(network: str, socket: str) -> None:
-    """Note that nothing of ours is there any more.
+    """Remove an engine from the list, once nothing of ours is left in it.
 
     Raises:
         StoreError: the lock cannot be taken.

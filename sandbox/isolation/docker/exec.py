@@ -1,7 +1,7 @@
-"""A command inside a container, for the relay: the exec API over an upgraded connection.
+"""The relay's backend for a command inside a container: Docker's exec API over an upgraded connection.
 
-The connection carries raw bytes both ways; without a terminal, output comes in Docker's frames. See the Docker Engine
-API, "Start an exec instance" and "Attach to a container".
+The connection carries raw bytes in both directions; without a terminal, output arrives in Docker's frames. See the
+Docker Engine API, "Start an exec instance" and "Attach to a container".
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from sandbox.isolation.keeper import STDOUT, demultiplexed
 from sandbox.isolation.relay import CHUNK, Backend
 
 _LOOK_EVERY = 0.5
-"""Seconds between looks whether the container still runs: dockerd does not end a command's output when gVisor dies."""
-_LAST_WORDS = 1.0
-"""Seconds that output may take to end after the container did."""
+"""Seconds between checks that the container runs: dockerd does not end a command's output when gVisor dies."""
+_OUTPUT_END = 1.0
+"""Seconds to wait for the output to end after the container has."""
 _END_TIMEOUT = 20.0
-"""Seconds in which a command that was killed must be gone."""
+"""Seconds to wait for a command that was killed."""
 _MOMENT = 0.2
-"""Seconds."""
+"""Seconds to wait for the sandbox to end after a command was killed."""
 _BROKEN_PIPE = 128 + 13
 _KILLED = 128 + 9
 _NOT_RUN = "the command cannot be run"
 
 _DETACH_KEYS = ",".join(["ctrl-^", "ctrl-]"] * 4)
-"""dockerd takes these for itself, and withholds the first of them until the next key. Its default begins with Ctrl-P,
-which shells use; it cannot be switched off, so this is one that nobody types."""
+"""dockerd handles these keys itself, and delays the first of them until the next key. The default begins with Ctrl-P,
+which shells use. It cannot be switched off, so this is a sequence that nobody types."""
 
 _BEGIN = r"""
 [ -z "$1" ] || stty rows "$1" cols "$2"
@@ -57,8 +57,8 @@ echo "started $$"
 unset PWD OLDPWD
 exec "$@"
 """
-"""Runs inside, before the command and in its process. The window has its size before the command looks at it, which
-version 1.41 of the API cannot do; and the first line says the command's pid inside, or that it cannot be run."""
+"""Runs inside, in the command's process before it. It sets the terminal's size before the command starts, which version
+1.41 of the API cannot do. The first line of output is the command's pid inside, or says why it cannot be run."""
 
 _END = r"""
 while :; do
@@ -74,7 +74,7 @@ while :; do
     [ "$found" ] || exit 0
 done
 """
-"""Kills a session by the pid of its leader, from inside: proc_pid_stat(5), the fields from the state on."""
+"""Kills a session from inside, by the pid of its leader (proc_pid_stat(5), the fields from the state on)."""
 
 
 def start(
@@ -93,22 +93,22 @@ def start(
     """Start a command in a running container; returns once it has begun.
 
     Args:
-        engine: where the container is.
+        engine: of the container.
         container: its name.
         argv: the command.
         user: "uid:gid" inside.
-        has_input: whether anything will be written to it; else its input is empty.
-        terminal: the size of its terminal; None gives it none.
+        has_input: whether input will be written to it; otherwise its input is empty.
+        terminal: the size of its terminal; None for no terminal.
         env: entries added to the container's environment.
-        workdir: absolute path; None for the container's.
-        alive: whether the container still runs.
-        kernel_shared: whether its processes are the host's too.
+        workdir: an absolute path; None for the container's.
+        alive: returns whether the container still runs.
+        kernel_shared: whether its processes are processes of the host.
 
     Raises:
         EngineError, CommandNotFoundError, CannotInvokeError
     """
     if not argv:
-        raise CommandNotFoundError("there is no command to run inside")
+        raise CommandNotFoundError("no command to run inside was given")
     size = ("", "") if terminal is None else (str(terminal.rows), str(terminal.columns))
     asked = {
         "Cmd": ["/bin/sh", "-c", _BEGIN, "sh", *size, *argv],
@@ -138,7 +138,7 @@ def start(
 
 
 class ContainerBackend(Backend):
-    """One command that runs inside."""
+    """A command that runs inside a container."""
 
     def __init__(
         self,
@@ -162,17 +162,17 @@ class ContainerBackend(Backend):
         self._pid_inside = ""
         self._pieces: deque[tuple[int, bytes]] = deque()
         self._begun: list[Any] = [0, 0, b""]
-        """The frame that is cut off by the end of what was received, see `demultiplexed`."""
+        """The frame that is incomplete so far, see `demultiplexed`."""
         self._killer: threading.Thread | None = None
         self._failure: SandboxError | None = None
         self._poller = select.poll()
         self._poller.register(stream, select.POLLIN)
 
     def begin(self, command: str) -> None:
-        """Take in the first line of output, which is that of `_BEGIN`.
+        """Read the first line of output, which `_BEGIN` writes.
 
         Raises:
-            EngineError, CommandNotFoundError, CannotInvokeError: it has not begun.
+            EngineError, CommandNotFoundError, CannotInvokeError: the command did not start.
         """
         first, errors = b"", []
         while b"\n" not in first:
@@ -180,8 +180,8 @@ class ContainerBackend(Backend):
             if stream == STDOUT:
                 first += data
             else:
-                errors.append((stream, data))  # dockerd copies the two outputs apart: this one may overtake the line
-            # The runtime's words, where it could not even start the shell, may have no line's end.
+                errors.append((stream, data))  # dockerd copies the streams separately, so stderr may come first
+            # If the runtime could not even start the shell, its message may have no line feed.
             if not data:
                 break
         line, _, rest = first.partition(b"\n")
@@ -211,7 +211,7 @@ class ContainerBackend(Backend):
 
     def _receive(self) -> bytes:
         while not self._poller.poll(_LOOK_EVERY * 1000):
-            if not self._alive() and not self._poller.poll(_LAST_WORDS * 1000):
+            if not self._alive() and not self._poller.poll(_OUTPUT_END * 1000):
                 return b""
         try:
             return self._socket.recv(CHUNK)
@@ -222,7 +222,7 @@ class ContainerBackend(Backend):
         try:
             self._socket.sendall(data)
         except OSError:
-            return False  # the command ended, or closed its input: nobody takes more
+            return False  # the command ended or closed its input
         return True
 
     def close_write(self) -> None:
@@ -234,15 +234,15 @@ class ContainerBackend(Backend):
             path = f"/exec/{self._exec}/resize?h={size.rows}&w={size.columns}"
             self._engine.ask("POST", path, "the terminal cannot be resized")
 
-    def unread(self, stream: int) -> None:
-        # Of dockerd's connection no half can be closed; so the command ends as if SIGPIPE had ended it. What it still
-        # writes is read meanwhile: gVisor's kernel ends no command whose output waits.
+    def close_read(self, stream: int) -> None:
+        # No single stream of dockerd's connection can be closed, so the command is killed as SIGPIPE would. Its output
+        # is still read meanwhile: gVisor's kernel does not end a command whose output waits.
         del stream
         if self._killer is None:
-            self._killer = threading.Thread(target=self._kill_unread, name="end", daemon=True)
+            self._killer = threading.Thread(target=self._kill_quietly, name="end", daemon=True)
             self._killer.start()
 
-    def _kill_unread(self) -> None:
+    def _kill_quietly(self) -> None:
         try:
             self._kill()
         except SandboxError as error:
@@ -256,7 +256,7 @@ class ContainerBackend(Backend):
                 self._socket.shutdown(socket.SHUT_RDWR)
 
     def _kill(self) -> None:
-        """Kill the command and what it started, its session: the API has no call for that.
+        """Kill the command and its children, which form a session; the API has no call for that.
 
         Raises:
             EngineError: it does not die.
@@ -274,9 +274,9 @@ class ContainerBackend(Backend):
                 time.sleep(0.02)
 
     def _kill_inside(self) -> None:
-        """Kill it by another command: what the engine calls its pid is none of this host's, or cannot be killed."""
+        """Kill it by running another command inside, if its pid is not a process of this host."""
         argv = ["/bin/sh", "-c", _END, "sh", self._pid_inside]
-        with suppress(CommandNotFoundError, CannotInvokeError):  # gVisor's words where the sandbox has just ended
+        with suppress(CommandNotFoundError, CannotInvokeError):  # gVisor's errors if the sandbox has just ended
             killer = start(
                 self._engine,
                 self._container,
@@ -297,7 +297,7 @@ class ContainerBackend(Backend):
         deadline = None if timeout is None else time.monotonic() + timeout
         if self._killer is not None:
             self._killer.join()
-        # The output may end before the command does: it closed both, or the engine has yet to note the end.
+        # The output may end before the command: it closed both streams, or the engine has yet to note its end.
         while (found := self._inspect()) is not None and (found["Running"] or found["ExitCode"] is None):
             if not self._alive():
                 found = None
@@ -314,7 +314,7 @@ class ContainerBackend(Backend):
         return int(found["ExitCode"])
 
     def _sandbox_ends(self) -> bool:
-        """Tell whether the sandbox ends too, a moment later: an init dies after all others in its pid namespace."""
+        """Return whether the sandbox ends too, a moment later: an init dies last in its pid namespace."""
         deadline = time.monotonic() + _MOMENT
         while self._alive():
             if time.monotonic() > deadline:
@@ -329,8 +329,8 @@ class ContainerBackend(Backend):
 
 
 def refused(command: str, reason: str) -> SandboxError | None:
-    """Turn the runtime's words into an error of ours; None when they are about something else."""
-    if "chdir to cwd" in reason or "initial working directory" in reason:  # runc's words, runsc's
+    """Turn the runtime's error message into an exception; None if it is about something else."""
+    if "chdir to cwd" in reason or "initial working directory" in reason:  # of runc, of runsc
         return CannotInvokeError(f"{command!r} cannot be executed: its working directory is not there")
     if "executable file not found" in reason or "no such file or directory" in reason:
         return CommandNotFoundError(f"there is no command {command!r} inside")

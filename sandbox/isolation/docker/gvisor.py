@@ -1,4 +1,4 @@
-"""A Docker container under gVisor's runtime, runsc, as a sandbox: what differs from one under the default runtime."""
+"""A Docker container under gVisor's runtime runsc: the differences from the default runtime."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class GVisorSandbox(ContainerSandbox):
     kernel_shared = False
 
     def _sees_mounts(self, pid: int) -> int:
-        """The gofer: it opens files for gVisor's kernel, which has none of the host's but by it."""
+        """Return the pid of the gofer, the process that opens the host's files for gVisor's kernel."""
         group = cgroup.find(self._container, pid)
         for one in group.pids() if group is not None else ():
             with suppress(OSError):
@@ -40,7 +40,7 @@ class GVisorSandbox(ContainerSandbox):
         raise mounts.UnseenError("gVisor's gofer cannot be seen on this host, so its mounts cannot be checked")
 
     def limits(self) -> Limits:
-        """CPU and memory of the control group around gVisor; processes and disk as gVisor's kernel says it inside."""
+        """Return CPU and memory limits of gVisor's control group, and process and disk limits read inside."""
         around = super().limits()
         state = self.state()
         if not state.running or state.paused:
@@ -62,8 +62,8 @@ class GVisorSandbox(ContainerSandbox):
         """Run a shell inside and return what it prints.
 
         Raises:
-            EngineError: it cannot be run, or is cut short: the sandbox ends while it is asked, say, which runsc tells
-                in the words for a command that is not there.
+            EngineError: it cannot be run, or is interrupted. If the sandbox ends meanwhile, runsc reports this like a
+                command that does not exist.
         """
         try:
             found = self.exec(["/bin/sh", "-c", script], timeout=_ASK_TIMEOUT)
@@ -74,7 +74,7 @@ class GVisorSandbox(ContainerSandbox):
         return found.stdout
 
     def stats(self) -> Stats:
-        """Usage of the sandbox with its kernel; how many processes it runs inside cannot be seen from the host."""
+        """Return the usage including gVisor's kernel; the host cannot see the number of processes inside."""
         found = super().stats()
         return Stats(found.cpu_seconds, found.memory, None, found.received, found.sent, found.read, found.written)
 
@@ -84,7 +84,7 @@ class GVisorSandbox(ContainerSandbox):
         super().kill(number)
 
     def _view(self, pid: int | None) -> View:
-        """Its init, as gVisor's kernel shows it to a command inside."""
+        """Return a view of the init, as gVisor's kernel shows it to a command inside."""
         from sandbox.isolation import inspection
 
         asked = pid is not None and not self.state().paused
@@ -96,6 +96,6 @@ class GVisorSandbox(ContainerSandbox):
 
 
 def release(engine: Engine, container: str) -> None:
-    """End a pause: runsc 2022 cannot signal what is paused, and dockerd then waits 10 s for its removal."""
+    """Unpause a container: runsc 2022 cannot signal a paused one, and dockerd then waits 10 s for its removal."""
     with suppress(RefusalError), engine.talking("the container could not be unpaused") as api:
         api.unpause(container)

@@ -1,4 +1,4 @@
-"""What is in force in a container: as the kernel that serves it has it, and as dockerd has it.
+"""Inspection of a container: its settings in force in the kernel, and as dockerd describes them.
 
 Sources: the Docker Engine API, "Inspect a container".
 """
@@ -25,15 +25,15 @@ _SECCOMP_OPTION = "seccomp="
 def inspect(
     record: Record, found: Mapping[str, Any], workload: View, pid: int | None, group: Group | None, limits: Limits
 ) -> Inspection:
-    """All of it.
+    """Return the complete inspection.
 
     Args:
         record: of the sandbox.
         found: the engine's description of the container.
-        workload: its init, as the kernel that serves it shows it.
-        pid: of the init, or of gVisor's kernel, on this host; None when it does not run.
-        group: its control group, where it can be seen.
-        limits: as read back.
+        workload: its init, as seen through the kernel that serves it.
+        pid: of the init, or of gVisor's kernel, on this host; None if it does not run.
+        group: its control group, if it can be seen.
+        limits: as read back from the kernel.
     """
     state = found["State"]
     kills = group.events().get("oom_kill", 0) if group is not None else 0
@@ -41,7 +41,7 @@ def inspect(
         workload,
         pid,
         inspection.limits_in_force(limits, workload, group=group),
-        inspection.network_of(inspection.on_host(pid), record.address, own=inspection.own_network(pid)),
+        inspection.network_of(inspection.host_view(pid), record.address, own=inspection.own_network(pid)),
         inspection.outcome(
             record,
             ended=state["Status"] in ("exited", "dead"),
@@ -55,13 +55,13 @@ def inspect(
 
 
 def _seconds(text: str) -> float | None:
-    """Seconds since the epoch, of a time of dockerd, which has the year 1 for never."""
+    """Convert a time from dockerd to seconds since the epoch; None for the year 1, which stands for never."""
     found = datetime.fromisoformat(text)
     return found.timestamp() if found.year > 1 else None
 
 
 def _engine(found: Mapping[str, Any]) -> Engine:
-    """Settings as dockerd has them, not as they were asked for."""
+    """Return the settings as dockerd describes them, not as they were requested."""
     config, networks = found["HostConfig"], found["NetworkSettings"]
     options = config.get("SecurityOpt") or []
     profiles = [one.removeprefix(_SECCOMP_OPTION) for one in options if one.startswith(_SECCOMP_OPTION)]
@@ -106,7 +106,7 @@ def _engine(found: Mapping[str, Any]) -> Engine:
 
 
 def _profile(text: str) -> str:
-    """A profile in a word; the text has 14 KB."""
+    """Return a short name for a profile, whose text has 14 KB."""
     if text == seccomp.profile():
         return "sandbox"
     return text if text == "unconfined" else f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"

@@ -1,4 +1,4 @@
-"""Bind mounts of a container: what the engine is asked for, and a check of what it did."""
+"""Bind mounts of a container: the request to the engine, and a check of what it mounted."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class UnseenError(EngineError):
-    """Nothing on this host shows what is mounted inside."""
+    """The mounts inside cannot be seen from this host."""
 
 
 def mounts(spec: SandboxSpec, record: Record) -> tuple[Mount, ...]:
-    """Everything to be mounted, the application's files too."""
+    """Return all mounts, including that of the application's files."""
     application = (Mount(str(record.app_path), APP_DIR, read_only=True),) if spec.app else ()
     return (*spec.mounts, *application)
 
 
 def bodies(spec: SandboxSpec, record: Record) -> list[dict[str, Any]]:
-    """The mounts in the terms of the create call.
+    """Return the mounts as the create call expects them.
 
-    Only what is mounted at the source itself is shown, nothing that is mounted below it: read-only holds for one mount,
-    and what lies below would stay writable (mount_setattr(2), AT_RECURSIVE, which this engine does not use).
+    They are not recursive: read-only applies to one mount only, so mounts below the source would stay writable
+    (mount_setattr(2), AT_RECURSIVE, which this engine does not use).
     """
     return [
         {
@@ -44,16 +44,16 @@ def bodies(spec: SandboxSpec, record: Record) -> list[dict[str, Any]]:
 
 
 def identities(spec: SandboxSpec, record: Record) -> dict[str, tuple[int, int]]:
-    """Source to device and inode, for everything to be mounted.
+    """Return a mapping from source to device and inode, for all mounts.
 
     Raises:
-        SpecError: a source is not there, or a symbolic link is on its path.
+        SpecError: a source does not exist, or its path contains a symbolic link.
     """
     return {mount.source: identity(mount.source) for mount in mounts(spec, record)}
 
 
 def identity(path: str) -> tuple[int, int]:
-    """Device and inode of a file, reached without following any symbolic link.
+    """Return device and inode of a file, without following any symbolic link.
 
     Raises:
         SpecError
@@ -68,20 +68,19 @@ def identity(path: str) -> tuple[int, int]:
 
 
 def verify(spec: SandboxSpec, record: Record, noted: Mapping[str, tuple[int, int]], pid: int) -> None:
-    """Compare what is mounted inside with what the host had at the sources when the engine was asked.
+    """Check that the files mounted inside are those that were at the sources before the create call.
 
-    The engine takes a path and follows links; a component that somebody replaced by one between our look and the
-    engine's shows here.
+    The engine follows symbolic links, so a component of the path could have been replaced by one after our check.
 
     Args:
         spec: of the sandbox.
         record: of the sandbox.
-        noted: as of `identities`, from before the create call.
+        noted: the result of `identities` before the create call.
         pid: of the container's init, on this host.
 
     Raises:
-        UnseenError: the container cannot be looked into; it is over, perhaps.
-        EngineError: something else is mounted than what was asked for.
+        UnseenError: the mounts cannot be seen; the container may have ended.
+        EngineError: another file is mounted than the one asked for.
     """
     for mount in mounts(spec, record):
         try:
@@ -90,15 +89,15 @@ def verify(spec: SandboxSpec, record: Record, noted: Mapping[str, tuple[int, int
             raise UnseenError(f"what is mounted at {mount.target} cannot be seen: {error.strerror or error}") from error
         if found != noted[mount.source]:
             raise EngineError(
-                f"at {mount.target} something else is mounted than {mount.source}: a path was changed meanwhile"
+                f"{mount.target} is not {mount.source}: its path was changed while the container was created"
             )
 
 
 def verify_sources(noted: Mapping[str, tuple[int, int]]) -> None:
-    """Check a container that ended before anybody could look into it: was a source replaced?
+    """Check the sources of a container that ended before `verify` could see its mounts.
 
     Raises:
-        EngineError: one was.
+        EngineError: a source was replaced.
     """
     for source, before in noted.items():
         try:
@@ -106,11 +105,11 @@ def verify_sources(noted: Mapping[str, tuple[int, int]]) -> None:
         except OSError:
             same = False
         if not same:
-            raise EngineError(f"{source} was replaced while it was mounted; what the command saw is not known")
+            raise EngineError(f"{source} was replaced while it was mounted; the command may have seen other files")
 
 
 def _walk(path: str, links: int = 0) -> tuple[int, int]:
-    """Device and inode at a path whose components are no links, but for the first few (/proc/pid/root is one)."""
+    """Return device and inode of a path. Only its first `links` components may be symbolic links (/proc/pid/root)."""
     parts = [part for part in path.split("/") if part]
     directory = os.open("/" + "/".join(parts[:links]), os.O_PATH | os.O_CLOEXEC)
     try:

@@ -1,4 +1,4 @@
-"""Docker's view of the lab network: an internal network on the bridge that `sandbox.network.lab` makes."""
+"""The lab network as a Docker network: an internal one on the bridge that `sandbox.network.lab` creates."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Lab:
     gateway: str = network.HOST_ADDRESS
 
     def body(self) -> dict[str, Any]:
-        """Arguments of the SDK's create_network."""
+        """Return the arguments for the SDK's create_network."""
         pool = {"Subnet": self.subnet, "IPRange": self.dynamic_range, "Gateway": self.gateway}
         return {
             "name": self.name,
@@ -39,7 +39,7 @@ class Lab:
         }
 
     def difference(self, found: dict[str, Any]) -> str | None:
-        """The first setting in which a network (from inspect) is not this one, in words; None when it is."""
+        """Describe the first setting of a network (from inspect) that differs from these; None if all are equal."""
         pools = found["IPAM"].get("Config") or [{}]
         for what, is_, should in (
             ("driver", found["Driver"], "bridge"),
@@ -55,7 +55,7 @@ class Lab:
 
 
 def ensure(engine: Engine, lab: Lab) -> None:
-    """Make the network where it is missing; safe when two commands do it at once.
+    """Create the network if it is missing; two commands may do so at the same time.
 
     Raises:
         EngineError: a network of that name has other settings, or the engine refuses.
@@ -69,13 +69,13 @@ def ensure(engine: Engine, lab: Lab) -> None:
             with engine.talking(f"the Docker network {lab.name} could not be made") as api:
                 api.create_network(**lab.body())
         except RefusalError:
-            # The lock is this host's and this state directory's; an engine may have other users.
+            # The lock covers this state directory only; the engine may have other users.
             if not _there(engine, lab):
                 raise
 
 
 def exists(engine: Engine, lab: Lab) -> bool:
-    """Tell whether the engine has a network of that name.
+    """Return whether the engine has a network of that name.
 
     Raises:
         EngineError
@@ -94,16 +94,16 @@ def _there(engine: Engine, lab: Lab) -> bool:
     different = lab.difference(found)
     if different is not None:
         raise EngineError(
-            f"the Docker network {lab.name} is not ours: {different}", f"docker network rm {lab.name}, then again"
+            f"the Docker network {lab.name} is not ours: {different}", f"run `docker network rm {lab.name}` first"
         )
     return True
 
 
 def remove(engine: Engine, lab: Lab) -> list[str]:
-    """Remove the network unless a container is on it; one that is gone, or never was, is fine.
+    """Remove the network unless a container is connected to it. Idempotent.
 
     Returns:
-        One line per thing removed.
+        One line per resource removed.
 
     Raises:
         EngineError
@@ -122,13 +122,13 @@ def remove(engine: Engine, lab: Lab) -> list[str]:
 
 
 def remove_default_route(pid: int) -> None:
-    """Take the route to everywhere out of a container's network namespace.
+    """Remove the default route from a container's network namespace.
 
-    dockerd 20.10 sets one towards the bridge on every network, internal or not, and no option keeps it from that. The
-    rules of `sandbox.network.lab` let nothing out by it; without it there is no way to try.
+    dockerd 20.10 adds one on every network, internal or not, and has no option against it. The rules of
+    `sandbox.network.lab` block its traffic; without the route it cannot even be tried.
 
     Args:
-        pid: of a process in the namespace, on this host; one that is gone needs nothing more.
+        pid: of a process in the namespace, on this host; nothing is done if it has ended.
 
     Raises:
         EngineError

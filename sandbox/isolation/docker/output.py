@@ -1,4 +1,4 @@
-"""A container's output: the engine's attach stream, handed to the keeper. dockerd keeps no log of its own."""
+"""A container's output: the keeper reads the engine's attach stream; dockerd writes no log."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from sandbox.state.record import Record
 
 
 def attach(engine: Engine, container: str) -> socket.socket:
-    """Connect to both outputs of a container; before it starts, so that its first byte is not missed.
+    """Connect to stdout and stderr of a container; called before it starts, so that no output is missed.
 
-    dockerd holds 1 MB for us and then the workload back: what is written before the keeper reads is not lost.
+    dockerd buffers 1 MB and then blocks the workload, so nothing is lost before the keeper reads.
 
     Raises:
         EngineError, UnavailableError
@@ -24,18 +24,18 @@ def attach(engine: Engine, container: str) -> socket.socket:
 
 
 def keep(record: Record, stream: socket.socket, engine: Engine, container: str, pid: int | None) -> Keeper:
-    """Start the keeper, which takes the stream over.
+    """Start the keeper, which then owns the stream.
 
     Args:
         record: of the sandbox.
-        stream: as of `attach`.
-        engine: where the container is: told to the keeper, which asks it how the container ended, and connects anew
-            when dockerd was restarted.
+        stream: the result of `attach`.
+        engine: of the container; the keeper asks it how the container ended, and attaches anew if dockerd was
+            restarted.
         container: its name.
-        pid: of its init; None where that has ended already.
+        pid: of its init; None if that has already ended.
 
     Raises:
-        EngineError: it cannot be started.
+        EngineError: the keeper cannot be started.
     """
     try:
         sources = [Source(stream.detach(), MULTIPLEXED)]

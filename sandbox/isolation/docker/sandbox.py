@@ -1,4 +1,4 @@
-"""One Docker container as a sandbox, under the default runtime or under gVisor's."""
+"""A sandbox that is a Docker container, under the default runtime or under gVisor's."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ _GONE = 404
 _CONFLICT = 409
 _FAILED = 500
 _REMOVAL_TIMEOUT = 30.0
-"""Seconds in which a removal that the engine has begun must be done."""
+"""Seconds to wait for a removal that the engine has begun."""
 _END_NOTED = 2.0
-"""Seconds in which the engine has noted the end of what can be seen no more; it takes some 0.01."""
+"""Seconds to wait until the engine has noted the end of a container; it takes about 0.01."""
 _LATE_CREATION = 1.0
-"""Seconds in which a container may still appear whose create call got no answer."""
+"""Seconds within which a container may still appear after its create call got no answer."""
 _KEPT_BY_INIT = frozenset(
     {signal.SIGABRT, signal.SIGBUS, signal.SIGCHLD, signal.SIGCONT, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV}
     | {signal.SIGSTOP, signal.SIGSYS, signal.SIGTRAP, signal.SIGTTIN, signal.SIGTTOU}
 )
-"""Signals that the init does not pass on: those of its own faults, and those that job control uses (tini(1))."""
+"""Signals that the init does not forward: those for its own faults, and those of job control (tini(1))."""
 
 
 @dataclass(frozen=True, slots=True)
 class Handle:
-    """What finds a container again.
+    """The data in the record by which later commands find the container.
 
     Attributes:
         socket: path of its engine's socket.
-        container: the engine's id of it; None while it is being made.
+        container: its id; None while it is being created.
     """
 
     socket: str
@@ -56,12 +56,12 @@ class Handle:
 
 
 class ContainerSandbox(Sandbox):
-    """One container.
+    """A container.
 
     Attributes:
         kernel_shared: whether its processes are processes of the engine's host.
-        uncertain: a create call got no answer, so the container may exist or still appear.
-        sources: what the host had at the sources of its mounts when it was created; see `mounts.identities`.
+        uncertain: whether the create call got no answer, so that the container may exist or still appear.
+        sources: the files at the sources of its mounts when it was created; see `mounts.identities`.
     """
 
     kernel_shared: ClassVar[bool] = True
@@ -78,13 +78,13 @@ class ContainerSandbox(Sandbox):
         return NAME_PREFIX + self.record.id
 
     def boot(self, deadline: float) -> None:
-        """Nothing to do by itself: the kernel is the host's, or comes up with the start (gVisor)."""
+        """Do nothing: the kernel is the host's, or is started by `start` (gVisor)."""
 
     def start(self) -> None:
         with closing(output.attach(self.engine, self.name)) as stream:
             with self.engine.talking("the container could not be started") as api:
                 api.start(self.name)
-            # The workload is on its way; meanwhile note its process, by which later commands see whether it lives.
+            # While the workload starts, note its process: later commands use it to see whether the sandbox runs.
             pid = self._pid(self.inspect())
             self.keeper = output.keep(self.record, stream, self.engine, self.name, pid)
         self.record.process = None if pid is None else ProcessId.of(pid)
@@ -94,10 +94,10 @@ class ContainerSandbox(Sandbox):
             self._verify_mounts(pid)
 
     def _verify_mounts(self, pid: int | None) -> None:
-        """Look whether what is mounted is what was meant; a command may be over before the look.
+        """Check that the intended files are mounted; the command may end before this can be seen.
 
         Raises:
-            EngineError: it is not, or cannot be seen.
+            EngineError: other files are mounted, or the mounts cannot be seen.
         """
         try:
             if pid is not None:
@@ -111,21 +111,21 @@ class ContainerSandbox(Sandbox):
         mounts.verify_sources(self.sources)
 
     def _sees_mounts(self, pid: int) -> int:
-        """The process on this host whose root has the mounts of the inside; `pid` is the init's.
+        """Return the pid of a process on this host that sees the sandbox's mounts; `pid` is the init's.
 
         Raises:
-            UnseenError: it is not there.
+            UnseenError: there is none.
         """
         return pid
 
     def _pid(self, found: dict[str, Any] | None) -> int | None:
-        """Its init's pid on this host, where it runs."""
+        """Return the pid of its init on this host; None if it does not run."""
         if found is None or not found["State"]["Running"]:
             return None
         return found["State"]["Pid"] or None
 
     def inspect(self) -> dict[str, Any] | None:
-        """The engine's description of it; None when it is gone.
+        """Return the engine's description of the container; None if it is gone.
 
         Raises:
             EngineError
@@ -133,10 +133,10 @@ class ContainerSandbox(Sandbox):
         return self.engine.look(f"/containers/{self.name}/json", "the container cannot be inspected")
 
     def alive(self) -> bool:
-        """Tell whether it runs, paused or not."""
+        """Return whether it runs, paused or not."""
         process = self.record.process
         if process is not None and process.alive():
-            return True  # known without the engine, and without the SDK's 0.1 s
+            return True  # without asking the engine, as loading the SDK takes 0.1 s
         found = self.inspect()
         return found is not None and bool(found["State"]["Running"])
 
@@ -152,7 +152,7 @@ class ContainerSandbox(Sandbox):
         except UnavailableError:
             if process is None:
                 raise
-            noted = ending.read(self.record.directory)  # its init is dead, whatever became of the engine
+            noted = ending.read(self.record.directory)  # its init is dead, even though the engine cannot be asked
             return State(running=False, exit_code=None if noted is None else noted.code)
         if found is None or found["State"]["Status"] == "created":
             return State(running=False)
@@ -163,17 +163,17 @@ class ContainerSandbox(Sandbox):
 
     @property
     def _container(self) -> str:
-        """The engine's id of it, as far as the record knows; else what no container has."""
+        """The container's id from the record, or a text that is not the id of any container."""
         handle = self.record.read_handle(Handle)
         return (handle and handle.container) or "no container"
 
     def _group(self, found: dict[str, Any] | None) -> cgroup.ContainerGroup | None:
-        """Its control group, where it runs."""
+        """Return its control group; None if it does not run."""
         pid = self._pid(found)
         return None if found is None or pid is None else cgroup.find(found["Id"], pid)
 
     def limits(self) -> Limits:
-        """As the kernel has them; compared with what the engine says. See the base class.
+        """Return the limits that the kernel enforces, after comparing them with the engine's description.
 
         Raises:
             LimitError: the two differ.
@@ -234,15 +234,15 @@ class ContainerSandbox(Sandbox):
         return inspection.inspect(self.record, found, self._view(pid), pid, self._group(found), self.limits())
 
     def _view(self, pid: int | None) -> View:
-        """Its init, as the kernel that serves it shows it; `pid` is of the process of this host."""
-        from sandbox.isolation.inspection import on_host
+        """Return a view of its init through the kernel that serves it; `pid` is the process on this host."""
+        from sandbox.isolation.inspection import host_view
 
-        return on_host(pid)
+        return host_view(pid)
 
     def kill(self, number: int) -> None:
         name = signal.Signals(number).name if number in set(signal.Signals) else str(number)
         if number in _KEPT_BY_INIT:
-            raise EngineError(f"{name} would end at the sandbox's init, which does not pass it on", "pause, or SIGKILL")
+            raise EngineError(f"the sandbox's init does not forward {name} to the workload", "use pause, or SIGKILL")
         found = self.inspect()
         if found is None or not found["State"]["Running"]:
             raise EngineError(f"{self.record.name} is not running")
@@ -252,13 +252,13 @@ class ContainerSandbox(Sandbox):
             raise EngineError(f"{self.record.name} is not running")
 
     def _kill_paused(self, number: int, name: str, found: dict[str, Any]) -> None:
-        """To dockerd a signal ends the pause. SIGKILL may; others are left to wait for the end of the pause."""
+        """Send a signal to a paused container; all but SIGKILL bypass dockerd, which would unpause it."""
         if number == signal.SIGKILL:
             self._signal(name)
             return
         pid = self._pid(found)
         if pid is None or not self.kernel_shared:
-            raise EngineError(f"{self.record.name} is paused", f"sandbox unpause {self.record.name}, then again")
+            raise EngineError(f"{self.record.name} is paused", f"run `sandbox unpause {self.record.name}` first")
         with suppress(ProcessLookupError):
             os.kill(pid, number)
 
@@ -279,7 +279,7 @@ class ContainerSandbox(Sandbox):
                 raise
 
     def _paused(self) -> bool:
-        """Tell whether the engine has paused it.
+        """Return whether the engine has paused it.
 
         Raises:
             EngineError: it does not run.
@@ -302,13 +302,13 @@ class ContainerSandbox(Sandbox):
         return Stats(None, None, None)
 
     def events(self) -> dict[str, int]:
-        """The control group's counters of limits met; empty when it cannot be seen."""
+        """Return the control group's counters of limits hit; empty if it cannot be seen."""
         group = self._group(self.inspect())
         return {} if group is None else group.events()
 
     def stop(self, grace: float) -> int | None:
         if self.state().paused:
-            self.unpause()  # while it is held still it cannot do what it does at SIGTERM
+            self.unpause()  # a paused workload could not handle SIGTERM
         if not self._signal("SIGTERM"):
             return self.state().exit_code
         try:
@@ -321,7 +321,7 @@ class ContainerSandbox(Sandbox):
                 raise EngineError(f"the container {self.name} does not die") from error
 
     def _signal(self, name: str) -> bool:
-        """Send a signal to the init; False when nothing runs there."""
+        """Send a signal to the init; return False if the container does not run."""
         try:
             with self.engine.talking(f"{name} could not be sent") as api:
                 api.kill(self.name, name)
@@ -336,7 +336,7 @@ class ContainerSandbox(Sandbox):
         if not state.running:
             code = state.exit_code
         else:
-            limit: Any = None if timeout is None else max(timeout, 0.001)  # the SDK's types say int; it may have parts
+            limit: Any = None if timeout is None else max(timeout, 0.001)  # typed as int, but a float works
             try:
                 with self.engine.talking("the container's end cannot be waited for") as api:
                     code = int(api.wait(self.name, timeout=limit, condition="not-running")["StatusCode"])
@@ -346,19 +346,19 @@ class ContainerSandbox(Sandbox):
                 if error.status != _GONE:
                     raise
                 code = None
-        noted = ending.wait(self.record.directory)  # then the log is complete, too
+        noted = ending.wait(self.record.directory)  # after this, the log is complete too
         return noted.code if code is None and noted is not None else code
 
     def remove(self) -> None:
-        self.inspect()  # an engine that is away says so here, and the keeper goes on
-        # Before the workload ends: what would be written down then is about to be removed.
-        supervision.hush(self.record.directory)
+        self.inspect()  # fails if the engine does not answer, before the keeper is told anything
+        # Before the workload ends: the keeper must not record the end of a sandbox that is being removed.
+        supervision.silence(self.record.directory)
         deadline = time.monotonic() + _LATE_CREATION
         while not remove(self.engine, self.name, self.name) and self.uncertain and time.monotonic() < deadline:
             time.sleep(0.05)
         reached(Failpoint.CONTAINER_REMOVED)
         try:
-            supervision.dismiss(self.record.directory)
+            supervision.wait_gone(self.record.directory)
         except TimeoutError as error:
             raise EngineError(str(error)) from error
         if self.keeper is not None:
@@ -366,7 +366,7 @@ class ContainerSandbox(Sandbox):
 
 
 def remove(engine: Engine, container: str, name: str) -> bool:
-    """Kill and remove a container with its anonymous volumes; False when there is none.
+    """Kill and remove a container with its anonymous volumes; return False if it does not exist.
 
     Raises:
         EngineError: it could not be removed.
@@ -380,7 +380,7 @@ def remove(engine: Engine, container: str, name: str) -> bool:
         except RefusalError as error:
             if error.status == _GONE:
                 return asked
-            # 409: somebody else's removal is under way. 500: a mount is still busy for a moment.
+            # 409: another removal is in progress. 500: a mount is still busy for a moment.
             if error.status not in (_CONFLICT, _FAILED) or time.monotonic() > deadline:
                 raise
             asked = True

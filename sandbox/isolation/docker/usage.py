@@ -1,4 +1,4 @@
-"""Limits and usage of a container, from the kernel and compared with what the engine says."""
+"""Limits and usage of a container, read from the kernel and compared with the engine's description."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from sandbox.kernel import procfs
 from sandbox.spec import Limits
 
 NANO = 1_000_000_000
-"""Docker counts CPUs and CPU time in billionths."""
+"""Docker counts CPUs in units of 10^-9."""
 LINK = "eth0"
 """Docker's name of a container's first interface."""
 _WRITABLE = "/tmp"  # noqa: S108 - a path inside a sandbox
 
 
 def said(found: dict[str, Any]) -> Limits:
-    """Limits as the engine has them, from its description of a container."""
+    """Return the limits in the engine's description of a container."""
     config = found["HostConfig"]
     options = ((config.get("Tmpfs") or {}).get(_WRITABLE) or "").split(",")
     sizes = [option.removeprefix("size=") for option in options if option.startswith("size=")]
@@ -34,12 +34,12 @@ def said(found: dict[str, Any]) -> Limits:
 
 
 def in_force(found: dict[str, Any], group: ContainerGroup | None, pid: int | None) -> Limits:
-    """Limits as the kernel has them, compared with what the engine says.
+    """Return the limits that the kernel enforces, after comparing them with the engine's description.
 
     Args:
         found: the engine's description of the container.
-        group: its control group, where it can be seen.
-        pid: of its init on this host; None where its files cannot be seen.
+        group: its control group, if it can be seen.
+        pid: of its init on this host; None if its files cannot be seen.
 
     Raises:
         LimitError: the two differ.
@@ -57,12 +57,12 @@ def in_force(found: dict[str, Any], group: ContainerGroup | None, pid: int | Non
         ours, theirs = getattr(read, what), getattr(engines, what)
         # Quotas are whole microseconds per period, memory whole pages.
         if (ours is None) != (theirs is None) or not math.isclose(ours or 0, theirs or 0, rel_tol=0.01):
-            raise LimitError(f"the limit {what} is {theirs} to dockerd, but {ours} in the kernel")
+            raise LimitError(f"dockerd reports the limit {what} as {theirs}, but the kernel enforces {ours}")
     return read
 
 
 def disk_size(path: str) -> int:
-    """Bytes that a file system holds in all, see statvfs(3).
+    """Return the size of a file system in bytes, see statvfs(3).
 
     Raises:
         OSError
@@ -72,5 +72,5 @@ def disk_size(path: str) -> int:
 
 
 def usage(group: ContainerGroup, pid: int) -> Stats:
-    """Usage as the kernel accounts it."""
+    """Return the usage from the kernel's accounting."""
     return Stats(*group.usage(), *procfs.traffic(pid, LINK), *group.transferred())

@@ -1,8 +1,8 @@
-"""A command in a local sandbox: pipes, or a terminal of the sandbox, and a pidfd, for the relay.
+"""The relay's backend for a command in a local sandbox: pipes or a terminal of the sandbox, and a pidfd.
 
-When the command has ended, what it wrote before is passed on, and then its output is closed, although a child that it
-left behind may still hold it: such a child keeps running inside, and what it writes from then on is lost. (Waiting
-for it, as for the end of a pipe, would make a command that starts a daemon hang.)
+Once the command has ended, its output up to then is read and the pipes are closed, even if a child that it left behind
+still has them open. The child keeps running inside, but its later output is lost. (Waiting for the end of file would
+make a command hang that starts a daemon.)
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from sandbox.isolation.relay import CHUNK, Backend
 from sandbox.kernel import command as joined
 
 _LEFT = 2 * CHUNK
-"""Bytes that may lie in a pipe or a terminal when the command ends, at most; what comes after is somebody else's."""
+"""The most bytes that a pipe or terminal may hold when the command ends; more is output of other processes."""
 _MOMENT = 0.2
-"""Seconds."""
+"""Seconds to wait for the sandbox to end after a command was killed."""
 
 
 class LocalBackend(Backend):
@@ -34,13 +34,13 @@ class LocalBackend(Backend):
     def __init__(
         self, started: joined.Started, outputs: dict[int, int], entry: int | None, alive: Callable[[], bool]
     ) -> None:
-        """Take over a command.
+        """Take over a command that has been started.
 
         Args:
             started: the command.
             outputs: descriptors to read its output from, by stream.
-            entry: descriptor to write its input to; None without input.
-            alive: whether the sandbox still runs.
+            entry: the descriptor to write its input to; None without input.
+            alive: returns whether the sandbox still runs.
         """
         self._started = started
         self._outputs = {descriptor: stream for stream, descriptor in outputs.items()}
@@ -64,7 +64,7 @@ class LocalBackend(Backend):
         return piece
 
     def _until_it_ends(self) -> Iterator[tuple[int, bytes]]:
-        """What it writes until it has ended, and then what is left."""
+        """Yield its output until it ends, and then the rest that its pipes hold."""
         poller = select.poll()
         for descriptor in (*self._outputs, self._pidfd, self._stop_read):
             poller.register(descriptor, select.POLLIN)
@@ -92,31 +92,31 @@ class LocalBackend(Backend):
                     self._shut(descriptor)
 
     def _take(self, descriptor: int) -> bytes | None:
-        """What can be read; nothing at the end, None where it was nothing after all."""
+        """Read from a descriptor; return no bytes at the end of file, None if nothing can be read now."""
         try:
             return os.read(descriptor, CHUNK)
         except BlockingIOError:
             return None
         except OSError as error:
-            if error.errno == errno.EIO:  # a terminal that no process has open any more (pty(7))
+            if error.errno == errno.EIO:  # no process has the terminal open any more (pty(7))
                 return b""
             raise
 
     def _shut(self, descriptor: int) -> None:
-        """Close an output: whoever still writes to it gets SIGPIPE, as at the end of any pipeline."""
+        """Close an output: processes that still write to it get SIGPIPE."""
         if self._started.master is None:
             self._outputs.pop(descriptor, None)
             os.close(descriptor)
 
-    def unread(self, stream: int) -> None:
+    def close_read(self, stream: int) -> None:
         if self._started.master is not None:
             self._kill(signal.SIGHUP)
         else:
-            # `read` closes what is not in here.
+            # `read` closes the descriptors that are not listed here.
             self._outputs = {descriptor: of for descriptor, of in self._outputs.items() if of != stream}
 
     def _kill(self, number: int) -> None:
-        with self._lock:  # its number is its own for as long as it has not been waited for, which needs the lock
+        with self._lock:  # the pid cannot be reused before it was waited for, which needs the lock
             if self._code is None:
                 with suppress(ProcessLookupError):
                     os.killpg(self._started.pid, number)
@@ -164,7 +164,7 @@ class LocalBackend(Backend):
         return code if code >= 0 else 128 - code
 
     def _sandbox_ends(self) -> bool:
-        """Whether the sandbox is over too, a moment later: an init dies after all others in its pid namespace."""
+        """Return whether the sandbox ends too, a moment later: an init dies last in its pid namespace."""
         deadline = time.monotonic() + _MOMENT
         while self._alive():
             if time.monotonic() > deadline:
@@ -191,11 +191,11 @@ def start(
     """Start a command.
 
     Args:
-        place: where.
+        place: the sandbox to join.
         what: the command.
-        has_input: whether anything will be written to it; else its input is empty.
-        owner: user and group of its outputs, this host's number, so that it may open them anew.
-        alive: whether the sandbox still runs.
+        has_input: whether input will be written to it; otherwise its input is empty.
+        owner: user and group id on this host for its output pipes, so that it may open them again.
+        alive: returns whether the sandbox still runs.
 
     Raises:
         ChildError, OSError: as `command.start`.
@@ -203,7 +203,7 @@ def start(
     if what.terminal is not None:
         started = joined.start(place, what, (0, 1, 2))
         if started.master is None:
-            raise RuntimeError("a command with a terminal came without its other end")
+            raise RuntimeError("a command with a terminal has no master end")
         return LocalBackend(started, {STDOUT: started.master}, started.master if has_input else None, alive)
     theirs: list[int] = []
     ours: list[int] = []

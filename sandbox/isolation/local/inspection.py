@@ -1,4 +1,4 @@
-"""What is in force in a local sandbox: its init is a process of this host, and all is read from this host's kernel."""
+"""Inspection of a local sandbox. Its init is a process of this host, so everything is read from the host's kernel."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from sandbox.state.record import Record
 
 @inspection.readable()
 def inspect(record: Record, group: Group, state: State, limits: Limits | None) -> Inspection:
-    """All of it.
+    """Return the complete inspection.
 
     Args:
         record: of the sandbox.
         group: its control group.
-        state: what it is doing now.
-        limits: as read back; None where they cannot be.
+        state: its current state.
+        limits: as read back; None if they cannot be read.
     """
-    init = inspection.on_host(state.pid)
+    init = inspection.host_view(state.pid)
     kills = group.events().get("oom_kill")
     return inspection.inspection(
         init,

@@ -1,7 +1,7 @@
-"""What a local sandbox sees of the host's files: its bind mounts, and the files of its application.
+"""Bind mounts of a local sandbox, including the files of its application.
 
-A target that the root filesystem lacks is made in a skeleton, a directory of empty directories and files that is laid
-over the image; most sandboxes need none, and get the image itself.
+If the root filesystem lacks a mount target, the target is created in a skeleton: a tree of empty directories and files
+that is laid over the image. Most sandboxes need none, and use the image itself.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sandbox.spec import APP_DIR, Mount, SandboxSpec
 from sandbox.state.record import Record
 
 SKELETON = "skeleton"
-"""Below the sandbox's directory."""
+"""The skeleton's name in the sandbox's directory."""
 
 _SHARED_MEMORY = "/dev/shm"  # noqa: S108 - a path inside a sandbox
 _OWN = ("/dev", "/proc", "/sys")
@@ -30,7 +30,7 @@ _OWN = ("/dev", "/proc", "/sys")
 
 
 def check(spec: SandboxSpec) -> None:
-    """Refuse targets where the sandbox's own walls are.
+    """Refuse mount targets that the sandbox's set-up needs itself.
 
     Raises:
         SpecError
@@ -40,7 +40,7 @@ def check(spec: SandboxSpec) -> None:
         taken.add(APP_DIR)
     for mount in spec.mounts:
         if mount.target in taken:
-            raise SpecError(f"-v {mount.source}:{mount.target}: {mount.target} is the sandbox's own", "such as /data")
+            raise SpecError(f"-v {mount.source}:{mount.target}: {mount.target} is reserved", "such as /data")
         taken.add(mount.target)
         inside_own = any(mount.target == own or _is_below(mount.target, own) for own in _OWN)
         if inside_own and not _is_below(mount.target, _SHARED_MEMORY):
@@ -51,15 +51,15 @@ def check(spec: SandboxSpec) -> None:
 
 @contextmanager
 def layout(spec: SandboxSpec, record: Record, image: str) -> Iterator[Layout]:
-    """What is mounted on the root filesystem; its descriptors are open for the time of the block.
+    """Yield the layout to be mounted on the root filesystem; its descriptors are open within the block.
 
     Args:
-        spec: with the mounts that are asked for.
-        record: has the place of the application's files and of a skeleton.
-        image: directory of the root filesystem.
+        spec: with the requested mounts.
+        record: says where the application's files and the skeleton are.
+        image: the directory of the root filesystem.
 
     Raises:
-        SpecError: a source or a target is not what it has to be.
+        SpecError: a source or target is missing or of the wrong kind.
         EngineError: the kernel refuses.
     """
     mounts = list(spec.mounts)
@@ -70,7 +70,7 @@ def layout(spec: SandboxSpec, record: Record, image: str) -> Iterator[Layout]:
         return
     made: list[Tree] = []
     try:
-        # What lies in another mount comes after it.
+        # A mount inside another one comes after it.
         for mount in sorted(mounts, key=lambda one: (len(PurePosixPath(one.target).parts), one.target)):
             made.append(_copy(mount, spec))
         skeleton = record.directory / SKELETON
@@ -87,16 +87,16 @@ def _copy(mount: Mount, spec: SandboxSpec) -> Tree:
         return trees.copy(mount.source, mount.target, read_only=mount.read_only, fresh=fresh)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise SpecError(f"{said}: a symbolic link is on the way", "the path that it leads to") from None
+            raise SpecError(f"{said}: the path contains a symbolic link", "use the path that it leads to") from None
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
-            raise SpecError(f"{said}: {mount.source} is not there", "a directory or file of this host") from None
+            raise SpecError(f"{said}: {mount.source} does not exist", "use a directory or file of this host") from None
         if error.errno == errno.ENOSYS:
             raise EngineError(f"{said}: mounts need Linux 5.12 or later") from None
         raise EngineError(f"{said}: {error.strerror}") from error
 
 
 def _place(tree: Tree, all_trees: Sequence[Tree], mounts: Sequence[Mount], image: str, skeleton: Path) -> bool:
-    """See that a target will be there; whether the skeleton was needed for that."""
+    """Make sure that a mount target will exist; return whether the skeleton is needed for that."""
     if tree.fresh:
         return False
     around = [other for other in all_trees if _is_below(tree.target, other.target)]
@@ -117,7 +117,7 @@ def _place(tree: Tree, all_trees: Sequence[Tree], mounts: Sequence[Mount], image
         if stat.S_ISLNK(found.st_mode):
             raise SpecError(
                 f"the mount target {tree.target} leads through the symbolic link /{'/'.join(parts[:count])}",
-                f"the path that it leads to, {os.readlink(there)}",
+                f"use the path that it leads to, {os.readlink(there)}",
             )
         if count < len(parts) and not stat.S_ISDIR(found.st_mode):
             raise SpecError(f"the mount target {tree.target} leads through a file", "such as /data")
@@ -129,7 +129,7 @@ def _expect(path: Path, tree: Tree, where: str) -> None:
     try:
         found = path.lstat()
     except OSError:
-        raise SpecError(f"the mount target {tree.target} is not there, {where}", "make it first") from None
+        raise SpecError(f"the mount target {tree.target} does not exist {where}", "create it first") from None
     if stat.S_ISDIR(found.st_mode) != tree.directory:
         kinds = ("a directory", "a file")
         here, wanted = kinds if tree.directory else kinds[::-1]
@@ -137,7 +137,7 @@ def _expect(path: Path, tree: Tree, where: str) -> None:
 
 
 def _make(skeleton: Path, image: Path, parts: tuple[str, ...], *, directory: bool) -> None:
-    """Empty directories down to the target, those that the image has with its modes: they hide the image's own."""
+    """Create empty directories down to the target, with the modes of the image's directories, which they will hide."""
     skeleton.mkdir(mode=0o755, exist_ok=True)
     skeleton.chmod(0o755)
     for count in range(1, len(parts) + (1 if directory else 0)):

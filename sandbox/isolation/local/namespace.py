@@ -1,6 +1,6 @@
-"""Level `namespace`: fresh namespaces, a user mapping, seccomp, no capabilities, cgroup limits. No daemon.
+"""Level `namespace`: new namespaces, mapped user ids, seccomp, no capabilities, cgroup limits; no daemon.
 
-The embedded default: the kernel alone, nothing to install beside the root filesystem.
+It is the default level, because it needs only the kernel and the root filesystem.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from sandbox.spec import SANDBOX_UID, SandboxSpec
 from sandbox.state.record import Record
 
 MAP_BASE = 1_879_048_192
-"""First id outside for id 0 inside (0x70000000): far above what adduser, subuid(5) and systemd's ranges hand out, see
-systemd's UIDS-GIDS. Every sandbox has the same range, since the process limits that matter are the cgroup's."""
+"""The id outside for id 0 inside (0x70000000). It is far above the ranges of adduser, subuid(5) and systemd (see
+systemd's UIDS-GIDS). All sandboxes share the range, since the limits on processes are enforced by their cgroups."""
 
 LINK = "eth0"
-"""Its end of the link to the lab network, inside."""
+"""The sandbox's end of its link to the lab network."""
 
 
 class NamespaceIsolation(Isolation, Forking):
-    """The kernel's own walls."""
+    """The driver of the level `namespace`."""
 
     name = "namespace"
     features = Features(
@@ -79,7 +79,7 @@ class NamespaceIsolation(Isolation, Forking):
                     child = enter.spawn_namespaced(plan, MAP_BASE, plug, outputs.start, enrol)
             sandbox.adopt_child(child, outputs.keeper)
         except OSError as error:
-            raise EngineError(f"the namespaces could not be made: {error}") from error
+            raise EngineError(f"the namespaces could not be created: {error}") from error
         local.remember(record, child)
         reached(Failpoint.CHILD_READY)
         return sandbox
@@ -88,7 +88,7 @@ class NamespaceIsolation(Isolation, Forking):
         return NamespaceSandbox(record)
 
     def prune(self, known: Collection[str], *, dry_run: bool) -> list[str]:
-        """Links of namespaces; control groups, which `process` has too, are removed by whichever comes first."""
+        """Remove stray links and control groups; the latter may also be left from the level `process`."""
         found = []
         for name in lab.stray_links(known):
             if not dry_run:
@@ -113,8 +113,8 @@ class NamespaceIsolation(Isolation, Forking):
 
 
 def _warm(plan: enter.Plan, outputs: Outputs, plug: Callable[[int], None], enrol: enter.Enrol) -> enter.Child:
-    """A child of the zygote's, which tells its exit code by a pipe."""
-    # The zygote takes a server's own arguments in place of a command line.
+    """Create a child of the zygote, which reports the child's exit code through a pipe."""
+    # The zygote expects a server's own arguments instead of a command line.
     request = zygote.pack(replace(plan, argv=workloads.arguments(plan.argv[len(INIT) :])), seccomp.build())
     status_read, status_write = os.pipe()
     try:
@@ -145,7 +145,7 @@ def _plug(record: Record, pid: int) -> None:
 
 
 class NamespaceSandbox(local.LocalSandbox):
-    """One sandbox in namespaces."""
+    """A sandbox in namespaces of its own."""
 
     def _outside(self, uid: int) -> int:
         return MAP_BASE + uid
@@ -159,6 +159,6 @@ class NamespaceSandbox(local.LocalSandbox):
 
     def remove(self) -> None:
         self._end()
-        # The link dies with its namespace, a moment later; one that outlives its sandbox is deleted by `prune`. Not
-        # sooner: whoever is connected is told of the end by the kernel.
+        # The kernel removes the link with its network namespace, a moment later; `prune` deletes one that remains. It
+        # is not removed earlier, so that the kernel can still reset open connections.
         lab.unplug(self.record.id)

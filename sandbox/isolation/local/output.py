@@ -1,7 +1,7 @@
 """The pipes that a local workload writes to, and the keeper that reads them and is the parent of its init.
 
-The pipes belong to the workload's user (fchown(2) of a pipe changes its inode, which both ends share), so that it may
-open them anew by /dev/stdout, /dev/stderr and /proc/self/fd.
+The pipes belong to the workload's user, so that it may open them through /dev/stdout, /dev/stderr and /proc/self/fd.
+(fchown(2) changes the pipe's inode, which both ends share.)
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from sandbox.state.record import Record
 
 
 class Outputs:
-    """Two pipes; a context manager that closes what was not handed over.
+    """Two pipes; a context manager that closes the ends that were not handed to the keeper.
 
     Attributes:
-        writing: the workload's ends, stdout's and stderr's.
-        keeper: reads the other ends, once it was started.
+        writing: the workload's ends for stdout and stderr.
+        keeper: reads the other ends; None until it is started.
     """
 
     def __init__(self, record: Record, uid: int, events: Path | None) -> None:
-        """Make them.
+        """Create the pipes.
 
         Args:
             record: of the sandbox.
-            uid: the workload's user and group, this host's number.
-            events: where the kernel counts its OOM kills.
+            uid: the workload's user and group id on this host.
+            events: the file in which the kernel counts the sandbox's OOM kills.
 
         Raises:
             OSError
@@ -55,7 +55,7 @@ class Outputs:
             os.close(descriptor)
 
     def start(self, make: Callable[[], int]) -> int:
-        """Make the init as a child of the keeper; its pid (see `enter.Start`).
+        """Start the keeper, which creates the init by calling `make`; return the init's pid (see `enter.Start`).
 
         Raises:
             OSError
@@ -64,7 +64,7 @@ class Outputs:
         return self.keeper.child
 
     def watch(self, pid: int, status: int) -> None:
-        """Start the keeper of an init that is the zygote's child; `status` is read for its exit code, and closed.
+        """Start the keeper of an init that is the zygote's child; it reads the exit code from `status`, and closes it.
 
         Raises:
             OSError

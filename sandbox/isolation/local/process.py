@@ -1,4 +1,4 @@
-"""Level `process`: the control. A chroot, another user and a control group; no other wall, and no claim to be one."""
+"""Level `process`: a chroot, another user and a control group. It is the baseline for comparisons, not a boundary."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from sandbox.state.record import Record
 from sandbox.state.store import Store
 
 ROOT_DIR = "root"
-"""The mount point below the sandbox's directory. The mounts are the host's own: a mount namespace would be a wall."""
+"""The mount point's name in the sandbox's directory. Mounts are made in the host's mount namespace at this level."""
 
 INIT = ("/usr/bin/tini", "-s", "--")
-"""Not pid 1 here, so it asks to reap orphans by prctl(PR_SET_CHILD_SUBREAPER)."""
+"""The init is not process 1 here, so `-s` makes it adopt orphans by prctl(PR_SET_CHILD_SUBREAPER)."""
 
 
 class ProcessIsolation(Isolation):
-    """No isolation to speak of."""
+    """The driver of the level `process`, which isolates nearly nothing."""
 
     name = "process"
     features = Features(shares_kernel=True, own_network=False)
@@ -72,7 +72,7 @@ class ProcessIsolation(Isolation):
                 child = enter.spawn_chrooted(plan, outputs.start)
             sandbox.adopt_child(child, outputs.keeper)
         except OSError as error:
-            raise EngineError(f"the process could not be made: {error}") from error
+            raise EngineError(f"the process could not be created: {error}") from error
         local.remember(record, child)
         reached(Failpoint.CHILD_READY)
         return sandbox
@@ -100,7 +100,7 @@ class ProcessIsolation(Isolation):
 
 
 class ProcessSandbox(local.LocalSandbox):
-    """One process in a chroot."""
+    """A sandbox that is a process in a chroot."""
 
     def _outside(self, uid: int) -> int:
         return uid
@@ -114,7 +114,7 @@ class ProcessSandbox(local.LocalSandbox):
         return Place(files, uid, root=str(self._root))
 
     def _network_bytes(self) -> tuple[int | None, int | None]:
-        return None, None  # the host's links are everybody's
+        return None, None  # the host's interfaces are shared
 
     def remove(self) -> None:
         self._end()
@@ -129,16 +129,16 @@ class ProcessSandbox(local.LocalSandbox):
 
 
 def _mounted_roots() -> list[Path]:
-    """Mount points of our roots, whoever made them, as often as something is mounted there."""
+    """Return the mount points of our sandboxes' roots, once for each mount there."""
     base = Path(os.path.realpath(paths.sandboxes_dir()))
     targets = [Path(point) for point in files.mounts_below(base)]
     return [one for one in targets if one.name == ROOT_DIR and one.parent.parent == base]
 
 
 def _unmount(root: Path) -> None:
-    """Detach the whole tree of mounts at a root, as often as something is mounted there.
+    """Detach all trees of mounts at a root.
 
-    os.path.ismount would not do: it does not see a bind mount within one file system.
+    os.path.ismount is not enough: it does not detect a bind mount within one file system.
     """
     real = Path(os.path.realpath(root.parent)) / root.name
     for target in _mounted_roots():

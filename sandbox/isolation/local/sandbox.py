@@ -1,4 +1,4 @@
-"""What sandboxes have in common whose workload is a process of this host's kernel, with no engine in between."""
+"""The common part of sandboxes whose workload is a process of this host's kernel, without an engine in between."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 def root_path() -> str:
-    """The directory of the root filesystem.
+    """Return the directory of the root filesystem.
 
     Raises:
         ImageError: it has not been built.
@@ -55,12 +55,12 @@ def root_path() -> str:
 
 
 def prepare_root(progress: Progress) -> str:
-    """The directory of the root filesystem, built where it is missing."""
+    """Return the directory of the root filesystem, which is built if it is missing."""
     return str(images.ensure(images.Form.ROOTFS, progress).path)
 
 
 class LocalSandbox(Sandbox, Batched):
-    """A sandbox whose init is a process of this host. Subclasses say how to make, join and remove it."""
+    """A sandbox whose init is a process of this host. Subclasses define how to create, join and remove it."""
 
     def __init__(self, record: Record) -> None:
         self.record = record
@@ -68,7 +68,7 @@ class LocalSandbox(Sandbox, Batched):
         self._child: Child | None = None
 
     def adopt_child(self, child: Child, kept: Keeper | None) -> None:
-        """Take over a child that was made and waits, and its keeper.
+        """Take over a child that waits to be released, and its keeper.
 
         Raises:
             OSError: the keeper failed.
@@ -76,14 +76,14 @@ class LocalSandbox(Sandbox, Batched):
         self._child = child
         self.keeper = kept
         if kept is not None and kept.child:
-            kept.settled()
+            kept.wait_ready()
 
     def boot(self, deadline: float) -> None:
-        """The host's kernel is the sandbox's kernel: there is nothing to boot."""
+        """Do nothing: the sandbox uses the host's kernel."""
 
     def start(self) -> None:
         if self._child is None:
-            raise EngineError(f"sandbox {self.record.name} was not made by this command", "sandbox rm it, and run anew")
+            raise EngineError(f"sandbox {self.record.name} was created by another command", "sandbox rm, then run anew")
         try:
             self._child.release()
         except ChildError as error:
@@ -94,7 +94,7 @@ class LocalSandbox(Sandbox, Batched):
             raise EngineError(f"the workload could not be started: {error.strerror}") from error
 
     def _init(self) -> ProcessId | None:
-        """Its init, if it lives. What a record names is believed only if the kernel has it in the sandbox's group."""
+        """Return its init if it is alive: the process in the record, if the kernel has it in the sandbox's cgroup."""
         process = self.record.process
         return process if process is not None and process.within(f"{PARENT}/{self.record.id}") else None
 
@@ -107,12 +107,12 @@ class LocalSandbox(Sandbox, Batched):
         return State(running=False, exit_code=self._exit_code())
 
     def _exit_code(self) -> int | None:
-        """The exit code of what has ended, as its keeper tells it."""
+        """Return the exit code that the keeper of an ended sandbox recorded or reported."""
         found = ending.wait(self.record.directory)
         if found is not None:
             return found.code
-        # It was removed by another command, say: then the keeper writes nothing, but still tells who started it.
-        return None if self.keeper is None else self.keeper.ending(0)
+        # If another command removes it, the keeper writes nothing, but still reports to the command that started it.
+        return None if self.keeper is None else self.keeper.wait_exit_code(0)
 
     def limits(self) -> Limits:
         try:
@@ -131,7 +131,7 @@ class LocalSandbox(Sandbox, Batched):
 
     @abstractmethod
     def _network_bytes(self) -> tuple[int | None, int | None]:
-        """Bytes received and sent over its own interface; None where it has none of its own."""
+        """Return the bytes received and sent over its own interface; None if it has none of its own."""
 
     def resources(self) -> dict[str, Any]:
         return {"control_groups": [str(path) for path in self.group.directories()]}
@@ -145,7 +145,7 @@ class LocalSandbox(Sandbox, Batched):
         return inspection.inspect(self.record, self.group, self.state(), limits)
 
     def events(self) -> dict[str, int]:
-        """The control group's counters of limits met."""
+        """Return the control group's counters of limits hit."""
         return self.group.events()
 
     def _pid(self) -> int:
@@ -184,16 +184,16 @@ class LocalSandbox(Sandbox, Batched):
 
     @abstractmethod
     def _outside(self, uid: int) -> int:
-        """The number of a user inside, on this host."""
+        """Return the user id on this host of a user inside."""
 
     @abstractmethod
     def _place(self, uid: int) -> Place:
-        """Where a command goes that joins it as user `uid`."""
+        """Return the place for a command that joins the sandbox as user `uid`."""
 
     def _run(self, what: Command, *, root: bool, has_input: bool) -> commands.LocalBackend:
         self._pid()
         if self.group.frozen():
-            # It would be held still with the rest, and its caller with it.
+            # The command would be frozen like the other processes, and its caller would hang.
             raise EngineError(f"sandbox {self.record.name} is paused", f"sandbox unpause {self.record.name}")
         name = what.argv[0]
         uid = 0 if root else SANDBOX_UID
@@ -210,7 +210,7 @@ class LocalSandbox(Sandbox, Batched):
                 raise CannotInvokeError(_bad_workdir(what.workdir, error)) from None
             if error.step != name and error.errno == errno.EAGAIN:  # fork(2): a control group's limit is reached
                 raise EngineError(
-                    f"{name!r} was not started: the sandbox has as many processes as it may", "a higher --pids-limit"
+                    f"{name!r} was not started: the sandbox has reached its limit on processes", "a higher --pids-limit"
                 ) from None
             if error.step != name:
                 hint = "it may have ended a moment ago"
@@ -235,7 +235,7 @@ class LocalSandbox(Sandbox, Batched):
         env: Sequence[tuple[str, str]] = (),
         workdir: str | None = None,
     ) -> Attached:
-        """As `Sandbox.attach`. The command dies with the thread that calls this, see `kernel.command`."""
+        """Run a command as `Sandbox.attach` does. It is killed when the calling thread ends, see `kernel.command`."""
         variables = environment(self.record.spec)
         if terminal is not None:
             variables.setdefault("TERM", "xterm")
@@ -288,8 +288,8 @@ class LocalSandbox(Sandbox, Batched):
 
     def kill_soon(self) -> None:
         with suppress(OSError, TimeoutError):
-            # Otherwise the keepers would load their libraries to note the end, a hundred of them at once.
-            supervision.hush(self.record.directory)
+            # Otherwise all the keepers would load libraries at the same time to record the end.
+            supervision.silence(self.record.directory)
             self.group.kill(timeout=0)
 
     def remove_soon(self) -> None:
@@ -297,12 +297,12 @@ class LocalSandbox(Sandbox, Batched):
             self.group.remove(timeout=0)
 
     def _end(self) -> None:
-        """Kill everything of it, see its keeper off, and remove the control group."""
+        """Kill all its processes, wait for its keeper to exit, and remove the control group."""
         if self._child is not None:
             self._child.close()
         try:
-            # Before the workload ends: what would be written down then is about to be removed.
-            supervision.hush(self.record.directory)
+            # Before the workload ends: the keeper must not record the end of a sandbox that is being removed.
+            supervision.silence(self.record.directory)
             self.group.kill()
             reached(Failpoint.PROCESSES_KILLED)
             self.group.remove()
@@ -310,11 +310,11 @@ class LocalSandbox(Sandbox, Batched):
             raise EngineError(f"the control group of {self.record.name} could not be removed: {error}") from error
         reached(Failpoint.CGROUP_REMOVED)
         try:
-            supervision.dismiss(self.record.directory)
+            supervision.wait_gone(self.record.directory)
         except TimeoutError as error:
             raise EngineError(str(error)) from error
         if self.keeper is not None:
-            self.keeper.ending(0)
+            self.keeper.wait_exit_code(0)
             self.keeper.close()
 
 
@@ -329,10 +329,10 @@ def _bad_workdir(path: str, error: ChildError) -> str:
 
 
 def remember(record: Record, child: Child) -> None:
-    """Note the process in the record.
+    """Store the child's process in the record.
 
     Raises:
-        EngineError: it is gone already.
+        EngineError: it has already ended.
     """
     record.process = ProcessId.of(child.pid)
     if record.process is None:
@@ -344,7 +344,7 @@ def remember(record: Record, child: Child) -> None:
 
 
 def prune_groups(known: Collection[str], *, dry_run: bool) -> list[str]:
-    """Remove control groups of ours whose id is not known, with what runs in them.
+    """Remove our control groups whose id is not known, and kill the processes in them.
 
     Raises:
         EngineError: one cannot be removed.

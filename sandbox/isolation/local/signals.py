@@ -1,4 +1,4 @@
-"""Signals to the workload of a local sandbox, by way of its init (tini(1)) where that passes them on."""
+"""Signals to the workload of a local sandbox, through its init (tini(1)) if that forwards them."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ NOT_PASSED_ON = frozenset(
         signal.SIGCHLD,
     }
 )
-"""What tini keeps to itself: it waits for all other signals, and sends them to its child. SIGSTOP nobody sees."""
+"""Signals that tini does not forward to its child: it waits for all others. SIGSTOP cannot be caught."""
 
 _BIRTH = 1.0
-"""Seconds that an init which has just been started gets to start its child."""
+"""Seconds to wait for an init that was just started to start its child."""
 
 
 def send(init: int, number: int) -> None:
-    """Send a signal to the workload; one that the init would not pass on goes to its child directly.
+    """Send a signal to the workload; directly to the init's child if the init would not forward it.
 
     Raises:
         ValueError: there is no such signal.
@@ -51,7 +51,7 @@ def send(init: int, number: int) -> None:
     for child in _children(init):
         pidfd = os.pidfd_open(child)
         try:
-            # Asked again with the descriptor in hand: the number may have become another process's.
+            # Checked again with the pidfd open: the pid may have been reused.
             if child in _children(init):
                 signal.pidfd_send_signal(pidfd, number)
                 return
@@ -61,7 +61,7 @@ def send(init: int, number: int) -> None:
 
 
 def _children(pid: int) -> list[int]:
-    """Children of a process, oldest first: the init's own child comes before orphans that it took in."""
+    """Return the children of a process, oldest first: the init's own child comes before adopted orphans."""
     try:
         text = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
     except FileNotFoundError:

@@ -1,8 +1,8 @@
-"""The zygote of the level `namespace`: starting it, asking it for a child, ending it.
+"""Start and stop the zygote of the level `namespace`, and request children from it.
 
-One serves for all reference servers and limits, since all that differs between two sandboxes comes with the request.
-It is the process of the root filesystem's interpreter (`sandbox.kernel.zygote`), started by hand with `sandbox warm`
-and never by the way; its socket and its identity lie in the state directory, which is root's alone.
+One zygote serves all reference servers and limits, since everything that differs between sandboxes is in the request.
+It runs in the root filesystem's interpreter (`sandbox.kernel.zygote`), and is started only by `sandbox warm`. Its
+socket and identity are in the state directory, which only root can access.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from sandbox.state.processid import ProcessId
 SOCKET_FILE = "zygote.sock"
 IDENTITY_FILE = "zygote.json"
 LOG_FILE = "zygote.log"
-"""What it says when it fails; empty as a rule."""
+"""The zygote's stderr; usually empty."""
 _LIBRARY = "/mnt"
-"""An empty directory of the root filesystem, where the zygote sees this package while it starts."""
+"""An empty directory of the root filesystem, where this package is mounted while the zygote starts."""
 _START_SECONDS = 20.0
 _ANSWER_SECONDS = 10.0
 _END_SECONDS = 2.0
@@ -50,14 +50,14 @@ zygote.main(lambda arguments: command.main(arguments))
 
 
 def start(root: str, digest: str) -> ProcessId:
-    """Start the zygote, or return the one that runs, if it is of the same root filesystem; another is replaced.
+    """Start the zygote, or return the running one; one of another root filesystem is replaced.
 
     Args:
-        root: directory of the root filesystem.
-        digest: of it.
+        root: the directory of the root filesystem.
+        digest: of the root filesystem.
 
     Raises:
-        EngineError: it does not come up.
+        EngineError: it does not start.
     """
     if (there := running(digest)) is not None:
         return there
@@ -88,7 +88,7 @@ def start(root: str, digest: str) -> ProcessId:
 
 
 def running(digest: str | None = None) -> ProcessId | None:
-    """The zygote that runs; with a digest, only if it is of that root filesystem."""
+    """Return the running zygote, with a digest only if it is of that root filesystem; else None."""
     try:
         raw = json.loads((paths.host_dir() / IDENTITY_FILE).read_text(encoding="ascii"))
         found = ProcessId(int(raw["pid"]), int(raw["start_time"]), str(raw["boot_id"]))
@@ -100,10 +100,10 @@ def running(digest: str | None = None) -> ProcessId | None:
 
 
 def stop() -> bool:
-    """End the zygote and remove its files; sandboxes that it has made go on. False when none ran.
+    """Stop the zygote and remove its files; return False if none was running. Its sandboxes keep running.
 
     Raises:
-        EngineError: it does not end.
+        EngineError: it does not exit.
     """
     found = running()
     if found is not None:
@@ -115,7 +115,7 @@ def stop() -> bool:
                     poller = select.poll()
                     poller.register(pidfd, select.POLLIN)
                     if not poller.poll(_END_SECONDS * 1000):
-                        raise EngineError(f"the zygote, process {found.pid}, does not end")
+                        raise EngineError(f"the zygote, process {found.pid}, does not exit")
             finally:
                 os.close(pidfd)
     for name in (SOCKET_FILE, IDENTITY_FILE, LOG_FILE):
@@ -124,11 +124,11 @@ def stop() -> bool:
 
 
 def asker(request: bytes, status: int) -> Callable[[list[int]], int]:
-    """What has the zygote make a child by a request of `zygote.pack`, see `enter.spawn_warm`.
+    """Return the function `ask` for `enter.spawn_warm`, which requests a child from the zygote.
 
     Args:
-        request: the same.
-        status: a pipe that gets the child's exit code.
+        request: the result of `zygote.pack`.
+        status: the pipe that the zygote writes the child's exit code to.
     """
 
     def ask(descriptors: list[int]) -> int:
@@ -139,7 +139,7 @@ def asker(request: bytes, status: int) -> Callable[[list[int]], int]:
         except OSError as error:
             raise EngineError(f"the zygote does not answer: {error}", "sandbox warm --stop; sandbox warm") from None
         if not answer:
-            raise EngineError("the zygote could not make a child", "sandbox warm --stop; sandbox warm")
+            raise EngineError("the zygote could not create a child", "sandbox warm --stop; sandbox warm")
         return int(answer)
 
     return ask
@@ -158,7 +158,7 @@ def _socket_path() -> Path:
 
 
 def _launch(root: str, listener: socket.socket) -> int:
-    """Fork twice, so that it is nobody's child here; returns its pid once it has loaded everything."""
+    """Start the zygote by a double fork, so that it is not our child; return its pid once its exec has happened."""
     reading, writing = os.pipe()
     first = os.fork()
     if first == 0:
@@ -178,12 +178,12 @@ def _launch(root: str, listener: socket.socket) -> int:
     finally:
         os.close(reading)
     if not said.startswith(b"P") or b"E" in said:
-        raise OSError(0, said.partition(b"E")[2].decode("utf-8", "replace") or "it said nothing")
+        raise OSError(0, said.partition(b"E")[2].decode("utf-8", "replace") or "it ended without a message")
     return int(said[1:])
 
 
 def _read_until(descriptor: int, deadline: float) -> bytes:
-    """Everything up to the end of the pipe, which the zygote closes by its exec."""
+    """Read up to the end of the pipe, which the zygote closes by its exec."""
     said = b""
     poller = select.poll()
     poller.register(descriptor, select.POLLIN)
@@ -196,7 +196,7 @@ def _read_until(descriptor: int, deadline: float) -> bytes:
 
 
 def _be_zygote(root: str, listener: int, report: int) -> NoReturn:
-    """In the grandchild: see the root filesystem and this package alone, then become its interpreter."""
+    """In the grandchild: change the root to the root filesystem, with this package mounted, and run its interpreter."""
     os.setsid()
     os.umask(0o022)
     walls.default_signals()

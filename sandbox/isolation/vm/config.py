@@ -1,6 +1,6 @@
-"""What one guest is told before it exists: its settings, its mounts, and the keys of both sides.
+"""The configuration that is built into one guest: its settings, its mounts, and the SSH keys of both sides.
 
-The keys are made on the host, so that the very first connection is verified.
+The keys are generated on the host, so that even the first connection is verified.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Keys:
     Attributes:
         host_private: the guest's host key in dropbear's own format.
         host_public: its public part, as in an SSH known_hosts file: base64.
-        client_private: what the host logs in with, in OpenSSH's format.
+        client_private: the key that the host logs in with, in OpenSSH's format.
         client_public: its public part, base64.
     """
 
@@ -35,7 +35,7 @@ class Keys:
 
 
 def make_keys() -> Keys:
-    """Two fresh Ed25519 pairs (RFC 8709)."""
+    """Generate two new Ed25519 key pairs (RFC 8709)."""
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -55,7 +55,7 @@ def make_keys() -> Keys:
 
 
 def _string(data: bytes) -> bytes:
-    """A string of the SSH wire format (RFC 4251, section 5)."""
+    """Encode a string in the SSH wire format (RFC 4251, section 5)."""
     return struct.pack(">I", len(data)) + data
 
 
@@ -65,18 +65,18 @@ def _public_text(key: bytes) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """What one guest is told; the scripts in vm/guest/ read it.
+    """The configuration of one guest, read by the scripts in vm/guest/.
 
     Attributes:
-        nonce: marks the words of the guest's init on the console.
+        nonce: marks messages of the guest's init on the console.
         hostname, address, netmask: of the guest.
-        pids: the most processes and threads of the workload.
+        pids: the limit on processes and threads of the workload.
         uid: user and group id of the workload.
-        environment: the workload's, all of it.
-        init: process 1 of the workload, which `argv` is given to.
+        environment: the workload's complete environment.
+        init: the command that runs `argv`, and reaps orphans.
         argv: the workload.
-        directory: absolute path that the workload starts in.
-        tmpfs: directories that are writable: path, bytes, mode.
+        directory: the workload's working directory, an absolute path.
+        tmpfs: the writable directories: path, bytes, mode.
         shm_bytes: size of /dev/shm.
     """
 
@@ -94,12 +94,12 @@ class Configuration:
     shm_bytes: int
 
     def settings(self) -> bytes:
-        """Assignments and two functions for the guest's shell, every value quoted for it (POSIX, shell quoting).
+        """Return assignments and two functions for the guest's shell, with every value quoted (POSIX, shell quoting).
 
-        Bytes, for an argument or a value may be any bytes but NUL, and comes as surrogate escapes.
+        The result is bytes, because arguments and values may be any bytes but NUL, given as surrogate escapes.
 
         Raises:
-            SpecError: one of them has a NUL, which no argument and no variable can hold (execve(2)).
+            SpecError: one of them contains NUL, which is impossible in an argument or variable (execve(2)).
         """
         values = {
             "nonce": self.nonce,
@@ -118,11 +118,11 @@ class Configuration:
         lines.append(f'workload() {{ "$@" {shlex.join([*self.init, *self.argv])}; }}')
         text = "\n".join(lines) + "\n"
         if "\0" in text:
-            raise SpecError("the command or its environment has a NUL byte", "text without NUL")
+            raise SpecError("the command or its environment contains a NUL byte", "use text without NUL")
         return os.fsencode(text)
 
     def fstab(self) -> bytes:
-        """What the guest mounts on its root filesystem, in the format of fstab(5), parents first."""
+        """Return the guest's mounts in the format of fstab(5), parents first."""
         plain = "nosuid,nodev,noexec"
         lines = [f"sysfs /sys sysfs {plain} 0 0", f"cgroup2 /sys/fs/cgroup cgroup2 {plain} 0 0"]
         for path, size, mode in self.tmpfs:
@@ -132,7 +132,7 @@ class Configuration:
         return "".join(f"{line}\n" for line in lines).encode("ascii")
 
     def files(self, keys: Keys) -> dict[str, bytes]:
-        """The files that the guest finds; name to content."""
+        """Return the configuration files for the guest, by name."""
         return {
             "settings": self.settings(),
             "fstab": self.fstab(),

@@ -1,7 +1,7 @@
-"""The guest's serial port: the words of its init, and the host's words to it.
+"""The protocol between the host and the guest's init over the serial port: one word per message.
 
-The init speaks through the guest's kernel log, a line "@NONCE WORD [CODE]" each; see vm/guest/init. What it said is
-in the console's log file too, which outlives the machine.
+The init sends its words through the guest's kernel log, as lines "@NONCE WORD [CODE]"; see vm/guest/init. They are also
+in the console's log file, which remains after the machine has ended.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ STOP, SIGNAL = "stop", "signal"
 
 _CONNECT_TIMEOUT = 5.0
 _LOOK_EVERY = 0.5
-"""Seconds between looks whether QEMU lives; a lost connection says so at once."""
+"""Seconds between checks that QEMU runs; usually the connection is lost at once when it ends."""
 _TAIL = 65536
 
 
 def rotated(path: Path) -> list[Path]:
-    """A log that virtlogd writes, oldest part first: it keeps PATH.2, PATH.1, PATH.0 and PATH."""
+    """Return the parts of a log that virtlogd rotates, oldest first: PATH.2, PATH.1, PATH.0 and PATH."""
     parts = [(int(part.suffix[1:]), part) for part in path.parent.glob(f"{path.name}.*") if part.suffix[1:].isdigit()]
     return [*(part for _, part in sorted(parts, reverse=True)), path]
 
 
 def find_word(text: bytes, nonce: str, word: str) -> int | None:
-    """The number after the init's word (0 without one), None when it did not say it."""
+    """Return the number after a word of the init (0 without one); None if the word was not sent."""
     pattern = rf"^\[ *\d+\.\d+\] @{re.escape(nonce)} {word}(?: (\d+))?\r?$"
     match = re.search(pattern.encode("ascii"), text, re.MULTILINE)
     return None if match is None else int(match[1] or 0)
 
 
 def exit_code(log: Path, nonce: str) -> int | None:
-    """The workload's exit code, as the init said it last; None when it said none."""
+    """Return the workload's exit code as the init sent it last; None if it sent none."""
     text = b""
     for part in rotated(log)[-2:]:
         with suppress(OSError):
@@ -47,16 +47,16 @@ def exit_code(log: Path, nonce: str) -> int | None:
     return find_word(text, nonce, EXIT)
 
 
-def last_words(text: bytes) -> str | None:
-    """The line of the console that says best why the machine ended, for an error message."""
+def last_message(text: bytes) -> str | None:
+    """Return the console's line that best explains why the machine ended, for an error message."""
     lines = [line.strip() for line in text[-_TAIL:].decode("utf-8", "replace").splitlines() if line.strip()]
-    # A panic is followed by where it happened, which tells a user nothing.
+    # A panic is followed by a stack trace, which does not help a user.
     telling = [line for line in lines if "] sandbox: " in line or "Kernel panic" in line] or lines
     return "".join(c if c.isprintable() else "?" for c in telling[-1]) if telling else None
 
 
 class Console:
-    """A connection to the serial port. QEMU takes one at a time: it is held for as short as possible."""
+    """A connection to the serial port. QEMU accepts one at a time, so it is kept open as briefly as possible."""
 
     def __init__(self, path: Path, nonce: str) -> None:
         self.nonce = nonce
@@ -78,27 +78,27 @@ class Console:
         self.close()
 
     def close(self) -> None:
-        """Leave the port to others. Idempotent."""
+        """Close the connection, so that others can connect. Idempotent."""
         self._socket.close()
 
     def send(self, word: str) -> None:
-        """Say a word to the init.
+        """Send a word to the init.
 
         Raises:
-            EngineError: the machine is gone.
+            EngineError: the machine has ended.
         """
         try:
             self._socket.sendall(word.encode("ascii") + b"\n")
         except OSError as error:
-            raise EngineError(f"the machine does not take {word!r}: {error.strerror or error}") from error
+            raise EngineError(f"{word!r} could not be sent to the machine: {error.strerror or error}") from error
 
     def wait(self, words: Iterable[str], deadline: float, alive: Callable[[], bool]) -> str:
-        """Wait until the init has said one of these words, and return which.
+        """Wait until the init has sent one of these words, and return it.
 
         Args:
             words: in order of preference.
             deadline: a value of time.monotonic().
-            alive: whether QEMU runs.
+            alive: returns whether QEMU runs.
 
         Raises:
             EngineError: the machine ended.
@@ -111,7 +111,7 @@ class Console:
                     return word
             left = deadline - time.monotonic()
             if left <= 0:
-                raise NotReadyError(f"the machine did not say {wanted[0]!r} in time", self._hint())
+                raise NotReadyError(f"the machine did not report {wanted[0]!r} in time", self._hint())
             self._socket.settimeout(min(left, _LOOK_EVERY))
             try:
                 chunk = self._socket.recv(4096)
@@ -122,9 +122,9 @@ class Console:
             except OSError:
                 chunk = b""
             if not chunk:
-                raise EngineError(f"the machine ended before it said {wanted[0]!r}", self._hint())
+                raise EngineError(f"the machine ended before it reported {wanted[0]!r}", self._hint())
             self._seen += chunk
 
     def _hint(self) -> str | None:
-        words = last_words(self._seen)
-        return None if words is None else f"its console ends: {words}"
+        message = last_message(self._seen)
+        return None if message is None else f"its console ends: {message}"

@@ -1,6 +1,6 @@
-"""libvirt: the calls that make, ask and end a sandbox's domain, and the files that libvirt keeps of one.
+"""Client of libvirt: create, query and destroy a sandbox's domain, and find the files that libvirt keeps of it.
 
-This module alone imports the library; it does so at the first connection.
+Only this module imports libvirt's Python binding, and only when it first connects.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ T = TypeVar("T")
 URI = "qemu:///system"
 LOG_DIR = Path("/var/log/libvirt/qemu")
 PID_DIR = Path("/run/libvirt/qemu")
-"""Where libvirt keeps a domain's pid, and its state for the case that libvirtd is restarted."""
+"""The directory in which libvirt stores a domain's pid, and its state in case libvirtd is restarted."""
 _GONE = (42, 55)
-"""VIR_ERR_NO_DOMAIN, VIR_ERR_OPERATION_INVALID (libvirt/virterror.h): the domain ended between two questions."""
+"""VIR_ERR_NO_DOMAIN, VIR_ERR_OPERATION_INVALID (libvirt/virterror.h): the domain is gone."""
 _RUNNING = (1, 2)
 """VIR_DOMAIN_RUNNING, VIR_DOMAIN_BLOCKED (libvirt/libvirt-domain.h)."""
 _STATUS_HEAD = 512
-"""Bytes; the state is in the first element of that file."""
+"""Bytes to read from a domain's status file; its first element contains the state."""
 
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """What the live domain says of itself.
+    """State, limits and usage of a domain, as libvirt reports them.
 
     Attributes:
-        running: executing, not paused or ended.
-        vcpus: their number.
-        quota: CPU time per second of the whole process; None for no quota.
-        memory: bytes.
+        running: executing, neither paused nor ended.
+        vcpus: the number of virtual CPUs.
+        quota: CPU time per second for the whole QEMU process; None without a quota.
+        memory: in bytes.
         cpu_seconds: used by QEMU since its start.
-        resident: bytes of the host's memory that QEMU holds; None when it is not said.
+        resident: QEMU's resident set size in bytes; None if it is not reported.
     """
 
     running: bool
@@ -56,7 +56,7 @@ class Live:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Bytes since the domain's start, as the guest sees them; None where libvirt does not know.
+    """Bytes transferred since the domain's start, as the guest sees them; None if libvirt does not report them.
 
     Attributes:
         received, sent: over its network card.
@@ -70,7 +70,7 @@ class Traffic:
 
 
 class Hypervisor:
-    """A connection to libvirt, opened at the first question."""
+    """A connection to libvirt, opened by the first call."""
 
     def __init__(self, uri: str = URI) -> None:
         self.uri = uri
@@ -78,7 +78,7 @@ class Hypervisor:
 
     @contextmanager
     def _talking(self, what: str) -> Iterator[Any]:
-        """The connection; libvirt's words become an EngineError.
+        """Yield the connection; libvirt's errors become EngineError.
 
         Raises:
             UnavailableError: the binding is not installed.
@@ -96,7 +96,7 @@ class Hypervisor:
             raise EngineError(f"{what}: {error.get_error_message() or error}") from error
 
     def _connected(self) -> Any:
-        """A connection that answers: the old one learns of libvirtd's restart by a question alone."""
+        """Return a connection that works: only a call shows that libvirtd was restarted since the last one."""
         import libvirt
 
         if self._connection is not None:
@@ -105,10 +105,10 @@ class Hypervisor:
                 return self._connection
             except libvirt.libvirtError:
                 self._connection = None
-        # Its default prints every error to stderr, those that are handled here too.
+        # The default handler prints every error to stderr, even those that are handled here.
         libvirt.registerErrorHandler(lambda _context, _error: None, None)
         self._connection = libvirt.open(self.uri)
-        # Not left to the interpreter's end, at which the library is taken apart before its objects.
+        # Closed before the interpreter's shutdown, which may unload the library before it deletes its objects.
         atexit.register(_close, self._connection)
         return self._connection
 
@@ -122,10 +122,10 @@ class Hypervisor:
             pass
 
     def qemu_owner(self) -> tuple[int, int]:
-        """User and group id that libvirt runs QEMU as, from its capabilities.
+        """Return the user and group id that libvirt runs QEMU as, from its capabilities.
 
         Raises:
-            EngineError: it does not say.
+            EngineError: they are not reported.
         """
         with self._talking("libvirt's capabilities cannot be read") as connection:
             capabilities = ET.fromstring(connection.getCapabilities())  # noqa: S314 - libvirtd's own
@@ -134,10 +134,10 @@ class Hypervisor:
             match = re.fullmatch(r"\+(\d+):\+(\d+)", label)
             if model.findtext("model") == "dac" and match:
                 return int(match[1]), int(match[2])
-        raise EngineError("libvirt does not say which user QEMU runs as", "enable its DAC security driver")
+        raise EngineError("libvirt does not report the user that QEMU runs as", "enable its DAC security driver")
 
     def create_paused(self, xml: str) -> None:
-        """Start QEMU with the guest's processors stopped. The domain is transient: it is gone when QEMU is.
+        """Start QEMU with the guest's processors stopped. The domain is transient: it disappears when QEMU exits.
 
         Raises:
             EngineError
@@ -149,7 +149,7 @@ class Hypervisor:
             connection.createXML(xml, flags)
 
     def resume(self, ident: str) -> None:
-        """Let the guest's processors run; running ones go on.
+        """Start the guest's processors; does nothing if they are running.
 
         Raises:
             EngineError
@@ -160,7 +160,7 @@ class Hypervisor:
                 domain.resume()
 
     def suspend(self, ident: str) -> None:
-        """Stop the guest's processors; stopped ones stay so.
+        """Stop the guest's processors; does nothing if they are stopped.
 
         Raises:
             EngineError
@@ -171,7 +171,7 @@ class Hypervisor:
     def _ask(
         self, ident: str, question: Callable[[Any], T], what: str = "the virtual machine cannot be inspected"
     ) -> T | None:
-        """What a domain answers; None when there is none, or it ended between two questions.
+        """Return the result of a query of a domain; None if the domain does not exist or ends meanwhile.
 
         Raises:
             EngineError
@@ -187,11 +187,11 @@ class Hypervisor:
                 raise
 
     def exists(self, ident: str) -> bool:
-        """Whether there is a domain, running or not."""
+        """Return whether the domain exists, running or not."""
         return self._ask(ident, lambda _: True) is True
 
     def live(self, ident: str) -> Live | None:
-        """What the domain says of itself; None when there is none.
+        """Return a domain's state, limits and usage; None if it does not exist.
 
         Raises:
             EngineError
@@ -214,14 +214,14 @@ class Hypervisor:
         return self._ask(ident, question)
 
     def traffic(self, ident: str, interface: str) -> Traffic | None:
-        """What went over a domain's card and disk since its start; None when there is no such domain.
+        """Return the traffic of a domain's network card and disk; None if the domain does not exist.
 
         Raises:
             EngineError
         """
 
         def question(domain: Any) -> Traffic:
-            # libvirt turns a tap's counters round: what the host sent is what the guest received.
+            # libvirt swaps a tap's counters, so that they are from the guest's point of view.
             received, _, _, _, sent, *_ = domain.interfaceStats(interface)
             _, read, _, written, _ = domain.blockStats(DISK)
             return Traffic(*(value if value >= 0 else None for value in (received, sent, read, written)))
@@ -229,7 +229,7 @@ class Hypervisor:
         return self._ask(ident, question)
 
     def description(self, ident: str) -> str | None:
-        """The live domain as XML, with what libvirt added; None when there is none.
+        """Return the live domain's XML, including libvirt's additions; None if it does not exist.
 
         Raises:
             EngineError
@@ -238,7 +238,7 @@ class Hypervisor:
 
     @staticmethod
     def _has_cpu_cgroup(domain: Any) -> bool:
-        """Whether libvirt has a control group for the domain's CPU time."""
+        """Return whether libvirt has a control group for the domain's CPU time."""
         import libvirt
 
         try:
@@ -248,7 +248,7 @@ class Hypervisor:
         return True
 
     def destroy(self, ident: str) -> None:
-        """End QEMU and forget the domain. A transient one is gone as soon as its QEMU has ended.
+        """Kill QEMU and remove the domain. A transient domain disappears when its QEMU has exited.
 
         Raises:
             EngineError
@@ -264,7 +264,7 @@ class Hypervisor:
         self._ask(ident, end, "the virtual machine could not be removed")
 
     def idents(self) -> list[str]:
-        """Ids of all domains that are ours, by their name.
+        """Return the ids of all our domains, which are recognised by their names.
 
         Raises:
             EngineError
@@ -282,13 +282,13 @@ def _close(connection: Any) -> None:
 
 
 def ident_of(name: str) -> str | None:
-    """The id in a domain's name, None where it is none of ours."""
+    """Return the sandbox id in a domain's name; None if the domain is not ours."""
     ident = name.removeprefix(NAME_PREFIX)
     return ident if ident != name and ID_PATTERN.fullmatch(ident) else None
 
 
 def qemu_pid(ident: str) -> int | None:
-    """QEMU's process on this host; libvirt keeps it in a file, and has no call for it."""
+    """Return QEMU's pid on this host. libvirt has no call for it, but writes it to a file."""
     try:
         return int((PID_DIR / f"{domain_name(ident)}.pid").read_text(encoding="ascii"))
     except (OSError, ValueError):
@@ -296,9 +296,9 @@ def qemu_pid(ident: str) -> int | None:
 
 
 def is_paused(ident: str) -> bool:
-    """Whether libvirt has the guest's processors stand still, by the status file that it writes at each change.
+    """Return whether the guest is paused, from the status file that libvirt writes at each change.
 
-    libvirtd is not asked: this is looked at in loops, and holds while libvirtd is being restarted.
+    libvirtd is not asked, because this is called in loops, and must also work while libvirtd is restarted.
     """
     try:
         with (PID_DIR / f"{domain_name(ident)}.xml").open("rb") as file:
@@ -309,7 +309,7 @@ def is_paused(ident: str) -> bool:
 
 
 def log_files(ident: str | None = None) -> list[Path]:
-    """What libvirt logs of a domain and leaves behind, rotated ones included; for all of ours without an id."""
+    """Return libvirt's log files of a domain, including rotated ones; of all our domains if no id is given."""
     found = []
     with contextlib.suppress(OSError):
         for path in LOG_DIR.glob(f"{NAME_PREFIX}*.log*"):

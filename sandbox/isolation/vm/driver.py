@@ -1,12 +1,12 @@
-"""Level `vm`: a virtual machine of libvirt, with a kernel of its own.
+"""Level `vm`: a virtual machine managed by libvirt, with its own kernel.
 
-Its root filesystem is the same as everyone's, on a disk that all machines share and none can write to. So there is no
-overlay to make: where a sandbox may write is memory at every level. What is a machine's own, a few kilobytes of
-configuration and keys, is appended to its initramfs, which takes less time than a second disk. The domain is
-transient: when QEMU ends, for whatever reason, libvirt forgets it.
+The root filesystem is that of the other levels, on a read-only disk that all machines share. No overlay is needed,
+because the writable directories of a sandbox are in memory at every level. The configuration and keys of a machine, a
+few kilobytes, are appended to its initramfs, which is faster than a second disk. The domain is transient: when QEMU
+ends, for whatever reason, libvirt removes it.
 
-The life of the machine is steered over its serial console, which works without its network and before its SSH
-server; questions with answers (exec, limits, stats) go over SSH.
+The machine is started, signalled and stopped over its serial console, which needs neither its network nor its SSH
+server. Commands whose output is needed (exec, limits, stats) are run over SSH.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from sandbox.state.processid import ProcessId
 from sandbox.state.record import Record
 
 MIN_MEMORY = 96 * MIB
-"""Bytes. The kernel, its page tables and the initramfs take 70 MiB while it boots."""
+"""In bytes. The kernel, its page tables and the initramfs take 70 MiB while it boots."""
 MACHINE = "x86_64"
 
 
 class VmIsolation(Isolation):
-    """libvirt: KVM where KVM truly runs guests, else QEMU's software emulation, which `accelerator` says."""
+    """The driver of the level `vm`: libvirt with KVM if that works, else with QEMU's software emulation."""
 
     name = "vm"
     features = Features(
@@ -70,7 +70,7 @@ class VmIsolation(Isolation):
         if spec.mounts:
             raise SpecError(
                 f"-v {spec.mounts[0].source}: a virtual machine shares no files with the host",
-                "copy them in with `sandbox cp`, or take them along in an application's directory",
+                "copy them in with `sandbox cp`, or put them into the application's directory",
             )
         if spec.memory % MIB:
             below = spec.memory // MIB
@@ -80,7 +80,7 @@ class VmIsolation(Isolation):
             )
         if spec.memory < MIN_MEMORY:
             raise SpecError(
-                f"--memory {spec.memory // MIB}m is too little for a virtual machine, whose kernel lives in it too",
+                f"--memory {spec.memory // MIB}m is too little for a virtual machine, whose kernel needs memory too",
                 f"at least {MIN_MEMORY // MIB}m",
             )
         if spec.cpus != math.ceil(spec.cpus) and not cgroup.hierarchy().has("cpu"):
@@ -91,7 +91,7 @@ class VmIsolation(Isolation):
 
     def prepare(self, spec: SandboxSpec, progress: Progress) -> None:
         if platform.machine() != MACHINE:
-            raise UnavailableError(f"the vm level knows {MACHINE} machines, and this is {platform.machine()}")
+            raise UnavailableError(f"the level vm supports {MACHINE} hosts only, and this one is {platform.machine()}")
         self.hypervisor.connect()
         self._owner = self.hypervisor.qemu_owner()
         if self._owner[0] == 0:
@@ -108,7 +108,7 @@ class VmIsolation(Isolation):
         handle = Handle(secrets.token_hex(8), keys.host_public)
         record.keep_handle(handle)
         sandbox = VmSandbox(record, self.hypervisor)
-        # Before the first file, and by name: libvirt may have made the domain although no answer came.
+        # Before the first file, and by name: libvirt may have created the domain even if no answer arrives.
         undo.callback(sandbox.remove)
         try:
             _write_files(spec, record, image.path, handle.nonce, keys, owner)
@@ -146,7 +146,7 @@ class VmIsolation(Isolation):
         return found
 
     def remove_shared(self) -> list[str]:
-        """Nothing outlives a machine but its image, which `sandbox images rm` removes."""
+        """Do nothing: machines share only the image, which `sandbox images rm` removes."""
         return []
 
 
@@ -161,7 +161,7 @@ def _write_files(
         pids=spec.pids_limit,
         uid=SANDBOX_UID,
         environment=environment(spec),
-        # In a guest, process 1 is the guest's own init, so tini is told to take the orphans of its own.
+        # In a guest, process 1 is the guest's own init, so `-s` makes tini adopt the workload's orphans.
         init=(INIT[0], "-s", *INIT[1:]),
         argv=spec.argv,
         directory=spec.workdir,
@@ -176,12 +176,12 @@ def _write_files(
         _refuse_too_large(len(archive), spec.memory)
         initrd += archive
     _write_private(directory / INITRD, initrd, owner)
-    # Made here with an owner, for where libvirt is set to let QEMU itself write it.
+    # Created here with its owner, in case libvirt is configured to let QEMU write it.
     _write_private(directory / CONSOLE_LOG, b"", owner)
 
 
 def _refuse_too_large(size: int, memory: int) -> None:
-    """An application lives in the guest's memory, where the initramfs is unpacked: for a moment it is there twice.
+    """Refuse an application that does not fit into the guest's memory, which holds it twice while it is unpacked.
 
     Raises:
         SpecError
@@ -216,7 +216,7 @@ def _plan(spec: SandboxSpec, record: Record, image: Path, accelerator: str, owne
 
 
 def _write_private(path: Path, content: bytes, owner: tuple[int, int] | None = None) -> None:
-    """Write a new file that its owner alone can read, before anything is in it.
+    """Create a file that only its owner can read, and write to it.
 
     Raises:
         OSError

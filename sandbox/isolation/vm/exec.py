@@ -1,4 +1,4 @@
-"""A command inside a guest, behind an SSH channel: what the relay reads from and writes to."""
+"""The relay's backend for a command inside a guest, connected through an SSH channel."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     import paramiko
 
 LOOK_EVERY = 0.5
-"""Seconds between looks whether the machine lives: a connection to one that was switched off never says so."""
+"""Seconds between checks that the machine runs: a connection to one that was switched off stays open."""
 BROKEN_PIPE = 128 + signal.SIGPIPE
-"""What a shell would say of a command whose output nobody reads any more."""
+"""The exit code of a command that was ended by SIGPIPE, in a shell's terms."""
 REFUSALS = ("not-found", "not-executable", "no-directory", "no-room")
 _ANSWER_TIMEOUT = 30.0
 
 
 def refusal(said: str, command: str, directory: str) -> SandboxError:
-    """The error for a word of the guest's scripts that is not "started"."""
+    """Return the error for an answer of the guest's scripts other than "started"."""
     match said:
         case "not-found":
             return CommandNotFoundError(f"there is no command {command!r} inside")
@@ -36,36 +36,36 @@ def refusal(said: str, command: str, directory: str) -> SandboxError:
             return CannotInvokeError(f"there is no directory {directory!r} inside")
         case "no-room":
             return EngineError(
-                f"{command!r} was not started: the sandbox has as many processes as it may", "a higher --pids-limit"
+                f"{command!r} was not started: the sandbox has reached its limit on processes", "a higher --pids-limit"
             )
-    return EngineError(f"the guest did not start {command!r}: {said or 'it said nothing'}")
+    return EngineError(f"the guest did not start {command!r}: {said or 'it gave no reason'}")
 
 
 class Command(Backend):
-    """A command over a channel of its own."""
+    """A command inside a guest, with an SSH channel of its own."""
 
     def __init__(self, channel: paramiko.Channel, alive: Callable[[], bool], kill: Callable[[], object]) -> None:
-        """Take a channel over.
+        """Take over a channel.
 
         Args:
-            channel: with a command on it.
-            alive: whether the machine runs.
-            kill: ends all that the command is and has started.
+            channel: with a command running.
+            alive: returns whether the machine runs.
+            kill: kills the command and its children.
         """
         self._channel = channel
         self._alive = alive
         self._kill = kill
-        self._unread = False
+        self._read_closed = False
         channel.settimeout(LOOK_EVERY)
         self._poller = select.poll()
-        # Readable when something has come on either stream, and from the end on (paramiko's documentation of Channel).
+        # Readable if either stream has data, and after the end of file (paramiko's documentation of Channel).
         self._poller.register(channel.fileno(), select.POLLIN)
 
     def first_line(self, *, terminal: bool) -> str:
-        """The line that vm/guest/enter says before the command says anything.
+        """Return the line that vm/guest/enter writes before any output of the command.
 
         Raises:
-            EngineError: it says nothing, in time.
+            EngineError: it does not arrive in time.
         """
         receive = self._channel.recv if terminal else self._channel.recv_stderr
         deadline = time.monotonic() + _ANSWER_TIMEOUT
@@ -85,7 +85,7 @@ class Command(Backend):
     def read(self) -> tuple[int, bytes]:
         channel = self._channel
         while True:
-            # Asked before the reads: what came last is then still read.
+            # Checked before the reads, so that the last output is still read.
             ended = channel.closed or channel.eof_received or not self._alive()
             if channel.recv_ready():
                 return STDOUT, channel.recv(CHUNK)
@@ -120,9 +120,9 @@ class Command(Backend):
         with suppress(paramiko.SSHException, OSError, EOFError):
             self._channel.resize_pty(width=size.columns, height=size.rows)
 
-    def unread(self, stream: int) -> None:
-        # SSH has no way to close one stream of the other side's (RFC 4254, section 5.3).
-        self._unread = True
+    def close_read(self, stream: int) -> None:
+        # SSH cannot close a single stream of the other side (RFC 4254, section 5.3), so the command is killed.
+        self._read_closed = True
         self.end()
 
     def end(self) -> None:
@@ -132,12 +132,12 @@ class Command(Backend):
 
     def exit_code(self, timeout: float | None) -> int:
         deadline = None if timeout is None else time.monotonic() + timeout
-        while not self._unread and not self._channel.status_event.wait(LOOK_EVERY):
+        while not self._read_closed and not self._channel.status_event.wait(LOOK_EVERY):
             if not self._alive():
                 raise EngineError("the sandbox ended before the command did")
             if deadline is not None and time.monotonic() >= deadline:
                 raise TimeoutError
-        if self._unread:
+        if self._read_closed:
             return BROKEN_PIPE
         code = int(self._channel.exit_status)
         if code < 0:

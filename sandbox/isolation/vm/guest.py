@@ -1,7 +1,6 @@
-"""Commands inside a guest, over SSH.
+"""Run commands inside a guest over SSH.
 
-This module alone imports paramiko, and only when something is to be asked: it takes 0.2 s, and starting a sandbox
-does not need it.
+paramiko is imported only when a command is run, since that takes 0.2 s and starting a sandbox does not need it.
 """
 
 from __future__ import annotations
@@ -33,25 +32,25 @@ CONNECT_TIMEOUT = 30.0
 """Seconds for connection, handshake and login; an emulated guest on a busy host takes a few."""
 TERMINAL_TYPE = "xterm"
 LONGEST_COMMAND = 8000
-"""Bytes. Dropbear takes 9000 (MAX_CMD_LEN in its sysoptions.h); what is longer goes by way of a file."""
+"""In bytes. Dropbear accepts 9000 (MAX_CMD_LEN in its sysoptions.h); a longer command is sent in a file."""
 SPOOL = "/run/sandbox-command-"
-"""Begins the name of that file in the guest, in a directory that is root's alone."""
+"""The beginning of that file's path in the guest; only root can access the directory."""
 _ATTEMPT = 3.0
-"""Seconds for one try to connect; between two the machine is looked at."""
+"""Seconds for one attempt to connect; between two attempts, the machine's state is checked."""
 _RETRY_PAUSE = 0.02
 
 
 class Guest:
-    """Commands inside a guest, over one SSH connection that is opened by the first of them."""
+    """An SSH connection to a guest, opened by the first command."""
 
     def __init__(self, address: str, host_public: str, client_key: Path, alive: Callable[[], bool]) -> None:
-        """Where it is, and how each side knows the other.
+        """Store the guest's address and the keys of both sides.
 
         Args:
-            address: dotted quad.
-            host_public: the guest's host key, base64.
-            client_key: the file of the key that it lets in.
-            alive: whether the machine runs.
+            address: in dotted-quad notation.
+            host_public: the guest's host key, in base64.
+            client_key: the file with the private key to log in with.
+            alive: returns whether the machine runs.
         """
         self.address = address
         self.alive = alive
@@ -60,16 +59,16 @@ class Guest:
         self._client: paramiko.SSHClient | None = None
 
     def close(self) -> None:
-        """End the connection. Idempotent; the next command opens another."""
+        """Close the connection. Idempotent; the next command opens a new one."""
         if self._client is not None:
             self._client.close()
             self._client = None
 
     def run(self, command: str, timeout: float | None = None) -> ExecResult:
-        """Run a command line of the guest's root shell, and wait for it.
+        """Run a command line in the guest's root shell, and wait for it.
 
         Raises:
-            EngineError: the guest cannot be reached, is not who it should be, or went away meanwhile.
+            EngineError: the guest cannot be reached, has another host key, or ended meanwhile.
             TimeoutError: it took longer than `timeout` seconds; the command still runs.
         """
         started = self.start(command, None, lambda: None)
@@ -77,15 +76,15 @@ class Guest:
         return collect(started, [command], timeout)
 
     def start(self, command: str, terminal: WindowSize | None, kill: Callable[[], object]) -> Command:
-        """Start a command line of the guest's root shell, on a terminal of its own or without.
+        """Start a command line in the guest's root shell, with or without a terminal.
 
         Args:
-            command: the line.
-            terminal: its size.
-            kill: ends all that the command is and has started.
+            command: the command line.
+            terminal: the terminal's size; None for no terminal.
+            kill: kills the command and its children.
 
         Raises:
-            EngineError: as of `run`.
+            EngineError: as for `run`.
         """
         return Command(self._started(command, terminal), self.alive, kill)
 
@@ -118,7 +117,7 @@ class Guest:
         return f". {path}".encode()
 
     def _session(self) -> paramiko.Channel:
-        """A channel on the connection, on a new one if the old one died."""
+        """Open a channel, on a new connection if the old one is dead."""
         import paramiko
 
         if self._client is not None:
@@ -137,7 +136,7 @@ class Guest:
     def _connect(self) -> paramiko.SSHClient:
         import paramiko
 
-        # Its threads would print what we are told of by an exception anyway.
+        # Its threads would also log the errors that are raised here as exceptions.
         logging.getLogger("paramiko").setLevel(logging.CRITICAL)
         key = paramiko.Ed25519Key.from_private_key_file(str(self.client_key))
         host_key = paramiko.Ed25519Key(data=base64.b64decode(self.host_public))
@@ -152,9 +151,9 @@ class Guest:
             try:
                 sock = socket.create_connection((self.address, PORT), _ATTEMPT)
                 sock.settimeout(CONNECT_TIMEOUT)
-                # A machine that is switched off sends nothing any more: what it has not acknowledged ends it all.
+                # A machine that was switched off sends no reset; unacknowledged data then ends the connection.
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(CONNECT_TIMEOUT * 1000))
-                with self._given_up_with_the_machine(sock):
+                with self._shut_down_with_machine(sock):
                     client.connect(
                         self.address,
                         PORT,
@@ -177,8 +176,8 @@ class Guest:
             time.sleep(_RETRY_PAUSE)
 
     @contextmanager
-    def _given_up_with_the_machine(self, sock: socket.socket) -> Iterator[None]:
-        """End what waits on a socket when the machine ends, which then says nothing any more."""
+    def _shut_down_with_machine(self, sock: socket.socket) -> Iterator[None]:
+        """Shut a socket down if the machine ends within the block: the other side sends nothing then."""
         done = threading.Event()
 
         def watch() -> None:
@@ -198,9 +197,9 @@ class Guest:
 
 
 def _may_come(error: BaseException) -> bool:
-    """Whether the SSH server may only be late: it starts after the workload, so that it does not delay it.
+    """Return whether the SSH server may still come up: it starts after the workload, in order not to delay it.
 
-    A guest that is kept busy, on a busy host, may also be too slow for ARP, which gives up after three tries.
+    A busy guest on a busy host may also be too slow for ARP, which gives up after three attempts.
     """
     return isinstance(error, ConnectionRefusedError | TimeoutError) or (
         isinstance(error, OSError) and error.errno == EHOSTUNREACH

@@ -1,6 +1,6 @@
-"""What is in force in a virtual machine: asked inside the guest, of QEMU's process, and of the live domain.
+"""Inspection of a virtual machine, from inside the guest, from QEMU's process, and from the live domain.
 
-Somebody who owns the guest's kernel may have it say anything: what holds from outside is in `process` and `domain`.
+A compromised guest kernel can report anything; only the sections `process` and `domain` are observed from outside.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from sandbox.state.record import Record
 _COUNTERS = "/proc/vmstat"
 _MAC = f"/sys/class/net/{inspection.LINK}/address"
 QUESTION = inspection.question(f"$(head -n 1 {GUEST_GROUP}/cgroup.procs)", _COUNTERS, _MAC)
-"""For the guest's root shell. The first process of the group is the workload's init."""
+"""The script for the guest's root shell. The first process of the group is the workload's init."""
 _OOM_WORDS = b"ut of memory: Killed process"
-"""The guest's kernel on its console, whether its memory or a control group's was at an end."""
+"""A message of the guest's kernel on its console, after an OOM kill in the guest or in a control group."""
 _LOG_BYTES = 1024 * 1024
 
 
@@ -30,15 +30,15 @@ _LOG_BYTES = 1024 * 1024
 def inspect(
     record: Record, answer: str | None, description: str | None, state: State, limits: Limits | None, console_log: Path
 ) -> Inspection:
-    """All of it.
+    """Return the complete inspection.
 
     Args:
         record: of the sandbox.
-        answer: the guest's to QUESTION; None where it was not asked or does not answer.
-        description: the live domain's XML; None when there is none.
-        state: what it is doing now.
-        limits: as read back; None where they cannot be.
-        console_log: what was said on the serial console.
+        answer: the guest's output of QUESTION; None if it was not asked or does not answer.
+        description: the live domain's XML; None if there is none.
+        state: its current state.
+        limits: as read back; None if they cannot be read.
+        console_log: the serial console's log.
     """
     init = inspection.inside(answer)
     live = None if description is None else domain(description, state.pid)
@@ -66,7 +66,7 @@ def inspect(
 
 
 def _oom_killed(init: inspection.View, console_log: Path) -> bool | None:
-    """By the guest's counter, or by what its kernel said on the console where the counter cannot be read."""
+    """Return whether there was an OOM kill: by the guest's counter, or else by its kernel's messages on the console."""
     kills = procfs.keyed(init.read(_COUNTERS) or "").get("oom_kill")
     if kills is not None:
         return kills > 0
@@ -77,20 +77,20 @@ def _oom_killed(init: inspection.View, console_log: Path) -> bool | None:
 
 
 def _end(console_log: Path) -> float | None:
-    """When the guest's init said its last word, which is the exit code."""
+    """Return the time of the last message on the console, in which the guest's init reports the exit code."""
     with suppress(OSError):
         return console_log.stat().st_mtime
     return None
 
 
 def domain(description: str, pid: int | None) -> Domain:
-    """The live domain, from its XML, and the options of the QEMU that runs it: what it computes on, every device."""
+    """Return the section `domain`, from the live domain's XML and QEMU's command line."""
     root = ET.fromstring(description)  # noqa: S314 - libvirtd's own
     devices = root.find("./devices")
     found = list(devices) if devices is not None else []
     kind, vcpu = root.find("./os/type"), root.find("./vcpu")
     quota, period = root.findtext("./cputune/global_quota"), root.findtext("./cputune/global_period")
-    command = (inspection.on_host(pid).text("cmdline") or "").split("\0")
+    command = (inspection.host_view(pid).text("cmdline") or "").split("\0")
     processors = root.findtext("./vcpu", "")
     return Domain(
         accelerator="tcg" if root.get("type") == "qemu" else root.get("type"),
@@ -107,7 +107,7 @@ def domain(description: str, pid: int | None) -> Domain:
 
 
 def _device(device: ET.Element) -> str | None:
-    """A device in words; None for an element that says that there is no such device, and for the program itself."""
+    """Return a device's kind and model; None for the emulator, and for an element that says there is no device."""
     kind = device.get("type")
     if device.tag == "emulator" or "none" in (device.get("model"), kind if device.tag == "audio" else None):
         return None
@@ -126,5 +126,5 @@ def _disk(device: ET.Element) -> Disk:
 
 
 def _kibibytes(element: ET.Element | None) -> int | None:
-    """The live domain says memory in KiB, whatever unit it was told."""
+    """Convert an amount of memory to bytes; the live domain always gives KiB."""
     return None if element is None or element.get("unit") != "KiB" else int(element.text or 0) * 1024

@@ -1,8 +1,8 @@
-"""The workload's output: two virtio ports of the machine, each a socket on the host that the sandbox's keeper reads.
+"""A virtual machine's output: two virtio ports, each connected to a socket on the host that the keeper reads.
 
-A port has no end of its own, and QEMU takes in more than it has passed on. So the guest writes a mark behind the last
-byte of each (see vm/guest/init), with the exit code; the keeper closes its socket there, and only then does the guest
-switch the machine off. The mark has the machine's nonce in it, which the workload cannot read.
+A port has no end of file, and QEMU buffers data. So the guest writes a mark with the exit code after the last byte of
+each port (see vm/guest/init). The keeper closes its socket there, and only then does the guest switch the machine off.
+The mark contains the machine's nonce, which the workload cannot read.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from sandbox.isolation.supervision import Keeper, Source
 from sandbox.state.record import Record
 
 PORTS = {"stdout": STDOUT, "stderr": STDERR}
-"""The sockets in the sandbox's directory, in the order of the ports."""
+"""The names of the sockets in the sandbox's directory, in the order of the ports."""
 _HERE = b"\n"
-"""What the guest waits for: a port that nobody has connected to looks like one whose reader has gone."""
+"""Tells the guest that the port is connected: to it, an unconnected port looks like one whose reader is gone."""
 
 
 def keep(record: Record, nonce: str, pid: int) -> Keeper:
-    """Connect to a machine that stands, and start the keeper of its output.
+    """Connect to the ports of a machine whose processors are still stopped, and start the keeper.
 
     Args:
         record: of the sandbox.
         nonce: of the machine.
-        pid: QEMU's.
+        pid: of QEMU.
 
     Raises:
         EngineError: the machine has ended, or the keeper could not be started.

@@ -1,4 +1,4 @@
-"""One virtual machine, from created to destroyed."""
+"""A sandbox that is a virtual machine."""
 
 from __future__ import annotations
 
@@ -37,32 +37,32 @@ INITRD = "initrd"
 CONSOLE = "console"
 CONSOLE_LOG = "console.log"
 ENDED = "ended"
-"""Files in the sandbox's directory: the host's SSH key, the initramfs with the configuration, the serial console, what
-was said on it, and the exit code of a workload that was switched off, written before that."""
+"""Files in the sandbox's directory: the host's SSH key, the initramfs with the configuration, the serial console's
+socket and log, and the exit code of a workload whose machine we switched off, written before that."""
 
 ENTER = "/usr/lib/sandbox-vm/enter"
 
 START_TIMEOUT = 30.0
-"""Seconds for the init's answer to the word `start`."""
+"""Seconds to wait for the init's answer to the word `start`."""
 SIGNAL_TIMEOUT = 10.0
-"""Seconds for its answer to the word `signal`."""
+"""Seconds to wait for its answer to the word `signal`."""
 KILL_TIMEOUT = 2.0
-"""Seconds that the guest has to end itself, so that its init says the last word; then it is switched off."""
+"""Seconds that the guest has to shut down and report the exit code; then it is switched off."""
 KILLED = 137
-"""The exit code of what SIGKILL ended (128 + 9): the machine was switched off under the workload."""
+"""The exit code of a workload whose machine was switched off, as after SIGKILL (128 + 9)."""
 FLUSH = 0.5
-"""Seconds after QEMU's end within which virtlogd has written what the console said last."""
+"""Seconds after QEMU's end within which virtlogd writes the rest of the console's output."""
 _QUESTION_TIMEOUT = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class Handle:
-    """What finds a machine again.
+    """The data in the record by which later commands find the machine.
 
     Attributes:
-        nonce: the word by which the guest's init is known on the console.
+        nonce: marks messages of the guest's init on the console.
         host_key: the public key of the guest's SSH server.
-        domain: its name; None as long as libvirt has not been asked for one.
+        domain: its name; None until libvirt is asked to create it.
     """
 
     nonce: str
@@ -74,7 +74,7 @@ class VmSandbox(Sandbox):
     """A domain, its files, and the guest in it.
 
     Attributes:
-        handle: None of a half-made one, of which no file is written yet.
+        handle: None if the sandbox is incomplete, and has no files yet.
     """
 
     def __init__(self, record: Record, hypervisor: Hypervisor) -> None:
@@ -87,10 +87,10 @@ class VmSandbox(Sandbox):
     # --- start ---------------------------------------------------------------------------------------------------
 
     def confirm_confined(self) -> None:
-        """Check that QEMU is neither root nor without its seccomp filter.
+        """Check that QEMU does not run as root, and that it has a seccomp filter.
 
         Raises:
-            EngineError: it is.
+            EngineError: it runs as root, or without a filter.
         """
         process = self.record.process
         with suppress(OSError):
@@ -106,7 +106,7 @@ class VmSandbox(Sandbox):
         raise EngineError("QEMU ended at once", f"see {LOG_DIR}/{xml.domain_name(self.record.id)}.log")
 
     def listen(self) -> None:
-        """Connect to the console and the output while the guest's processors still stand, so that nothing is missed.
+        """Connect to the console and the output while the guest's processors are stopped, so that nothing is missed.
 
         Raises:
             EngineError: QEMU has ended.
@@ -131,7 +131,7 @@ class VmSandbox(Sandbox):
 
     def _held_console(self) -> Console:
         if self._console is None:
-            raise EngineError(f"sandbox {self.record.name} was not made by this command", "sandbox rm it, and run anew")
+            raise EngineError(f"sandbox {self.record.name} was created by another command", "sandbox rm, then run anew")
         return self._console
 
     def _alive(self) -> bool:
@@ -147,7 +147,7 @@ class VmSandbox(Sandbox):
         return State(running=False, exit_code=self._exit_code())
 
     def _exit_code(self) -> int | None:
-        """Return what the keeper or the guest's init said, or what is known because we ended the machine."""
+        """Return the exit code from the keeper, from the guest's init, or from our own record of switching it off."""
         if self.handle is None:
             return None
         directory = self.record.directory
@@ -174,7 +174,7 @@ class VmSandbox(Sandbox):
         return self._guest
 
     def _ask(self, command: str) -> str:
-        """The output of a command of the guest's root.
+        """Run a command as the guest's root, and return its output.
 
         Raises:
             EngineError: it failed, or there was no answer.
@@ -184,7 +184,8 @@ class VmSandbox(Sandbox):
         except TimeoutError:
             raise EngineError(f"the guest of {self.record.name} does not answer") from None
         if done.exit_code != 0:
-            raise EngineError(f"the guest of {self.record.name} says: {done.stderr.decode('utf-8', 'replace').strip()}")
+            said = done.stderr.decode("utf-8", "replace").strip()
+            raise EngineError(f"a command in the guest of {self.record.name} failed: {said}")
         return done.stdout.decode("utf-8", "replace")
 
     def limits(self) -> Limits:
@@ -204,20 +205,20 @@ class VmSandbox(Sandbox):
     def _command(
         self, name: str, argv: Sequence[str], *, root: bool, env: Sequence[tuple[str, str]], directory: str
     ) -> str:
-        """A command line for the guest's root shell that has vm/guest/enter run a command.
+        """Return a command line for the guest's root shell that runs a command through vm/guest/enter.
 
         Raises:
-            SpecError: a NUL, which no argument and no variable can hold.
+            SpecError: it contains NUL, which is impossible in an argument or variable.
         """
         entries = [f"{key}={value}" for key, value in env]
         uid = "0" if root else str(SANDBOX_UID)
         line = shlex.join([ENTER, name, uid, directory, str(len(entries)), *entries, *argv])
         if "\0" in line:
-            raise SpecError("the command or its environment has a NUL byte", "text without NUL")
+            raise SpecError("the command or its environment contains a NUL byte", "use text without NUL")
         return line
 
     def _ender(self, guest: Guest, name: str) -> Callable[[], None]:
-        """What ends a command and all that it started: they have a control group of their own."""
+        """Return a function that kills a command and its children, which have a control group of their own."""
         group = f"{xml.GUEST_GROUP}/exec-{name}"
 
         def end() -> None:
@@ -287,7 +288,7 @@ class VmSandbox(Sandbox):
         limits: Limits | None = None
         description = self._hypervisor.description(self.record.id) if state.running else None
         if state.running and not state.paused:
-            with suppress(SandboxError):  # it does not answer: None says so
+            with suppress(SandboxError):  # None, if it does not answer
                 answer = self._ask(inspection.QUESTION)
                 limits = self.limits()
         console_log = self.record.directory / CONSOLE_LOG
@@ -299,7 +300,7 @@ class VmSandbox(Sandbox):
         if live is None or traffic is None:
             return Stats(None, None, None)
         pids: int | None = None
-        with suppress(SandboxError, ValueError):  # a guest that does not answer cannot be observed: None says so
+        with suppress(SandboxError, ValueError):  # None, if the guest does not answer
             pids = int(self._ask(f"cat {xml.GUEST_GROUP}/pids.current"))
         return Stats(
             live.cpu_seconds,
@@ -339,10 +340,10 @@ class VmSandbox(Sandbox):
                 console.wait((SIGNAL, EXIT), time.monotonic() + SIGNAL_TIMEOUT, self._alive)
             except EngineError:
                 if self._alive():
-                    raise  # else it ended by the signal, before it could say so
+                    raise  # otherwise the signal ended it before it could answer
 
     def _kill(self) -> None:
-        """End the sandbox: by its init, which says so, or else by libvirt."""
+        """End the sandbox through its init, which reports that, or else through libvirt."""
         self._leave()
         if not is_paused(self.record.id):
             with suppress(EngineError, TimeoutError), self._talk() as console:
@@ -352,8 +353,8 @@ class VmSandbox(Sandbox):
         self._switch_off()
 
     def _switch_off(self) -> None:
-        """End QEMU, which nothing in the guest can refuse."""
-        with suppress(OSError):  # a full disk costs the exit code, and must not keep the machine alive
+        """Kill QEMU, which the guest cannot prevent."""
+        with suppress(OSError):  # if the disk is full, the exit code is lost, but the machine must still end
             (self.record.directory / ENDED).write_text(f"{KILLED}\n", encoding="ascii")
         self._hypervisor.destroy(self.record.id)
 
@@ -362,7 +363,7 @@ class VmSandbox(Sandbox):
 
     def _made(self) -> Handle:
         if self.handle is None:
-            raise EngineError(f"sandbox {self.record.name} is half made", f"sandbox rm {self.record.name}")
+            raise EngineError(f"sandbox {self.record.name} is incomplete", f"sandbox rm {self.record.name}")
         return self.handle
 
     def wait(self, timeout: float | None = None) -> int | None:
@@ -381,7 +382,7 @@ class VmSandbox(Sandbox):
         return self._final_code()
 
     def _final_code(self) -> int | None:
-        """The exit code, with a moment's patience for the logs to be written."""
+        """Return the exit code, after waiting a moment for the logs to be written."""
         ending.wait(self.record.directory)
         deadline = time.monotonic() + FLUSH
         while True:
@@ -400,12 +401,12 @@ class VmSandbox(Sandbox):
                         self._hypervisor.resume(self.record.id)
                     return self.wait(grace)
             except (EngineError, TimeoutError):
-                # It does not listen, or does not end.
+                # The guest does not react, or does not end.
                 self._switch_off()
         return self._final_code()
 
     def _leave(self) -> None:
-        """Close what this handle holds open."""
+        """Close the connections to the guest."""
         if self._console is not None:
             self._console.close()
             self._console = None
@@ -416,18 +417,18 @@ class VmSandbox(Sandbox):
     def remove(self) -> None:
         self._leave()
         directory = self.record.directory
-        supervision.hush(directory)
-        # Without a domain's name in the record libvirt was never asked for one (or the record was not saved: then
-        # `prune` finds the domain), and a host without libvirt can still clear the rest away.
+        supervision.silence(directory)
+        # Without a domain's name in the record, libvirt was never asked for one (or the record was not saved: then
+        # `prune` finds the domain), and the rest can be removed even on a host without libvirt.
         if (self.handle and self.handle.domain) or qemu_pid(self.record.id) is not None:
             self._hypervisor.destroy(self.record.id)
         reached(Failpoint.DOMAIN_REMOVED)
         try:
-            supervision.dismiss(directory)
+            supervision.wait_gone(directory)
             for path in log_files(self.record.id):
                 path.unlink(missing_ok=True)
         except OSError as error:  # TimeoutError is one
-            raise EngineError(f"what is left of the machine could not be removed: {error}") from error
+            raise EngineError(f"the machine's remains could not be removed: {error}") from error
         if self.keeper is not None:
-            self.keeper.ending(0)
+            self.keeper.wait_exit_code(0)
             self.keeper.close()

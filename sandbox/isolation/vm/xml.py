@@ -1,8 +1,8 @@
-"""What a domain is made of, as a tree: nothing here asks libvirt.
+"""The definition of a sandbox's domain as XML. This module does not call libvirt.
 
-Element names are those of libvirt's domain XML format (https://libvirt.org/formatdomain.html). Devices are those named
-here and no others: no graphics, USB, audio, shared folder, and no channel to the host but a serial port and two virtio
-ports for the workload's output.
+The elements are those of libvirt's domain XML format (https://libvirt.org/formatdomain.html). The domain has only the
+devices named here: no graphics, USB, audio or shared folders, and no channels to the host except a serial port and two
+virtio ports for the workload's output.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from sandbox.errors import EngineError
 NAME_PREFIX = "sbx-"
 METADATA_NAMESPACE = "urn:org.sandbox:domain"
 PERIOD = 100_000
-"""Microseconds; the CFS period that quotas are given for."""
+"""Microseconds: the CFS period to which quotas refer."""
 DISK = "vda"
 """The disk's name in the guest."""
 PORT_PREFIX = "org.sandbox."
 GUEST_GROUP = "/sys/fs/cgroup/sandbox"
-"""The workload's control group in the guest; vm/guest/ knows the path."""
+"""The workload's control group in the guest; the scripts in vm/guest/ use the same path."""
 
 COMMAND_LINE = (
     "console=ttyS0 quiet panic=-1 audit=0 apparmor=0 cryptomgr.notests ipv6.disable_ipv6=1 cgroup_no_v1=all"
     " 8250.nr_uarts=1 rcupdate.rcu_expedited=1"
 )
 TRANSLATED_MIB = 128
-"""MiB of translated code that software emulation keeps; a start takes no longer than with the default of 1 GiB."""
+"""Size in MiB of software emulation's cache of translated code; a start is as fast as with the default of 1 GiB."""
 EMULATED_COMMAND_LINE = f"{COMMAND_LINE} mitigations=off tsc=reliable no_timer_check"
 """Software emulation does not speculate, so there is nothing to mitigate; its clock needs no calibration either."""
 ONE_PROCESSOR = " acpi=noirq"
@@ -40,20 +40,20 @@ Debian's cloud kernel needs ACPI's tables to find a second processor (CONFIG_X86
 
 @dataclass(frozen=True, slots=True)
 class DomainPlan:
-    """All that a domain is made of.
+    """Everything that a domain is made of.
 
     Attributes:
         ident: the sandbox's id.
         accelerator: "kvm" or "tcg".
-        vcpus: a whole number of them.
-        quota: CPU time per second for all of QEMU together; None for no quota.
+        vcpus: the number of virtual CPUs.
+        quota: CPU time per second for the whole QEMU process; None for no quota.
         cpuset: CPU list; None for all.
-        memory: bytes, a multiple of 1 MiB.
+        memory: in bytes, a multiple of 1 MiB.
         kernel, initrd, disk: files, readable by QEMU's user.
-        bridge, interface, mac: the network card, and its tap's name on the host.
-        console: a socket to make for the serial port, and `console_log` for what it says.
-        ports: a socket to make for each of the virtio ports, which the guest knows by their number, from 1.
-        owner: "+uid:+gid" that QEMU runs as.
+        bridge, interface, mac: the host's bridge and tap, and the hardware address, of the network card.
+        console, console_log: paths of the serial port's socket and log, which libvirt creates.
+        ports: paths of the virtio ports' sockets; in the guest, the ports are numbered from 1.
+        owner: the user and group that QEMU runs as, in the form "+uid:+gid".
     """
 
     ident: str
@@ -75,15 +75,15 @@ class DomainPlan:
 
 
 def domain_name(ident: str) -> str:
-    """The domain's name; it carries the id."""
+    """Return the domain's name, which contains the id."""
     return NAME_PREFIX + ident
 
 
 def domain_xml(plan: DomainPlan) -> str:
-    """The domain as libvirt is told. Values become attributes and text of a tree, which escapes them.
+    """Return the domain's XML for libvirt. Values are set in an element tree, which escapes them.
 
     Raises:
-        EngineError: a value has a character that XML cannot hold.
+        EngineError: a value contains a character that XML cannot represent.
     """
     tcg = plan.accelerator == "tcg"
     root = ET.Element("domain", type="qemu" if tcg else "kvm")
@@ -96,19 +96,19 @@ def domain_xml(plan: DomainPlan) -> str:
     _machine(root, plan, tcg=tcg)
     devices = _text(root, "devices")
     root_bus = _text(devices, "controller", type="pci", index="0", model="pci-root")
-    _text(root_bus, "target", hotplug="off")  # nothing is plugged in later, and 32 slots are not looked at
+    _text(root_bus, "target", hotplug="off")  # no device is added later, so the guest need not probe 32 slots
     _disk(devices, plan.disk, DISK)
     card = _text(devices, "interface", type="bridge")
     _text(card, "mac", address=plan.mac)
     _text(card, "source", bridge=plan.bridge)
     _text(card, "target", dev=plan.interface)
     _text(card, "model", type="virtio")
-    _text(card, "rom", enabled="no")  # no network boot, and no time spent on offering it
+    _text(card, "rom", enabled="no")  # no time spent on network boot
     console = _text(devices, "serial", type="unix")
     _text(console, "source", mode="bind", path=str(plan.console))
     _text(console, "log", file=str(plan.console_log), append="off")
     _text(console, "target", port="0")
-    _text(devices, "controller", type="virtio-serial", index="0", ports=str(len(plan.ports) + 1))  # port 0 is no port
+    _text(devices, "controller", type="virtio-serial", index="0", ports=str(len(plan.ports) + 1))  # port 0 is reserved
     for number, path in enumerate(plan.ports, start=1):
         port = _text(devices, "channel", type="unix")
         _text(port, "source", mode="bind", path=str(path))
@@ -116,28 +116,28 @@ def domain_xml(plan: DomainPlan) -> str:
         _text(port, "address", type="virtio-serial", controller="0", bus="0", port=str(number))
     _text(devices, "controller", type="usb", model="none")
     _text(devices, "memballoon", model="none")
-    # Fixed, and nothing relabelled: the files are made readable for QEMU's user by us, who remove them too. The
-    # shared ones would else change hands with each start and end of a sandbox.
+    # A static label without relabelling: our files are already readable by QEMU's user, and libvirt would change the
+    # owner of the shared ones at each start and end of a sandbox.
     label = _text(root, "seclabel", type="static", model="dac", relabel="no")
     _text(label, "label", plan.owner)
     return _serialised(root)
 
 
 _NOT_XML = re.compile("[^\\t\\n\\u0020-\\ud7ff\\ue000-\\ufffd\\U00010000-\\U0010ffff]")
-"""What no XML document can hold, not even escaped (XML 1.0, production 2, Char), and the carriage return, which a
-reader may take for a line feed (2.11)."""
+"""Characters that XML cannot represent even if escaped (XML 1.0, production 2, Char), and the carriage return, which a
+parser may turn into a line feed (2.11)."""
 
 
 def _serialised(root: ET.Element) -> str:
-    """The tree as text.
+    """Return the tree as text.
 
     Raises:
-        EngineError: a value has a character that XML has no way to write.
+        EngineError: a value contains a character that XML cannot represent.
     """
     for element in root.iter():
         for value in (element.text or "", *element.attrib.values()):
             if _NOT_XML.search(value):
-                raise EngineError(f"{value!r} cannot be told to libvirt", "a path without control characters")
+                raise EngineError(f"{value!r} cannot be passed to libvirt", "use a path without control characters")
     return ET.tostring(root, encoding="unicode")
 
 
@@ -152,15 +152,15 @@ def _cpu_tuning(root: ET.Element, plan: DomainPlan) -> None:
     if plan.cpuset:
         _text(tuning, "emulatorpin", cpuset=plan.cpuset)
     if plan.quota is not None:
-        # Of the whole process: what the emulator does for the guest is the sandbox's time as well.
+        # For the whole process, since the emulator's own work counts as the sandbox's CPU time.
         _text(tuning, "global_period", str(PERIOD))
         _text(tuning, "global_quota", str(round(plan.quota * PERIOD)))
 
 
 def _machine(root: ET.Element, plan: DomainPlan, *, tcg: bool) -> None:
     system = _text(root, "os")
-    # The PC starts an emulated guest as fast as the others (q35 is not faster, microvm hangs now and then under
-    # QEMU 7.2), and libvirt knows it best.
+    # The machine type pc boots an emulated guest as fast as the others do (q35 is no faster, microvm sometimes hangs
+    # under QEMU 7.2), and libvirt supports it best.
     _text(system, "type", "hvm", arch="x86_64", machine="pc")
     _text(system, "kernel", str(plan.kernel))
     _text(system, "initrd", str(plan.initrd))
@@ -170,7 +170,7 @@ def _machine(root: ET.Element, plan: DomainPlan, *, tcg: bool) -> None:
     _text(features, "acpi")
     _text(features, "apic")
     if tcg:
-        # QEMU keeps up to 1 GiB of translated code otherwise, on top of the guest's memory.
+        # Otherwise QEMU caches up to 1 GiB of translated code, on top of the guest's memory.
         _text(_text(features, "tcg"), "tb-cache", str(TRANSLATED_MIB), unit="MiB")
     _processor(root, tcg=tcg)
     clock = _text(root, "clock", offset="utc")
@@ -180,10 +180,10 @@ def _machine(root: ET.Element, plan: DomainPlan, *, tcg: bool) -> None:
 
 
 def _processor(root: ET.Element, *, tcg: bool) -> None:
-    """The host's own processor, or an emulated one that is cheap to emulate.
+    """Add the processor: the host's own model, or one that is cheap to emulate.
 
-    Vector units beyond SSE make an emulated guest slower by a tenth: the C library uses them for every string. The
-    random number generator is there in both; a guest without one waits for entropy for a second.
+    Vector units beyond SSE make an emulated guest 10 % slower, because the C library uses them for strings. Both have
+    the random number generator; without it, a guest waits about a second for entropy.
     """
     if not tcg:
         _text(root, "cpu", mode="host-passthrough")

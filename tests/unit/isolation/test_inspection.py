@@ -53,7 +53,7 @@ def flat(value: Any, name: str = "") -> list[tuple[str, Any]]:
 
 
 def test_this_process() -> None:
-    found = look(inspection.on_host(os.getpid()), os.getpid())
+    found = look(inspection.host_view(os.getpid()), os.getpid())
     assert found.kernel.shared
     assert found.kernel.release == os.uname().release
     assert found.user.uid == os.geteuid()
@@ -70,7 +70,7 @@ def test_this_process() -> None:
 
 
 def test_a_process_that_is_gone() -> None:
-    found = look(inspection.on_host(2**22 + 1), 2**22 + 1)
+    found = look(inspection.host_view(2**22 + 1), 2**22 + 1)
     assert found.process is None
     assert found.user.uid is None
 
@@ -81,7 +81,7 @@ def test_namespaces_of_its_own() -> None:
         assert child.stdin is not None
         assert child.stdout is not None
         child.stdout.readline()
-        found = look(inspection.on_host(child.pid))
+        found = look(inspection.host_view(child.pid))
         own = inspection.own_network(child.pid)
         child.stdin.close()
     owners = {kind.name: getattr(found.namespaces, kind.name).owner for kind in fields(found.namespaces)}
@@ -178,7 +178,7 @@ def test_the_question_is_one_that_a_shell_answers() -> None:
     script = inspection.question("$$", "/proc/vmstat")
     done = subprocess.run(["/bin/sh", "-c", script], capture_output=True, check=True)
     assert done.stderr == b""
-    asked, direct = inspection.inside(done.stdout.decode()), inspection.on_host(os.getpid())
+    asked, direct = inspection.inside(done.stdout.decode()), inspection.host_view(os.getpid())
     assert asked.pid is not None
     assert "oom_kill" in (asked.read("/proc/vmstat") or "")
     through, ours = look(asked), look(direct)
@@ -278,7 +278,7 @@ def test_the_schema_has_the_same_words() -> None:
 
 def sample() -> dict[str, Any]:
     """A document of this very process."""
-    view = inspection.on_host(os.getpid())
+    view = inspection.host_view(os.getpid())
     limits = inspection.limits_in_force(None, view)
     found = inspection.inspection(view, os.getpid(), limits, inspection.network_of(view, "", own=False), (False, None))
     document = Document(

@@ -77,16 +77,16 @@ def start(record: Any) -> Iterator[Callable[..., Keeper]]:
             os.close(out_write)
             os.close(err_write)
         made.append(kept)
-        kept.settled()
+        kept.wait_ready()
         return kept
 
     yield make
     for kept in made:
         with suppress(ProcessLookupError):
             os.kill(kept.child, signal.SIGKILL)
-        supervision.hush(record.directory)
+        supervision.silence(record.directory)
         kept.close()
-        supervision.dismiss(record.directory)
+        supervision.wait_gone(record.directory)
 
 
 def logged(directory: Path, stream: int | None = None, **options: Any) -> bytes:
@@ -107,7 +107,7 @@ def test_the_streams_stay_apart_and_the_end_is_noted(start: Callable[..., Keeper
     assert b"".join(one.data for one in pieces if one.stream == STDOUT) == b"out"
     assert b"".join(one.data for one in pieces if one.stream == STDERR) == bytes(range(256))
     assert all(abs(one.time - time.time()) < 30 for one in pieces)
-    assert kept.ending(0) == 7
+    assert kept.wait_exit_code(0) == 7
     found = ended(tmp_path)
     assert (found["code"], found["reason"], found["oom_killed"]) == (7, "exited", None)
     assert logged(tmp_path, STDOUT) == b"out"
@@ -134,7 +134,7 @@ def test_every_byte_reaches_a_reader_in_the_foreground(start: Callable[..., Keep
             errors += piece.data
     assert count == size
     assert found.hexdigest().encode() == errors
-    assert kept.ending(0) == 0
+    assert kept.wait_exit_code(0) == 0
 
 
 def test_a_slow_reader_holds_the_workload_and_loses_nothing(
@@ -158,7 +158,7 @@ def test_without_a_reader_the_cap_holds_and_what_it_dropped_is_told(
 ) -> None:
     monkeypatch.setattr(keeper, "PART_BYTES", MIB)
     kept = start("import os\nfor n in range(100): os.write(1, b'%07d\\n' % n * 8192)\nos.write(2, b'done')")
-    kept.let_go()
+    kept.stop_following()
     ended(tmp_path)
     dropped: list[int] = []
     text = logged(tmp_path, dropped=dropped.append)
@@ -213,15 +213,15 @@ def test_signals_to_a_terminals_processes_do_not_end_it(start: Callable[..., Kee
     os.kill(kept.pid, number)
     os.kill(kept.child, signal.SIGKILL)
     assert list(kept.output(ignore)) == []
-    assert kept.ending(0) == 137
+    assert kept.wait_exit_code(0) == 137
 
 
 def test_hushed_it_writes_nothing_down_and_still_tells_the_code(start: Callable[..., Keeper], tmp_path: Path) -> None:
     kept = start("import time; time.sleep(60)")
-    supervision.hush(tmp_path)
+    supervision.silence(tmp_path)
     os.kill(kept.child, signal.SIGKILL)
-    supervision.dismiss(tmp_path)
-    assert kept.ending(5) == 137
+    supervision.wait_gone(tmp_path)
+    assert kept.wait_exit_code(5) == 137
     assert not (tmp_path / keeper.EXIT).exists()
     assert supervision.holder(tmp_path) is None
 
@@ -232,14 +232,14 @@ def test_a_killed_keeper_leaves_a_log_that_can_be_read(start: Callable[..., Keep
     os.kill(kept.pid, signal.SIGKILL)
     assert b"".join(piece.data for piece in kept.output(ignore)) == b"said"
     assert logged(tmp_path, follow=True) == b"said"
-    assert kept.ending(1) is None
+    assert kept.wait_exit_code(1) is None
 
 
 def test_a_child_left_behind_does_not_keep_it(start: Callable[..., Keeper], tmp_path: Path) -> None:
     script = "import os, time\nif os.fork() == 0: time.sleep(60)\nos.write(1, b'said')"
     kept = start(script)
     assert b"".join(piece.data for piece in kept.output(ignore)) == b"said"
-    assert kept.ending(0) == 0
+    assert kept.wait_exit_code(0) == 0
     os.killpg(kept.child, signal.SIGKILL)
 
 
@@ -248,10 +248,10 @@ def test_a_child_left_behind_that_writes_on_and_on_does_not_keep_it_either(start
         "import os, time\nif os.fork() == 0:\n    while True: os.write(1, b'x' * 65536)\ntime.sleep(0.3)\nos._exit(6)"
     )
     kept = start(script)
-    kept.let_go()
+    kept.stop_following()
     begin = time.monotonic()
     assert b"".join(piece.data for piece in kept.output(ignore)).strip(b"x") == b""
-    assert kept.ending(0) == 6
+    assert kept.wait_exit_code(0) == 6
     assert time.monotonic() - begin < 10
 
 
@@ -273,7 +273,7 @@ def test_a_process_that_is_watched(record: Any, tmp_path: Path) -> None:
     os.write(status_write, str(os.waitstatus_to_exitcode(found)).encode())
     os.close(status_write)
     assert b"".join(piece.data for piece in kept.output(ignore)) == b"said"
-    assert kept.ending(0) == 9
+    assert kept.wait_exit_code(0) == 9
     assert ended(tmp_path)["code"] == 9
     kept.leave()
 

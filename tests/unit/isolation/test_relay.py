@@ -37,8 +37,8 @@ class Fake(Backend):
     def resize(self, size: WindowSize) -> None:
         self.calls.append(f"resize {size.rows}x{size.columns}")
 
-    def unread(self, stream: int) -> None:
-        self.calls.append(f"unread {stream}")
+    def close_read(self, stream: int) -> None:
+        self.calls.append(f"close_read {stream}")
         self.say(STDOUT, b"")
         self.code = 141
 
@@ -119,7 +119,7 @@ def test_a_reader_that_went_away_is_felt_inside(fake: Fake, pipe: tuple[int, int
     relay = Relay(fake, stdin=None, stdout=to_descriptor(pipe[1]), stderr=ignore, terminal=False)
     fake.say(STDOUT, b"x")
     assert relay.wait() == 141
-    assert fake.calls == [f"unread {STDOUT}", "close"]
+    assert fake.calls == [f"close_read {STDOUT}", "close"]
 
 
 def test_closing_does_not_wait_for_a_reader_that_reads_no_more(fake: Fake, pipe: tuple[int, int]) -> None:

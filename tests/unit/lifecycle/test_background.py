@@ -42,7 +42,7 @@ def keep(record: Record, script: str) -> Keeper:
         return os.posix_spawnp("sh", ["sh", "-c", script], os.environ)
 
     kept = supervision.launch(record, [], spawn=spawn)
-    kept.settled()
+    kept.wait_ready()
     return kept
 
 
@@ -66,7 +66,7 @@ def test_the_code_goes_into_the_file_and_the_record(record: Record, script: str,
     kept = keep(record, f"sleep {0.2 if early else 0}; {script}")
     if not early:
         assert list(kept.output(print)) == []
-        assert kept.ending(0) == code
+        assert kept.wait_exit_code(0) == code
     kept.detach(keeper.NOTE)
     assert comes_true(lambda: over(kept))
     found = ending.read(record.directory)
@@ -134,8 +134,8 @@ def test_a_file_that_names_a_stranger_kills_nobody(record: Record) -> None:
     with subprocess.Popen(["sleep", "60"]) as stranger:
         (record.directory / keeper.LOCK).write_text(json.dumps([stranger.pid]))
         assert supervision.holder(record.directory) is None
-        supervision.hush(record.directory)
-        supervision.dismiss(record.directory)
+        supervision.silence(record.directory)
+        supervision.wait_gone(record.directory)
         assert stranger.poll() is None
         stranger.kill()
 
@@ -159,7 +159,7 @@ def test_what_was_written_is_in_the_log_before_the_end_is_told(record: Record) -
 
     kept = supervision.launch(record, [Source(reading, STDOUT)], spawn=spawn)
     os.close(writing)
-    kept.settled()
+    kept.wait_ready()
     kept.leave()
     assert comes_true(lambda: ending.read(record.directory))
     assert (record.directory / keeper.LOG).stat().st_size > 1_000_000

@@ -297,7 +297,7 @@ def test_a_newer_record_is_told_apart(store: Store) -> None:
     record = add(store)
     raw = {"version": VERSION + 1, "shape": "nobody knows yet"}
     (record.directory / "record.json").write_text(json.dumps(raw))
-    with pytest.raises(NewerRecordError, match=f"its version is {VERSION + 1}.*up to {VERSION}"):
+    with pytest.raises(NewerRecordError, match=f"version is {VERSION + 1}.*up to {VERSION}"):
         store.load(record.id)
     assert store.records() == []
 

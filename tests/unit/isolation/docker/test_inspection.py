@@ -12,7 +12,7 @@ import pytest
 from sandbox.isolation.docker import inspection as docker_inspection
 from sandbox.isolation.docker import seccomp
 from sandbox.isolation.in_force import Ended, Inspection
-from sandbox.isolation.inspection import inside, on_host
+from sandbox.isolation.inspection import host_view, inside
 from sandbox.spec import Limits, SandboxSpec
 from sandbox.state.record import Record
 
@@ -38,7 +38,7 @@ def look(state: dict[str, Any], group: Any = None, pid: int | None = None, **con
             {"Type": "tmpfs", "Destination": "/tmp", "RW": True},
         ],
     }
-    return docker_inspection.inspect(RECORD, found, on_host(pid), pid, group, Limits(1.0, 2**20, 9, "docker inspect"))
+    return docker_inspection.inspect(RECORD, found, host_view(pid), pid, group, Limits(1.0, 2**20, 9, "docker inspect"))
 
 
 @pytest.fixture(autouse=True)

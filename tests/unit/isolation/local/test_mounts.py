@@ -95,7 +95,7 @@ def test_a_skeleton_has_the_modes_of_what_it_hides(image: Path, record: Record) 
         ("etc", "/etc/hosts", "is a file"),
         ("etc/hosts", "/opt", "is a directory"),
         ("bin", "/opt", "symbolic link"),
-        ("nothing", "/opt", "not there"),
+        ("nothing", "/opt", "does not exist"),
     ],
 )
 def test_what_does_not_fit_is_said(image: Path, record: Record, source: str, target: str, words: str) -> None:
@@ -113,7 +113,7 @@ def test_a_mount_inside_another_needs_its_place_there(image: Path, record: Recor
         assert [tree.target for tree in layout.trees] == ["/opt", "/opt/etc"], "the outer one first"
     inner = Mount(str(image / "opt"), "/opt/none")
     with (
-        pytest.raises(SpecError, match="/opt/none is not there"),
+        pytest.raises(SpecError, match="/opt/none does not exist"),
         local_mounts.layout(spec(outer, inner), record, str(image)),
     ):
         pass

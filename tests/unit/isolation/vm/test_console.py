@@ -51,9 +51,9 @@ def test_the_exit_code_survives_a_rotation(tmp_path: Path) -> None:
 
 def test_the_last_words_name_the_cause() -> None:
     panic = b"[ 1.0] Kernel panic - not syncing: no init\r\n[ 1.1] CPU: 0\r\n[ 1.2] Kernel Offset: disabled\r\n"
-    assert vm_console.last_words(panic) == "[ 1.0] Kernel panic - not syncing: no init"
-    assert vm_console.last_words(b"one\r\n\x1b[31mtwo\r\n\r\n") == "?[31mtwo"
-    assert vm_console.last_words(b"\r\n") is None
+    assert vm_console.last_message(panic) == "[ 1.0] Kernel panic - not syncing: no init"
+    assert vm_console.last_message(b"one\r\n\x1b[31mtwo\r\n\r\n") == "?[31mtwo"
+    assert vm_console.last_message(b"\r\n") is None
 
 
 class Machine:
@@ -106,7 +106,7 @@ def test_a_machine_that_ends_says_why(machine: Machine, tmp_path: Path) -> None:
         port.close()
         with pytest.raises(EngineError) as caught:
             console.wait(("boot",), time.monotonic() + 5, lambda: True)
-    assert "ended before it said 'boot'" in caught.value.message
+    assert "ended before it reported 'boot'" in caught.value.message
     assert "no network interface" in (caught.value.hint or "")
 
 

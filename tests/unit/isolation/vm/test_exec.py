@@ -194,4 +194,4 @@ def test_refusals_are_the_errors_of_every_level() -> None:
     assert isinstance(refusal("not-executable", "x", "/"), CannotInvokeError)
     assert "/nowhere" in refusal("no-directory", "x", "/nowhere").message
     assert "pids-limit" in (refusal("no-room", "x", "/").hint or "")
-    assert refusal("", "x", "/").message.endswith("it said nothing")
+    assert refusal("", "x", "/").message.endswith("it gave no reason")

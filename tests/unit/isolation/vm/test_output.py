@@ -51,7 +51,7 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
     yield made
     made.keeper.leave()
     made.end()
-    supervision.dismiss(tmp_path)
+    supervision.wait_gone(tmp_path)
 
 
 def test_the_guest_is_told_that_somebody_is_there(machine: Machine) -> None:
@@ -79,7 +79,7 @@ def test_a_port_is_let_go_of_at_its_mark_and_not_before(machine: Machine, tmp_pa
     )
     assert b"".join(piece.data for piece in pieces if piece.stream == STDERR) == b"error"
     machine.end()
-    assert machine.keeper.ending(10) == 42
+    assert machine.keeper.wait_exit_code(10) == 42
     assert json.loads((tmp_path / keeper.EXIT).read_text())["code"] == 42
 
 
@@ -105,7 +105,7 @@ def test_a_machine_that_is_switched_off_loses_nothing_that_it_sent(machine: Mach
     text = os.urandom(100_000) + f"@{NONCE} en".encode()
     machine.ports[0].sendall(text)
     machine.end()
-    assert machine.keeper.ending(10) is None
+    assert machine.keeper.wait_exit_code(10) is None
     assert b"".join(piece.data for piece in log.read(tmp_path, running=lambda: False)) == text
 
 

@@ -158,7 +158,7 @@ def test_no_value_becomes_structure(field: str, value: str) -> None:
     if any(
         (ord(c) < 32 and c not in "\t\n") or 0xD800 <= ord(c) <= 0xDFFF or ord(c) in (0xFFFE, 0xFFFF) for c in value
     ):
-        with pytest.raises(EngineError, match="cannot be told to libvirt"):
+        with pytest.raises(EngineError, match="cannot be passed to libvirt"):
             vm_xml.domain_xml(plan)
         return
     text = vm_xml.domain_xml(plan)
@@ -176,5 +176,5 @@ def test_no_value_becomes_structure(field: str, value: str) -> None:
 
 @pytest.mark.parametrize("hostile", ["/\0", "/\x1b[2J", "/\udcff", "/a\rb", "/\ufffe"])
 def test_what_xml_cannot_hold_is_refused(hostile: str) -> None:
-    with pytest.raises(EngineError, match="cannot be told to libvirt"):
+    with pytest.raises(EngineError, match="cannot be passed to libvirt"):
         vm_xml.domain_xml(replace(PLAN, disk=Path(hostile)))
