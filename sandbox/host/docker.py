@@ -90,7 +90,7 @@ def _current_context(folder: Path) -> str | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, AttributeError) as error:
-        raise UnavailableError(f"{path} cannot be read: {error}", "mend or remove it") from error
+        raise UnavailableError(f"{path} cannot be read: {error}", "repair or remove it") from error
     return str(name) if name else None
 
 

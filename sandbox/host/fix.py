@@ -129,7 +129,7 @@ def _installed(name: str) -> bool:
     if name == "libvirt.daemon":
         return which("virsh") is not None and _libvirt_daemon() is not None
     if name == "vagrant.libvirt":
-        return vagrant.from_its_makers()  # HashiCorp's Vagrant ignores Debian's plugin
+        return vagrant.from_hashicorp()  # HashiCorp's Vagrant ignores Debian's plugin
     return False
 
 

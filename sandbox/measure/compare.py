@@ -297,12 +297,12 @@ class Comparison:
     def _examine(self) -> None:
         if not self.options.probe:
             return
-        from sandbox.measure import isolation as walls
+        from sandbox.measure.isolation import examine
 
         levels = [name for name in self.options.levels if self._worth_trying(name)]
         total = self._total()
         self.observer.step(total - 1, total, "isolation", None)
-        self._document.isolation = walls.examine(levels, self.options.workload, self.observer.detail)
+        self._document.isolation = examine(levels, self.options.workload, self.observer.detail)
         self._save()
 
     def _step(self, level: str, number: int) -> None:

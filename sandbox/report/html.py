@@ -42,7 +42,7 @@ def render(document: Document) -> str:
         checks=list(dict.fromkeys(check.check for check in document.isolation)),
         verdicts={(check.check, check.level): check for check in document.isolation},
         looks=_LOOKS,
-        walls=lambda level: _wall_count(document, level),
+        passed=lambda level: _passed(document, level),
         data=base64.b64encode(dumps(document).encode()).decode("ascii"),
     )
 
@@ -56,7 +56,7 @@ def _shown(value: object) -> object:
     return value
 
 
-def _wall_count(document: Document, level: str) -> str | None:
+def _passed(document: Document, level: str) -> str | None:
     verdicts = [check.verdict for check in document.isolation if check.level == level]
     judged = [verdict for verdict in verdicts if verdict is not Verdict.UNKNOWN]
     if not judged:

@@ -106,9 +106,9 @@ def observe(one: Running, other: Running) -> Subject:
         ProbeError: the probe gave no answer.
     """
     box = one.sandbox
-    with Witness() as witness, ThreadPoolExecutor(max_workers=2) as pool, _sibling(other, pool) as ear:
+    with Witness() as witness, ThreadPoolExecutor(max_workers=2) as pool, _sibling(other, pool) as listener:
         control = witness.check_listeners()
-        asked, words = witness.errand(ear.target())
+        asked, words = witness.errand(listener.target())
         user = observed.read_look(_run(box, observed.command("look", asked)).stdout)
         root = _look_as_root(box, asked | {"targets": {}})
         sleeper = _sleep_as_root(box, pool)
@@ -118,7 +118,7 @@ def observe(one: Running, other: Running) -> Subject:
         granted = box.limits()
         facts = host_facts(witness.disk_name)
         secrets_seen = witness.secrets(words, control)
-        heard = ear.finish()
+        heard = listener.finish()
     return Subject(
         user=user,
         root=root,
@@ -127,8 +127,8 @@ def observe(one: Running, other: Running) -> Subject:
         residents=tuple(member for member in residents if member is not None),
         default_route=has_default_route(pid) if pid is not None else None,
         forwarding_barred=forwarding_barred(),
-        sibling_up=ear.control in heard,
-        sibling_heard=ear.word in heard,
+        sibling_up=listener.control in heard,
+        sibling_heard=listener.word in heard,
         cpus=granted.cpus if granted.cpus is not None else one.record.spec.cpus,
         memory=granted.memory if granted.memory is not None else one.record.spec.memory,
         secrets=secrets_seen,
@@ -173,7 +173,7 @@ def _sleep_as_root(box: Sandbox, pool: ThreadPoolExecutor) -> Sleeper:
 
 
 @dataclass(slots=True)
-class _Ear:
+class _SiblingListener:
     """A listener in the sibling, and the words that it is sent."""
 
     address: str
@@ -206,23 +206,23 @@ class _Ear:
 
 
 @contextmanager
-def _sibling(other: Running, pool: ThreadPoolExecutor) -> Iterator[_Ear]:
+def _sibling(other: Running, pool: ThreadPoolExecutor) -> Iterator[_SiblingListener]:
     """Run a listener in a sandbox until the block ends or the time is up."""
     port = 20000 + secrets.randbelow(10000)
     words = [f"{kind}-{secrets.token_hex(8)}" for kind in ("control", "probe", "end")]
     errand = {"address": other.record.address, "port": port, "seconds": PROBE_TIMEOUT, "end": words[2]}
     running = pool.submit(_run, other.sandbox, observed.command("listen", errand))
-    ear = _Ear(other.record.address, port, running, *words)
+    listener = _SiblingListener(other.record.address, port, running, *words)
     deadline = time.monotonic() + 20.0
     while time.monotonic() < deadline and not running.done():
         try:
-            ear.say(ear.control)
+            listener.say(listener.control)
             break
         except OSError:
             time.sleep(0.05)
     try:
-        yield ear
+        yield listener
     finally:
         if not running.done():
             with suppress(OSError):
-                ear.say(ear.end)
+                listener.say(listener.end)

@@ -90,7 +90,7 @@ def files(subject: Subject) -> Finding:
     else:
         # A changed root directory in the host's own mount namespace only hides the host's files.
         verdict = UNKNOWN if apart is None else PARTIAL
-    return Finding(verdict, inside, host, "a file with a random text at a random path, readable by everybody")
+    return Finding(verdict, inside, host, "a file with random text at a random path, readable by all")
 
 
 def host_services(subject: Subject) -> Finding:
