@@ -44,6 +44,7 @@ Sources: fcntl(2) (F_SETLK, preserved across exec), pipe(7), unix(7), pidfd_open
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import gc
 import os
@@ -307,7 +308,8 @@ class _Keeping:
     def _append(self, source: list[Any], data: bytes) -> None:
         if source[1] == MULTIPLEXED:
             for stream, part in demultiplexed(source[2], data):
-                self.log.append(stream, part)
+                first = stream == STDERR and self.log.position == 0
+                self.log.append(stream, _in_our_words(part) if first else part)
         else:
             self.log.append(source[1], data)
         if self.state["hold"]:
@@ -510,6 +512,19 @@ def _capacity(descriptor: int) -> int:
         return fcntl.fcntl(descriptor, fcntl.F_GETPIPE_SZ)
     except OSError:
         return 1 << 20
+
+
+def _in_our_words(said: bytes) -> bytes:
+    """Replace the init's message that it cannot execute the workload (tini(1)) by the one of the other levels."""
+    if not said.startswith(b"[FATAL tini ("):
+        return said
+    command, failed, reason = said.rstrip(b"\n").decode("utf-8", "replace").rpartition(" failed: ")
+    name = command.partition(" exec ")[2]
+    if not failed or not name:
+        return said
+    if reason == os.strerror(errno.ENOENT):
+        return f"sandbox: there is no command {name!r} inside\n".encode()
+    return f"sandbox: {name!r} cannot be executed: {reason}\n".encode()
 
 
 def demultiplexed(begun: list[Any], data: bytes) -> Iterator[tuple[int, bytes]]:

@@ -402,7 +402,7 @@ class Group:
         return sum(read for read, _ in members), sum(written for _, written in members)
 
     def oom_file(self) -> Path | None:
-        """Where the kernel counts its OOM kills, in a line `oom_kill N`; None without a controller of memory."""
+        """Return the file in which the kernel counts OOM kills, in a line `oom_kill N`; None without the controller."""
         with suppress(OSError):
             return self._file("memory", "memory.oom_control", "memory.events")
         return None

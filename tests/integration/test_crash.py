@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from sandbox.errors import NotFoundError, StoreError
+from sandbox.errors import NotFoundError
 from sandbox.failpoints import Failpoint
 from sandbox.isolation import LEVELS
 from sandbox.request import resolve as request
@@ -273,8 +273,11 @@ def test_end_killed_at_every_failpoint(level: str, what: str, bystander: Running
 
 @pytest.mark.level("namespace")
 def test_prune_killed_at_every_failpoint(bystander: Running) -> None:
+    # Of a command in the foreground: what was to go on in the background is removed by its keeper.
+    command = [part for part in run_command("namespace") if part != "-d"]
+
     def debris() -> None:
-        assert die(Pass(Failpoint.LIMITS_READ, 0), ["SIGKILL"], *run_command("namespace")).returncode < 0
+        assert die(Pass(Failpoint.LIMITS_READ, 0), ["SIGKILL"], *command).returncode < 0
 
     debris()
     passes = recording("prune")
@@ -407,8 +410,8 @@ def test_prune_finds_what_a_lost_store_knew_and_keeps_what_runs(level: str) -> N
         assert served(running)
         if level == "process":
             # Its directory holds mounts, so it cannot get lost; what is in it can.
-            with pytest.raises(StoreError, match="mounted"):
-                assert not manager.store.remove([running.record.id])
+            (error,) = manager.store.remove([running.record.id]).values()
+            assert "mounted" in str(error)
             (running.record.directory / "record.json").unlink()
         else:
             assert not manager.store.remove([running.record.id])

@@ -31,9 +31,11 @@ COMMAND_LINE = (
 )
 TRANSLATED_MIB = 128
 """MiB of translated code that software emulation keeps; a start takes no longer than with the default of 1 GiB."""
-EMULATED_COMMAND_LINE = f"{COMMAND_LINE} mitigations=off tsc=reliable no_timer_check acpi=noirq"
-"""Software emulation does not speculate, so there is nothing to mitigate; its clock needs no calibration either. With
-acpi=noirq interrupts are routed as the BIOS's table says: interpreting ACPI's _PRT takes 0.1 s for each PCI device."""
+EMULATED_COMMAND_LINE = f"{COMMAND_LINE} mitigations=off tsc=reliable no_timer_check"
+"""Software emulation does not speculate, so there is nothing to mitigate; its clock needs no calibration either."""
+ONE_PROCESSOR = " acpi=noirq"
+"""Added where an emulated guest has one processor: otherwise it interprets ACPI's _PRT for each PCI device, 0.1 s each.
+Debian's cloud kernel needs ACPI's tables to find a second processor (CONFIG_X86_MPPARSE is not set)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +164,8 @@ def _machine(root: ET.Element, plan: DomainPlan, *, tcg: bool) -> None:
     _text(system, "type", "hvm", arch="x86_64", machine="pc")
     _text(system, "kernel", str(plan.kernel))
     _text(system, "initrd", str(plan.initrd))
-    _text(system, "cmdline", EMULATED_COMMAND_LINE if tcg else COMMAND_LINE)
+    line = COMMAND_LINE if not tcg else EMULATED_COMMAND_LINE + (ONE_PROCESSOR if plan.vcpus == 1 else "")
+    _text(system, "cmdline", line)
     features = _text(root, "features")
     _text(features, "acpi")
     _text(features, "apic")

@@ -83,6 +83,45 @@ def test_the_stream_is_logged_and_the_end_is_dockerds(record: Any, engine: FakeE
     assert engine.asked[0] == ATTACH
 
 
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (b"[FATAL tini (7)] exec no such failed: No such file or directory\n", b"there is no command 'no such' inside"),
+        (
+            b"[FATAL tini (2)] exec /etc/passwd failed: Permission denied\n",
+            b"'/etc/passwd' cannot be executed: Permission",
+        ),
+    ],
+)
+def test_an_init_that_cannot_execute_is_put_in_our_words(
+    record: Any, engine: FakeEngine, said: bytes, words: bytes
+) -> None:
+    engine.answers[ATTACH] = (101, frame(2, said))
+    engine.answers[LOOK] = state(127)
+    kept(record, engine, None)
+    assert ending.wait(record.directory) is not None
+    (found,) = log.read(record.directory, running=lambda: False)
+    assert found.data.startswith(b"sandbox: " + words)
+    assert found.data.count(b"\n") == 1
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        frame(1, b"[FATAL tini (7)] exec x failed: y\n"),
+        frame(1, b"x") + frame(2, b"[FATAL tini (7)] exec x failed: y\n"),
+        frame(2, b"[FATAL tini (7)] else\n"),
+    ],
+)
+def test_other_words_are_left_as_they_are(record: Any, engine: FakeEngine, said: bytes) -> None:
+    engine.answers[ATTACH] = (101, said)
+    engine.answers[LOOK] = state(0)
+    kept(record, engine, None)
+    assert ending.wait(record.directory) is not None
+    found = [frame(one.stream, one.data) for one in log.read(record.directory, running=lambda: False)]
+    assert b"".join(found) == said
+
+
 def test_an_oom_kill_is_dockerds_word(record: Any, engine: FakeEngine) -> None:
     engine.answers[ATTACH] = (101, b"")
     engine.answers[LOOK] = state(137, oom=True)

@@ -56,6 +56,13 @@ def test_emulated_and_not() -> None:
     assert "mitigations" not in (kvm.findtext("os/cmdline") or "")
 
 
+def test_interrupts_are_found_without_acpi_where_nothing_else_needs_it() -> None:
+    one = replace(PLAN, vcpus=1)
+    assert "acpi=noirq" in (tree(one).findtext("os/cmdline") or "")
+    assert "acpi=noirq" not in (tree().findtext("os/cmdline") or ""), "the second processor would not be found"
+    assert "acpi=noirq" not in (tree(replace(one, accelerator="kvm")).findtext("os/cmdline") or "")
+
+
 def test_it_carries_the_id_twice() -> None:
     root = tree()
     assert root.findtext("name") == "sbx-0123456789ab"
