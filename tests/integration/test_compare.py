@@ -1,4 +1,4 @@
-"""A comparison on real engines: figures that were measured, files that can be read, and nothing left behind."""
+"""A comparison on real engines: it measures figures, writes readable files, and leaves nothing behind."""
 
 from __future__ import annotations
 

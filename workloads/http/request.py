@@ -77,7 +77,7 @@ class Request:
         self.body = b""
 
     def arguments(self) -> dict[bytes, bytes]:
-        """The name=value pairs of the query, decoded; the last of equal names counts.
+        """Decode the name=value pairs of the query; the last of equal names counts.
 
         Raises:
             HttpError: 400, an escape is malformed.
