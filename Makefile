@@ -24,7 +24,7 @@ setup: $(VENV)/.installed ## install what is missing: packages, the environment,
 	@$(AS_ROOT) $(BIN)/sandbox doctor --fix || echo "some levels are not available here; going on without them"
 	@$(AS_ROOT) $(BIN)/sandbox images build
 
-demo: setup ## run the reactor behind every wall, and write the comparison to out/
+demo: setup ## compare the reactor at each isolation level, and write the report to out/
 	@$(AS_ROOT) $(BIN)/sandbox compare reactor -o $(OUT)/
 
 test: setup ## run every test, on real engines (ARGS="-k word" to choose)

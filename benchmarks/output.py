@@ -1,9 +1,9 @@
-"""Measure the throughput of a workload's output through `sandbox run` to a pipe, by level; and through `docker run`.
+"""Measure the rate at which a workload's output arrives through `sandbox run` at each level, and through `docker run`.
 
     python benchmarks/output.py [--rounds N] [--levels LIST] [--megabytes N] [--json]
 
-Interleaved in random order, each in a sandbox of its own. A value is bytes by the time from the first byte to the last
-one, so that starts do not count.
+All contenders run interleaved in random order, each in a new sandbox. A value is the number of bytes divided by the
+time from the first byte to the last, so that startup does not count.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ EMULATED = 10
 """Megabytes that an emulated guest writes."""
 GOALS = {"vm": 5.0}
 GOAL = 50.0
-"""MB/s."""
+"""Minimum rates in MB/s."""
 
 
 def main() -> None:
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def rate(argv: list[str], size: int) -> float:
-    """MB/s of a command that writes so many zeros."""
+    """Return the rate, in MB/s, of a command that writes this many zeros."""
     command = [*argv, "head", "-c", str(size), "/dev/zero"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).resolve().parents[1]) as process:
         assert process.stdout is not None

@@ -164,13 +164,13 @@ def peers(root: str) -> dict[str, Callable[[], float]]:
     """Return contenders for other sandboxing tools that are installed on this host."""
     found: dict[str, Callable[[], float]] = {}
     if shutil.which("unshare"):
-        walls = ["unshare", "--mount", "--pid", "--fork", "--ipc", "--uts", "--cgroup", f"--root={root}", "--"]
-        found["peer: unshare, host network"] = lambda: command(walls)
+        prefix = ["unshare", "--mount", "--pid", "--fork", "--ipc", "--uts", "--cgroup", f"--root={root}", "--"]
+        found["peer: unshare, host network"] = lambda: command(prefix)
     if shutil.which("bwrap"):
-        walls_of_bwrap = ["bwrap", "--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts"]
-        walls_of_bwrap += ["--unshare-cgroup-try", "--ro-bind", root, "/", "--proc", "/proc", "--dev", "/dev"]
-        walls_of_bwrap += ["--tmpfs", "/tmp", "--die-with-parent", "--"]  # noqa: S108 - inside
-        found["peer: bwrap, host network"] = lambda: command(walls_of_bwrap)
+        bwrap = ["bwrap", "--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts"]
+        bwrap += ["--unshare-cgroup-try", "--ro-bind", root, "/", "--proc", "/proc", "--dev", "/dev"]
+        bwrap += ["--tmpfs", "/tmp", "--die-with-parent", "--"]  # noqa: S108 - inside
+        found["peer: bwrap, host network"] = lambda: command(bwrap)
     for tool in ("runc", "crun"):
         if shutil.which(tool):
             found[f"peer: {tool}, host network"] = lambda tool=tool: oci(tool, root)  # type: ignore[misc]
@@ -181,12 +181,12 @@ def peers(root: str) -> dict[str, Callable[[], float]]:
     return found
 
 
-def command(walls: list[str]) -> float:
+def command(prefix: list[str]) -> float:
     """Measure a tool that runs the server as its child, on the host's network."""
     port = common.free_port()
     begin = time.monotonic()
     process = subprocess.Popen(
-        [*walls, *common.server_argv(port)],
+        [*prefix, *common.server_argv(port)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -1,1 +1,1 @@
-"""Makes files that `sandbox` ships; not shipped itself."""
+"""Tools that generate files of the package `sandbox`. They are not part of the package."""

@@ -1,4 +1,4 @@
-"""The reference servers: one HTTP service, written once for each model of concurrency.
+"""The reference servers: one HTTP service, implemented once for each concurrency model.
 
-Everything here runs on the standard library and httptools alone, and imports nothing of the sandbox manager.
+They need only the standard library and httptools, and import nothing from the sandbox manager.
 """

@@ -1,4 +1,4 @@
-"""The state of a server that its handlers and its model share."""
+"""The state that a server's handlers share with its concurrency model."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
 
 class Application(Shared):
-    """One server's shared state; the models differ in who calls it, and from which thread.
+    """The shared state of one server. The models differ in the threads that call it.
 
     Attributes:
-        model: the server's name.
-        server_pid: of the process that was started.
+        model: name of the server.
+        server_pid: pid of the process that was started.
         settings: the options.
-        send_timeout: the idle time, as SO_SNDTIMEO takes it.
-        connections: the open ones, of this process.
-        counts: numbers that all requests share.
-        services: A, B and C.
-        coroutines: how many there are now; None for a model without them.
+        send_timeout: the idle time, in the form of SO_SNDTIMEO.
+        connections: open connections of this process.
+        counts: counters that all requests share.
+        services: the services A, B and C.
+        coroutines: returns the current number of coroutines; None for a model without them.
     """
 
     def __init__(
@@ -54,12 +54,12 @@ class Application(Shared):
         self._lock = allocate_lock()
 
     def share_between_processes(self) -> memoryview:
-        """The server forks: count where all processes see it; returns the places of the children there."""
+        """Move the counters to shared memory, for a server that forks. Returns the children's slots in it."""
         self.counts, places = Counts.of_processes(max(1, self.settings.max_connections))
         return places
 
     def blocking_client(self) -> BlockingClient:
-        """The client of the services for handlers that may block."""
+        """Return the services' client for handlers that may block, created at the first call."""
         with self._lock:
             if self._client is None:
                 from workloads.rpc.blocking_client import BlockingClient
@@ -68,13 +68,13 @@ class Application(Shared):
             return self._client
 
     def open(self) -> Protocol:
-        """The protocol of a new connection."""
+        """Create the protocol of a new connection."""
         protocol = Protocol(self)
         self.connections.add(protocol)
         return protocol
 
     def closed(self, protocol: Protocol) -> None:
-        """A connection has ended; calling it twice does no harm."""
+        """Forget a connection that has ended. A second call has no effect."""
         with self._lock:
             if protocol in self.connections:
                 self.connections.remove(protocol)
@@ -83,22 +83,22 @@ class Application(Shared):
 
     @property
     def full(self) -> bool:
-        """No further connection is to be taken."""
+        """True if no further connection may be accepted."""
         return self.open_connections() >= self.settings.max_connections
 
     def open_connections(self) -> int:
-        """Connections that are open now, of all processes."""
+        """Return the number of open connections of all processes."""
         return self.counts.connections.get() if self.counts.places is not None else len(self.connections)
 
     def requests(self) -> int:
-        """Requests answered so far, by all processes."""
+        """Return the number of requests that all processes have answered so far."""
         if self.counts.places is not None:
             return sum(self.counts.places)
         with self._lock:
             return self.counts.finished + sum(protocol.requests for protocol in list(self.connections))
 
     def answer(self, request: Request) -> Response:
-        """Call the handler; whatever goes wrong in it becomes a response, and concerns this request alone."""
+        """Call the handler. An exception in it becomes the response to this request, and affects no other."""
         try:
             return request.route.handler(request)
         except Exception as error:
@@ -106,7 +106,7 @@ class Application(Shared):
 
 
 def failure(request: Request, error: Exception) -> Response:
-    """The response for what a handler raised: its own status if it has one, else 500 and a line in the log."""
+    """Return the response for an exception of a handler: an HttpError's own status, else 500 and a line in the log."""
     if isinstance(error, HttpError):
         return error_response(error)
     log(f"{request.path.decode('latin-1')}: {type(error).__name__}: {error}")
@@ -114,6 +114,6 @@ def failure(request: Request, error: Exception) -> Response:
 
 
 def log(line: str) -> None:
-    """One line on the standard error, in one write, so that threads do not cut into each other."""
+    """Write one line to standard error in one call, so that lines of different threads are not mixed."""
     sys.stderr.write(line + "\n")
     sys.stderr.flush()

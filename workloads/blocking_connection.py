@@ -1,4 +1,4 @@
-"""A connection on a thread of its own: it waits for bytes, answers, and waits again (recv(2), send(2))."""
+"""A connection that blocks its thread: it waits for bytes, answers, and waits again (recv(2), send(2))."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from workloads.net import Socket
 
 TICK = 1.0
-"""Seconds after which a waiting read looks at its deadline. The kernel keeps the time: a Python timeout would cost a
-poll(2) before each read."""
+"""Seconds after which a blocked read checks its deadline. It is a socket option (SO_RCVTIMEO), because a timeout of
+Python's would cost a poll(2) before each read."""
 _TICK = timeval(TICK)
 
 
 class BlockingConnection:
-    """Whoever calls `serve` or `step` is blocked until the client has sent something."""
+    """A connection whose methods `serve` and `step` block until the client sends something."""
 
     __slots__ = ("_app", "_socket", "protocol")
 
@@ -32,11 +32,11 @@ class BlockingConnection:
         self.protocol = app.open()
 
     def fileno(self) -> int:
-        """The socket's descriptor."""
+        """Return the descriptor of the socket."""
         return self._socket.fileno()
 
     def serve(self) -> None:
-        """Answer requests until the connection ends, and close it."""
+        """Answer requests until the connection ends, then close it."""
         try:
             while self.step():
                 continue
@@ -44,7 +44,7 @@ class BlockingConnection:
             self.close()
 
     def step(self) -> bool:
-        """Wait for bytes and answer the requests that they complete; False once the connection is over."""
+        """Wait for bytes and answer the requests that they complete. Returns False once the connection has ended."""
         try:
             data = self._receive()
             if data:
@@ -54,25 +54,25 @@ class BlockingConnection:
             self._answer()
             if self.protocol.lingering:
                 self._linger()
-        except OSError:  # the client has gone, or does not take its output
+        except OSError:  # the client is gone, or does not read the response
             return False
         return not self.protocol.closing
 
-    def hurry(self) -> None:
-        """End a read that waits for the next request; what has arrived is still answered. Any thread may call it."""
+    def stop_waiting(self) -> None:
+        """End a read that waits for the next request; requests that have arrived are still answered. Thread-safe."""
         try:
             if self.protocol.idle:
                 self._socket.shutdown(SHUT_RD)
         except OSError:
-            return  # it ended by itself in this moment
+            return  # it has just ended by itself
 
     def close(self) -> None:
-        """Close now."""
+        """Close the connection."""
         self._socket.close()
         self._app.closed(self.protocol)
 
     def _receive(self) -> bytes:
-        """Bytes from the client; none if it has ended its side, or its time is up."""
+        """Return bytes from the client, or b"" if it has closed its side or its deadline has passed."""
         protocol = self.protocol
         while True:
             if protocol.deadline < monotonic():
@@ -89,7 +89,7 @@ class BlockingConnection:
         while True:
             while (request := protocol.next_request()) is not None:
                 if protocol.output and request.route.kind != SHORT:
-                    self._flush()  # the answers before a long one do not wait for it
+                    self._flush()  # so that earlier responses do not wait for a long request
                 protocol.respond(request, self._app.answer(request))
             waiting = bool(protocol.output)
             self._flush()
@@ -103,7 +103,7 @@ class BlockingConnection:
             sent += self._socket.send(output[sent:] if sent else output)
 
     def _linger(self) -> None:
-        """Read away what a refused client still sends, for a while: a reset would take our answer from it."""
+        """Discard what a refused client still sends, for a limited time: a reset would destroy our response."""
         self._socket.shutdown(SHUT_WR)
         until = monotonic() + self._app.limits.linger_time
         while monotonic() < until:

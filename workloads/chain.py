@@ -1,8 +1,8 @@
 """The RPC chain of the notes: A B [user] C D [query] E F [stock] G H.
 
-The letters are work that the handler does itself; each service is asked with what the one before it answered. The
-class holds what a handler has to remember from one call to the next. In straight-line code (blocking, coroutine) that
-is a local variable; cut into callbacks, it has to be handed on (named functions) or be held by a closure.
+A letter stands for work of the handler itself; each service is called with the reply of the one before it. The class
+holds what a handler has to remember between the calls. In straight-line code (blocking, coroutine) that is a local
+variable; with callbacks, it is passed on as an argument (named functions) or captured by a closure.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _WORK_ROUNDS = 20
 
 
 class Chain:
-    """One request's way through the chain.
+    """The progress of one request through the chain.
 
     Attributes:
-        user: whom it is about.
-        steps: what has been done, in order.
-        contributions: what each service has answered.
+        user: id of the user that is asked about.
+        steps: the letters and services done so far, in order.
+        contributions: the reply of each service.
     """
 
     __slots__ = ("checksum", "contributions", "steps", "user")
@@ -36,27 +36,27 @@ class Chain:
         self.checksum = self.user
 
     def work(self, letters: str) -> None:
-        """A little work of the handler's own for each letter; a step left out or swapped shows in the checksum."""
+        """Do a little work for each letter. The checksum shows a step that was left out or swapped."""
         for letter in letters:
             for _ in range(_WORK_ROUNDS):
                 self.checksum = (self.checksum * 31 + ord(letter)) % 4294967291
             self.steps.append(letter)
 
     def add(self, service: str, reply: Message) -> None:
-        """Note a service's answer."""
+        """Record the reply of a service."""
         self.steps.append(service)
         self.contributions[service] = reply
 
     def question(self) -> Message:
-        """What the next service needs to know: the last answer, or at the start the user."""
+        """Return the message for the next service: the last reply, or the user before the first call."""
         return self.contributions[self.steps_of_services()[-1]] if self.contributions else {"user": self.user}
 
     def steps_of_services(self) -> list[str]:
-        """The services asked so far, in order."""
+        """Return the services called so far, in order."""
         return list(self.contributions)
 
     def response(self) -> Response:
-        """The answer of the whole chain."""
+        """Return the response of the whole chain."""
         from json import dumps
 
         document = {
@@ -69,5 +69,5 @@ class Chain:
 
 
 def rpc_failure(error: Exception) -> HttpError:
-    """What the client of `/chain` is told when a call fails."""
+    """Return the error for the client of `/chain` after a failed call."""
     return HttpError(getattr(error, "status", 502), str(error))

@@ -15,7 +15,7 @@ EXIT_USAGE = 2
 
 
 def main(arguments: list[str]) -> int:
-    """Run a server until SIGTERM or SIGINT; returns the exit code: 0 drained, 1 requests cut off, 2 wrong usage."""
+    """Run a server until SIGTERM or SIGINT. Returns the exit code: 0 drained, 1 requests cut off, 2 wrong usage."""
     try:
         if not arguments or arguments[0].startswith("-"):
             raise UsageError(f"usage: python -m workloads NAME [--host H] [--port P] …; NAME is one of {_names()}")

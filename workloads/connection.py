@@ -1,4 +1,4 @@
-"""A connection on an event loop: it moves bytes between a non-blocking socket and the protocol, and never waits."""
+"""A connection on an event loop: it moves bytes between a non-blocking socket and the protocol, without waiting."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 class Connection:
-    """Calls `on_request` for each request; whoever takes it calls `respond`, at once or later, on the loop's thread.
+    """Calls `on_request` for each request; the response is given to `respond`, at once or later, on the loop's thread.
 
-    While a request is being served or the client does not take its output, nothing more is read: the kernel's buffers
-    fill and TCP slows the client down. That bounds the memory of a connection.
+    While a request is being served, or the client does not read its responses, nothing more is read: the kernel's
+    buffers fill, and TCP slows the client down. This bounds the memory of a connection.
     """
 
     __slots__ = (
@@ -46,14 +46,14 @@ class Connection:
         self._on_close = on_close
         self._pumping = False
         self._closed = False
-        self._shut = False  # nothing more will be sent; what still comes is read away
+        self._shut = False  # nothing more will be sent; further input is discarded
         self._events = EPOLLIN
         self._stuck_since = 0.0
         self.protocol = app.open()
         loop.register(self._descriptor, EPOLLIN, self.handle)
 
     def handle(self, events: int) -> None:
-        """The loop: the socket can be read or written, or is broken."""
+        """Handle an event: the socket is readable, writable or broken."""
         if self._events & EPOLLOUT:
             self._flush()
             if not self.protocol.output:
@@ -63,10 +63,10 @@ class Connection:
         elif self._events:
             self._receive()
         elif events & ~(EPOLLIN | EPOLLOUT):
-            self.close()  # broken while its request is being served: the answer has nowhere to go
+            self.close()  # broken while its request is being served: nobody will read the response
 
     def respond(self, request: Request, response: Response) -> None:
-        """Answer the request; a client that has gone in the meantime gets nothing."""
+        """Send the response to a request, unless the client has left in the meantime."""
         if self._closed:
             return
         self.protocol.respond(request, response)
@@ -74,7 +74,7 @@ class Connection:
             self._pump()
 
     def check_deadline(self, now: float) -> None:
-        """Called about once a second."""
+        """Close the connection if its deadline has passed. Called about once a second."""
         protocol = self.protocol
         if protocol.output:
             if now - self._stuck_since > self._app.limits.idle_time:
@@ -87,14 +87,14 @@ class Connection:
                 self._pump()
 
     def drain(self) -> None:
-        """Finish what has been received and then close."""
+        """Answer the requests that have been received, then close."""
         if self._events == EPOLLIN and not self.protocol.closing:
             self._receive()
             if not self._closed and self.protocol.idle:
                 self.close()
 
     def close(self) -> None:
-        """Close now."""
+        """Close the connection."""
         if self._closed:
             return
         self._loop.forget(self._descriptor)
@@ -118,7 +118,7 @@ class Connection:
             self.close()
 
     def _pump(self) -> None:
-        """Hand over requests and send responses, as far as that goes without waiting."""
+        """Pass on requests and send responses, as far as possible without waiting."""
         protocol = self.protocol
         while True:
             self._pumping = True
@@ -153,7 +153,7 @@ class Connection:
                 self._stuck_since = self._loop.now
 
     def _watch(self) -> None:
-        """Wait for what is needed next; end the connection if that is nothing."""
+        """Watch for the event that is needed next; close the connection if there is none."""
         protocol = self.protocol
         if protocol.output:
             events = EPOLLOUT
@@ -177,7 +177,7 @@ class Connection:
         try:
             self._socket.shutdown(SHUT_WR)
         except OSError:
-            self.protocol.deadline = 0.0  # it has gone: the next check closes it
+            self.protocol.deadline = 0.0  # the client is gone: the next check closes the connection
 
     def _discard(self) -> None:
         try:

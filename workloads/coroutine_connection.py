@@ -1,4 +1,4 @@
-"""A connection served by a coroutine: it reads as if it blocked, and blocks nobody."""
+"""A connection served by a coroutine: the code looks like blocking code, but only the coroutine waits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class CoroutineConnection:
-    """One client of a coroutine server."""
+    """A connection of the coroutine server."""
 
     __slots__ = ("_app", "_on_close", "_socket", "protocol")
 
@@ -33,7 +33,7 @@ class CoroutineConnection:
         self.protocol = app.open()
 
     async def serve(self, scheduler: Scheduler, handler: Handler) -> None:
-        """Answer requests until the connection ends, and close it."""
+        """Answer requests until the connection ends, then close it."""
         protocol = self.protocol
         stream = Stream(scheduler, self._socket)
         patience = self._app.limits.idle_time
@@ -47,7 +47,7 @@ class CoroutineConnection:
                     protocol.feed(data)
                 except TimeoutError:
                     protocol.expire()
-                while True:  # usually once: pipelined requests wait until there is room for their answers
+                while True:  # usually once: pipelined requests wait until there is room for their responses
                     while (request := protocol.next_request()) is not None:
                         protocol.respond(request, await handler(request))
                     if not protocol.output:
@@ -56,47 +56,23 @@ class CoroutineConnection:
                     await stream.write(output, patience)
             if protocol.lingering:
                 await self._linger(stream)
-        except OSError:  # the client has gone, or does not take its output (TimeoutError is one too)
+        except OSError:  # the client is gone, or does not read its responses (TimeoutError is an OSError)
             return
         finally:
             stream.close()
             self._app.closed(protocol)
             self._on_close(self)
 
-    def hurry(self) -> None:
-        """End a read that waits for the next request; what has arrived is still answered. Any thread may call it."""
+    def stop_waiting(self) -> None:
+        """End a read that waits for the next request; requests that have arrived are still answered. Thread-safe."""
         try:
             if self.protocol.idle:
                 self._socket.shutdown(SHUT_RD)
         except OSError:
-            return  # it ended by itself in this moment
-
-    async def _read(self, stream: Stream) -> bool:
-        protocol = self.protocol
-        stream.deadline = protocol.deadline
-        try:
-            data = await stream.read()
-        except TimeoutError:
-            protocol.expire()
-            return True
-        protocol.feed(data)
-        return bool(data)
-
-    async def _answer(self, stream: Stream, handler: Handler) -> None:
-        protocol = self.protocol
-        while True:
-            while (request := protocol.next_request()) is not None:
-                protocol.respond(request, await handler(request))
-            if not protocol.output:
-                return
-            output, protocol.output = protocol.output, b""
-            stream.deadline = monotonic() + self._app.limits.idle_time
-            await stream.write(output)
-            if not protocol.pending:
-                return
+            return  # it has just ended by itself
 
     async def _linger(self, stream: Stream) -> None:
-        """Read away what a refused client still sends, for a while: a reset would take our answer from it."""
+        """Discard what a refused client still sends, for a limited time: a reset would destroy our response."""
         self._socket.shutdown(SHUT_WR)
         stream.deadline = monotonic() + self._app.limits.linger_time
         while await stream.read():

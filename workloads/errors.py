@@ -1,4 +1,4 @@
-"""What can go wrong when a server starts; shown to a person as one line."""
+"""The error of a server that cannot start; it is shown as one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every single-threaded front does: accept, keep the time, and drain when told to."""
+"""The event loop's side of a server: accept connections, check deadlines, and drain at a signal."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ if TYPE_CHECKING:
     from workloads.net import Socket
 
     class Member(Protocol):
-        """A connection, as the front sees it."""
+        """The methods of a connection that the front calls."""
 
         def check_deadline(self, now: float) -> None:
-            """Called about once a second."""
+            """Close the connection if its deadline has passed. Called about once a second."""
 
         def drain(self) -> None:
-            """Finish what has been received, and then close."""
+            """Answer the requests that have been received, then close."""
 
         def close(self) -> None:
-            """Close now."""
+            """Close the connection."""
 
     Admit = Callable[[Socket, Callable[[Member], None]], Member]
 
 ACCEPTS_PER_ROUND = 64
-"""So that a burst of new clients does not starve those that are there."""
+"""Limit on consecutive accepts, so that a burst of new clients does not starve the connected ones."""
 
 
 class Front:
-    """Listens on an event loop, and knows the clients who are here.
+    """Accepts connections on an event loop, and keeps the set of those that are open.
 
     Args:
-        loop: runs on the calling thread.
-        app: what the connections share.
-        listener: is closed by the front.
-        admit: makes a connection of a socket; the connection calls the second argument when it has ended.
+        loop: the loop, which runs on the calling thread.
+        app: the state that the connections share.
+        listener: the listening socket; the front closes it.
+        admit: makes a connection from a socket; the connection calls the second argument when it has ended.
     """
 
     def __init__(self, loop: EventLoop, app: Application, listener: Socket, admit: Admit) -> None:
@@ -58,7 +58,7 @@ class Front:
         loop.call_at(loop.now + TICK, self._tick)
 
     def run(self) -> bool:
-        """Serve until SIGTERM or SIGINT; False if requests had to be cut off."""
+        """Serve until SIGTERM or SIGINT. Returns False if requests had to be cut off."""
         on_termination(self._terminate, self._loop.wake_write)
         self._loop.run()
         finished = not self._connections
@@ -94,7 +94,7 @@ class Front:
         self._loop.call_at(now + TICK, self._tick)
 
     def _drain(self) -> None:
-        """No new connection; those that are idle end now, the others after their response."""
+        """Accept no more connections; close idle ones now, and the others after their response."""
         if self._drain_until:
             return
         self._drain_until = self._loop.now + self._app.limits.grace
@@ -108,7 +108,7 @@ class Front:
 
 
 def serve_requests(loop: EventLoop, app: Application, listener: Socket, handler: OnRequest) -> bool:
-    """Call `handler(connection, request)` on the loop's thread for each request, until told to stop.
+    """Call `handler(connection, request)` on the loop's thread for each request, until SIGTERM or SIGINT.
 
     Returns:
         False if requests had to be cut off.

@@ -1,4 +1,4 @@
-"""What the service does, the same in every model: a request in, a response out."""
+"""The handlers: functions from a request to its response, the same in every model."""
 
 from __future__ import annotations
 
@@ -26,21 +26,22 @@ _SALT = b"workloads"
 
 
 def hello(_request: Request) -> Response:
-    """`/`: the shortest answer there is."""
+    """Handle `/`: a short constant body."""
     return _HELLO
 
 
 def healthz(_request: Request) -> Response:
-    """`/healthz`: the server serves."""
+    """Handle `/healthz`: report that the server is running."""
     return _HEALTHY
 
 
 def cpu(request: Request) -> Response:
-    """`/cpu?rounds=N`: PBKDF2 (RFC 8018), N rounds.
+    """Handle `/cpu?rounds=N`: compute N rounds of PBKDF2 (RFC 8018).
 
-    It is computed in C without the global interpreter lock; with `gil=1` in Python, holding it: the same digest.
+    By default it is computed in C, without the global interpreter lock; with `gil=1` it is computed in Python, which
+    holds the lock. The digest is the same.
     """
-    from hashlib import pbkdf2_hmac  # it loads OpenSSL: 4 ms
+    from hashlib import pbkdf2_hmac  # imported here because loading OpenSSL takes 4 ms
 
     rounds = request.integer(b"rounds", 1000, 1, 100_000_000)
     if request.integer(b"gil", 0, 0, 1):
@@ -51,7 +52,7 @@ def cpu(request: Request) -> Response:
 
 
 def _pbkdf2(password: bytes, salt: bytes, rounds: int) -> bytes:
-    """The first block of PBKDF2-HMAC-SHA256, in bytecode: hashlib keeps the lock for inputs below 2 KiB."""
+    """Compute the first block of PBKDF2-HMAC-SHA256 in Python: hashlib keeps the lock for inputs below 2 KiB."""
     from hashlib import sha256
 
     key = password.ljust(64, b"\0")
@@ -73,14 +74,14 @@ def _pbkdf2(password: bytes, salt: bytes, rounds: int) -> bytes:
 
 
 def io(request: Request) -> Response:
-    """`/io?ms=N`: a read that blocks its thread for N milliseconds."""
+    """Handle `/io?ms=N`: a read that blocks its thread for N milliseconds."""
     milliseconds = io_time(request)
     blocking_read(milliseconds)
     return io_response(milliseconds)
 
 
 def io_time(request: Request) -> int:
-    """How long `/io` is to read, in milliseconds.
+    """Return the duration of the read of `/io`, in milliseconds.
 
     Raises:
         HttpError: 400, `ms` is malformed or too large.
@@ -89,14 +90,14 @@ def io_time(request: Request) -> int:
 
 
 def io_response(milliseconds: int) -> Response:
-    """What `/io` answers, however it has read."""
+    """Return the response to `/io`, which is the same for blocking and non-blocking reads."""
     return Response(b"read for %d ms\n" % milliseconds)
 
 
 def blocking_read(milliseconds: int) -> None:
-    """Block in recvfrom(2) on a socket that nobody writes to, until the kernel's receive timeout (socket(7))."""
+    """Block in recvfrom(2) on a socket to which nothing is written, until its receive timeout (socket(7))."""
     if not milliseconds:
-        return  # a timeout of zero would mean none
+        return  # a timeout of zero would mean no timeout
     ours, theirs = socketpair()
     try:
         ours.setsockopt(SOL_SOCKET, SO_RCVTIMEO, timeval(milliseconds / 1000))
@@ -109,12 +110,12 @@ def blocking_read(milliseconds: int) -> None:
 
 
 def io_without_loop(_request: Request) -> Response:
-    """`/io?ms=N&nonblocking=1` in a model without a loop; those with one do not come here (see nonblocking.py)."""
+    """Refuse `/io?ms=N&nonblocking=1` in a model without an event loop; see nonblocking.py for the others."""
     raise HttpError(501, "this model has no loop in which a read could wait without blocking")
 
 
 def counter(request: Request, app: Application) -> Response:
-    """`/counter`: GET reads it; POST adds the number in the body (1 if it is empty), `unsafe=1` without a lock."""
+    """Handle `/counter`: GET reads it; POST adds the number in the body (default 1), without a lock if `unsafe=1`."""
     cell = app.counts.counter
     if request.method != b"POST":
         return Response(b"%d\n" % cell.get())
@@ -127,7 +128,7 @@ def counter(request: Request, app: Application) -> Response:
 
 
 def crash(request: Request) -> Response:
-    """`/crash?how=exception|exit|segv`: how far does it reach?"""
+    """Handle `/crash?how=exception|exit|segv`: fail, to show what else fails with it in a model."""
     how = request.arguments().get(b"how", b"exception")
     if how == b"exit":
         os._exit(3)
@@ -139,7 +140,7 @@ def crash(request: Request) -> Response:
 
 
 def chain(request: Request, app: Application) -> Response:
-    """`/chain?user=ID`: three services, one after the other; the calling thread waits for each."""
+    """Handle `/chain?user=ID`: call three services one after the other; the calling thread waits for each."""
     try:
         return chain_blocking(Chain(request), app.blocking_client().call).response()
     except RpcError as error:
@@ -147,7 +148,7 @@ def chain(request: Request, app: Application) -> Response:
 
 
 def chain_blocking(chain: Chain, call: Callable[[str, Message], Message]) -> Chain:
-    """The handler as one would write it: straight down, and blocked at each call."""
+    """Run the chain in straight-line code, blocked at each call."""
     chain.work("AB")
     chain.add("user", call("user", chain.question()))
     chain.work("CD")
@@ -159,7 +160,7 @@ def chain_blocking(chain: Chain, call: Callable[[str, Message], Message]) -> Cha
 
 
 def stats(app: Application) -> Response:
-    """`/stats`: the server as it sees itself and as the kernel sees it."""
+    """Handle `/stats`: the server's own counters, and the kernel's data on its processes."""
     from workloads.introspection import report
 
     return Response(report(app), type=JSON)
@@ -173,7 +174,7 @@ _READ = (b"GET", b"HEAD")
 
 
 def routes(app: Application) -> Routes:
-    """All that a server answers."""
+    """Return the routes of a server."""
     return {
         route.path: route
         for route in (

@@ -1,4 +1,4 @@
-"""The server as it sees itself, and as the kernel sees it (proc(5))."""
+"""The data of `/stats`: the server's own counters, and the kernel's data on its processes (proc(5))."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ if TYPE_CHECKING:
 
 
 def report(app: Application) -> bytes:
-    """The JSON document behind `/stats`.
+    """Return the JSON document of `/stats`.
 
-    `threads` is of the answering process; `processes` are the server's: those that take requests, without the services.
+    `threads` counts the threads of the answering process; `processes` counts those that serve requests, so without the
+    services.
     """
     from json import dumps
 
@@ -35,7 +36,7 @@ def report(app: Application) -> bytes:
 
 
 def _family() -> dict[int, int]:
-    """Each process's parent."""
+    """Return the parent of each process, by pid."""
     parents = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -43,12 +44,12 @@ def _family() -> dict[int, int]:
                 with open(f"/proc/{entry}/stat", "rb") as stat:
                     parents[int(entry)] = int(stat.read().rpartition(b")")[2].split()[1])
             except (OSError, IndexError):
-                continue  # it has ended in this moment
+                continue  # it has just ended
     return parents
 
 
 def _descendants(parents: dict[int, int], root: int) -> list[int]:
-    """A process and all below it."""
+    """Return a process and all its descendants."""
     found = [root]
     for pid in found:
         found.extend(child for child, parent in parents.items() if parent == pid)

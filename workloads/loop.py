@@ -1,4 +1,4 @@
-"""The event loop: wait until something can be done without waiting, and do it (epoll(7))."""
+"""The event loop: wait for events of any descriptor with epoll(7), and call their handlers."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     Handler = Callable[[int], None]
 
 TICK = 1.0
-"""Seconds; the loop wakes at least as often."""
+"""Seconds between checks of deadlines; the loop wakes up at least this often."""
 
 
 class EventLoop:
     """`while True: event = get_event(); handler(event)`.
 
     Attributes:
-        now: the monotonic clock as of the last wake-up.
+        now: the monotonic clock at the last wake-up.
     """
 
     def __init__(self) -> None:
@@ -40,20 +40,20 @@ class EventLoop:
         self.register(self._wake_read, EPOLLIN, self._woken)
 
     def run(self) -> None:
-        """Run handlers until `stop`."""
+        """Call handlers until `stop` is called."""
         handlers = self._handlers
         while self._running:
             events = self._epoll.poll(self._timeout(), 256)
             self.now = monotonic()
             for descriptor, event in events:
                 handler = handlers.get(descriptor)
-                if handler is not None:  # one before it in this round may have closed it
+                if handler is not None:  # an earlier handler of this round may have closed it
                     handler(event)
             if self._timers:
                 self._run_timers()
 
     def stop(self) -> None:
-        """Leave `run` after this round."""
+        """Make `run` return after this round."""
         self._running = False
 
     def register(self, descriptor: int | Socket, events: int, handler: Handler) -> None:
@@ -63,34 +63,35 @@ class EventLoop:
         self._handlers[number] = handler
 
     def modify(self, descriptor: int, events: int) -> None:
-        """Wait for other events; 0 for none but errors."""
+        """Change the events to wait for; with 0, only errors are reported."""
         self._epoll.modify(descriptor, events)
 
     def forget(self, descriptor: int) -> None:
-        """Before a descriptor is closed. The kernel drops it from the epoll set by itself at its last close."""
+        """Forget a descriptor that is about to be closed. The kernel then removes it from the epoll set."""
         self._handlers.pop(descriptor, None)
 
     def unregister(self, descriptor: int) -> None:
-        """Stop watching a descriptor that stays open."""
+        """Stop watching a descriptor that remains open."""
         self._epoll.unregister(descriptor)
         self.forget(descriptor)
 
     def call_at(self, when: float, callback: Callable[[], None]) -> None:
-        """Call back at a time of the monotonic clock."""
-        self._timer_count += 1  # it settles ties: callbacks have no order
+        """Call a function at a time of the monotonic clock."""
+        self._timer_count += 1  # decides between equal times, as functions cannot be compared
         heappush(self._timers, (when, self._timer_count, callback))
 
     def post(self, callback: Callable[[], None]) -> None:
-        """Call back soon, on the loop's thread; the one method that other threads may call."""
-        # No lock: signal handlers call this too, between any two bytecodes of the loop itself. Appending comes before
-        # looking at the flag, and the loop clears the flag before it empties the queue, so nothing is left behind.
+        """Call a function soon on the loop's thread. This is the only method that other threads may call."""
+        # There is no lock, because signal handlers call this too, between any two bytecodes of the loop itself. The
+        # function is appended before the flag is read, and the loop clears the flag before it empties the queue, so no
+        # function is missed.
         self._posted.append(callback)
         if not self._waking:
             self._waking = True
             os.write(self.wake_write, b"\0")
 
     def close(self) -> None:
-        """Give back the loop's own descriptors."""
+        """Close the loop's own descriptors."""
         self._epoll.close()
         os.close(self._wake_read)
         os.close(self.wake_write)

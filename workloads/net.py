@@ -1,7 +1,7 @@
-"""Sockets: listening, accepting, and what to do when no descriptor is left.
+"""Listen, accept, and refuse connections, also when no descriptor is left.
 
-`_socket` is the C half of `socket`; the Python half costs 6 ms to import, a third of a server's start, for names that
-are not used here. The same holds for `_signal` (4 ms) and `_thread` in place of `threading` (4 ms) elsewhere.
+`_socket` is the C half of `socket`; importing the Python half takes 6 ms, a third of a server's start, and nothing of
+it is needed here. For the same reason other modules use `_signal` (4 ms) and `_thread` instead of `threading` (4 ms).
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 Socket = _socket.socket
 
-# Accepts to a bare descriptor; `socket.socket.accept` wraps it, and typeshed does not know it.
+# Returns a bare descriptor. `socket.socket.accept` wraps it; typeshed does not list it.
 _accept: Callable[[Socket], tuple[int, object]] = Socket._accept  # type: ignore[attr-defined]
 
 BACKLOG = 4096
-"""Connections that wait to be accepted; the kernel caps it at net.core.somaxconn (listen(2))."""
+"""Maximum number of connections waiting to be accepted, capped by net.core.somaxconn (listen(2))."""
 
 RECEIVE_BYTES = 65536
 
@@ -43,13 +43,13 @@ BUSY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nRetry-After: 1
 
 
 def listen(host: str, port: int) -> Socket:
-    """A non-blocking listening socket.
+    """Create a non-blocking listening socket.
 
     Raises:
-        OSError: the address is no IPv4 address, not of this host, or taken.
+        OSError: the address is not an IPv4 address, not one of this host, or in use.
     """
     try:
-        inet_pton(AF_INET, host)  # a name would need a resolver; and `bind` would ask one
+        inet_pton(AF_INET, host)  # `bind` would resolve a host name, which may block
     except OSError:
         raise OSError(errno.EINVAL, "not an IPv4 address") from None
     listener = Socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK)
@@ -60,11 +60,11 @@ def listen(host: str, port: int) -> Socket:
 
 
 class Acceptor:
-    """Accepts connections, and keeps one descriptor in reserve for the day when there is none left.
+    """Accepts connections, and keeps one descriptor in reserve in case none is left.
 
-    With no descriptor, accept(2) fails with EMFILE and leaves the connection in the queue: the client waits, and a
-    level-triggered loop spins. So the reserve is given up for a moment, the client is told
-    503, and the reserve taken back.
+    Without a free descriptor, accept(2) fails with EMFILE and leaves the connection in the queue: the client waits, and
+    a level-triggered loop spins. So the reserved descriptor is closed for a moment, the client gets a 503 response, and
+    the descriptor is reserved again.
     """
 
     __slots__ = ("_listener", "_reserve")
@@ -74,10 +74,10 @@ class Acceptor:
         self._reserve = os.eventfd(0)  # any descriptor would do
 
     def accept(self) -> Socket | None:
-        """A connection, blocking; None if no client waits.
+        """Accept a connection, as a blocking socket. Returns None if no client is waiting.
 
         Raises:
-            OSError: the listener is broken.
+            OSError: the listening socket is broken.
         """
         while True:
             try:
@@ -85,7 +85,7 @@ class Acceptor:
             except BlockingIOError:
                 return None
             except OSError as error:
-                if error.errno in _GONE:  # that client's trouble, not ours (accept(2))
+                if error.errno in _GONE:  # an error of that connection, not of the listening socket (accept(2))
                     continue
                 if error.errno not in _EXHAUSTED:
                     raise
@@ -97,7 +97,7 @@ class Acceptor:
             return connection
 
     def _turn_away(self) -> bool:
-        """Answer one waiting client 503 on the reserved descriptor; False if there is none to be had."""
+        """Answer one waiting client with 503, using the reserved descriptor. Returns False if there is none."""
         if self._reserve < 0:
             return False
         os.close(self._reserve)
@@ -115,10 +115,10 @@ class Acceptor:
         try:
             self._reserve = os.eventfd(0)
         except OSError:
-            self._reserve = -1  # another thread was quicker; without it clients wait in the queue
+            self._reserve = -1  # another thread took it; without a reserve, clients wait in the queue
 
     def close(self) -> None:
-        """Stop listening: further clients are refused by the kernel."""
+        """Stop listening; the kernel refuses further clients."""
         self._listener.close()
         if self._reserve >= 0:
             os.close(self._reserve)
@@ -126,7 +126,7 @@ class Acceptor:
 
 
 def refuse(connection: Socket) -> None:
-    """Tell a client that there is no room, and close."""
+    """Answer a client with 503 and close the connection."""
     try:
         connection.setblocking(False)
         connection.send(BUSY)
@@ -137,6 +137,6 @@ def refuse(connection: Socket) -> None:
 
 
 def timeval(seconds: float) -> bytes:
-    """A time as SO_RCVTIMEO and SO_SNDTIMEO take it: struct timeval, two longs (socket(7)); at least a millisecond."""
+    """Return a time, at least 1 ms, as a struct timeval of two longs, for SO_RCVTIMEO and SO_SNDTIMEO (socket(7))."""
     whole, rest = divmod(max(round(seconds * 1000000), 1000), 1000000)
     return whole.to_bytes(8, byteorder) + rest.to_bytes(8, byteorder)

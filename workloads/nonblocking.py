@@ -1,8 +1,8 @@
-"""A read that blocks nobody: `/io?ms=N&nonblocking=1` on an event loop.
+"""A read that does not block its thread: `/io?ms=N&nonblocking=1` on an event loop.
 
-It is the read of `blocking_read` in handlers.py: from a socket that nobody writes to, until the time is over. There the
-thread waits, in recvfrom(2). Here the loop is told of the socket and of the time, and goes on with other clients. How
-it looks in a coroutine, see `nonblocking_read` in servers/coroutine.py.
+Like `blocking_read` in handlers.py, it reads from a socket to which nothing is written, until the time is over. There
+the thread blocks in recvfrom(2). Here the socket and the time are registered with the loop, which goes on with other
+clients. For the same in a coroutine, see `nonblocking_read` in servers/coroutine.py.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def begin_read(loop: EventLoop, request: Request, answer: Callable[[Response], None]) -> None:
-    """Begin the read and return; `answer` is called when it is over."""
+    """Start the read and return; `answer` is called with the response when it has ended."""
     try:
         milliseconds = io_time(request)
         ours, theirs = socketpair()

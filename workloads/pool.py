@@ -1,4 +1,4 @@
-"""Worker threads: they take work from one queue, and may block as long as they like."""
+"""Worker threads that take work from one queue; the work may block."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DEFAULT_WORKERS = 8
 
 
 class Pool:
-    """A fixed number of threads, started with the first piece of work: a server that needs none has none."""
+    """A fixed number of threads, started when the first work is submitted."""
 
     def __init__(self, size: int) -> None:
         self.size = size or DEFAULT_WORKERS
@@ -21,7 +21,7 @@ class Pool:
         self._started = False
 
     def submit(self, work: Callable[[], None]) -> None:
-        """Run `work` on the next free thread; it must not raise."""
+        """Run `work`, which must not raise, on the next free thread."""
         if not self._started:
             self._started = True
             for _ in range(self.size):

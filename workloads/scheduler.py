@@ -1,8 +1,8 @@
-"""A scheduler of coroutines for one thread: the event loop again, whose handlers are the rest of a function.
+"""A scheduler of coroutines for one thread: an event loop whose handlers resume coroutines.
 
-A coroutine is a function that can stop in the middle and keep its place. When it would have to wait, it notes what for,
-and yields; the thread runs another. When epoll says that the wait is over, it goes on behind its `await`. The kernel
-knows nothing of this: it sees one thread, which never blocks but in epoll_wait(2).
+A coroutine is a function that can be suspended and resumed. When it would have to wait, it registers the event it waits
+for and yields, and the thread runs another coroutine. When epoll reports the event, the coroutine continues after its
+`await`. The kernel sees only one thread, which blocks in epoll_wait(2) and nowhere else.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _UNWATCHED = -1
 
 @coroutine
 def suspended() -> Generator[None, None, None]:
-    """`await suspended()` stops the coroutine here, until somebody resumes it."""
+    """Suspend the coroutine that awaits this, until it is resumed."""
     yield
 
 
@@ -39,8 +39,8 @@ class Scheduler(EventLoop):
     """Runs coroutines on the thread that calls `run`; other threads may call `spawn` and `post`.
 
     Attributes:
-        current: the coroutine that is running.
-        coroutines: how many have begun and not ended.
+        current: the running coroutine.
+        coroutines: number of coroutines that have started and not ended.
     """
 
     def __init__(self) -> None:
@@ -51,11 +51,11 @@ class Scheduler(EventLoop):
         self.call_at(self.now + TICK, self._tick)
 
     def spawn(self, task: Task) -> None:
-        """Begin a coroutine, soon."""
+        """Schedule a coroutine to start."""
         self.post(lambda: self._begin(task))
 
     def resume(self, task: Task, error: Exception | None = None) -> None:
-        """Let a coroutine run until it waits again or ends; with an error, its `await` raises that."""
+        """Run a coroutine until it waits again or ends. If an error is given, its `await` raises it."""
         self.current = task
         try:
             if error is None:
@@ -66,7 +66,7 @@ class Scheduler(EventLoop):
             self.coroutines -= 1
 
     async def run_in(self, pool: Pool, work: Callable[[], T]) -> T:
-        """Let a worker thread do what blocks or computes; meanwhile other coroutines run here. It must not raise."""
+        """Run `work`, which may block but not raise, on a worker thread; meanwhile other coroutines run here."""
         task = self.current
         assert task is not None  # noqa: S101 - only a running coroutine can await this
         results: list[T] = []
@@ -92,11 +92,11 @@ class Scheduler(EventLoop):
         self.call_at(self.now + TICK, self._tick)
 
     def watch(self, stream: Stream) -> None:
-        """Keep the time for a stream, from now on."""
+        """Start to check the deadline of a stream."""
         self._streams.add(stream)
 
     def unwatch(self, stream: Stream) -> None:
-        """Its time no longer matters."""
+        """Stop checking the deadline of a stream."""
         self._streams.discard(stream)
 
 
@@ -104,7 +104,7 @@ class Stream:
     """A socket on which one coroutine at a time can wait.
 
     Attributes:
-        deadline: on the monotonic clock, kept to within a tick: a wait that lasts longer raises TimeoutError.
+        deadline: on the monotonic clock, exact to a tick; a wait that lasts longer raises TimeoutError.
     """
 
     __slots__ = ("_descriptor", "_events", "_scheduler", "_socket", "_task", "deadline")
@@ -122,7 +122,7 @@ class Stream:
 
     @coroutine
     def read(self) -> Generator[None, None, bytes]:
-        """Wait for bytes; none if the other side has ended.
+        """Wait for bytes. Returns b"" if the other side has closed the connection.
 
         Raises:
             TimeoutError: the deadline has passed.
@@ -140,11 +140,11 @@ class Stream:
 
     @coroutine
     def write(self, data: bytes, patience: float | None = None) -> Generator[None, None, None]:
-        """Send it all; waits only when the other side does not take it.
+        """Send all data; waits only if the socket's buffer is full.
 
         Args:
-            data: what to send.
-            patience: seconds that each wait may last; without it the deadline stays as it is.
+            data: the bytes.
+            patience: limit of each wait in seconds; None leaves the deadline as it is.
 
         Raises:
             TimeoutError, OSError: as for `read`.
@@ -163,14 +163,14 @@ class Stream:
 
     @coroutine
     def writable(self) -> Generator[None, None, None]:
-        """Wait until the socket takes bytes; for one that is connecting, until that has succeeded or failed."""
+        """Wait until the socket is writable; if it is connecting, until that has succeeded or failed."""
         if self._events != EPOLLOUT:
             self._watch(EPOLLOUT)
         self._task = self._scheduler.current
         yield
 
     def expire_after(self, seconds: float) -> None:
-        """Set the deadline, and keep it exactly: for waits that are much shorter than a tick."""
+        """Set a deadline with a timer of its own, for waits that are much shorter than a tick."""
         self.deadline = deadline = monotonic() + seconds
 
         def expire() -> None:
@@ -180,13 +180,13 @@ class Stream:
         self._scheduler.call_at(deadline, expire)
 
     def check_deadline(self, now: float) -> None:
-        """Called about once a second, and by timers that are more exact."""
+        """Raise TimeoutError in the waiting coroutine if the deadline has passed. Called every second and by timers."""
         if self.deadline < now and self._task is not None:
             task, self._task = self._task, None
             self._scheduler.resume(task, TimeoutError())
 
     def close(self) -> None:
-        """Close now."""
+        """Close the socket."""
         if self._socket.fileno() >= 0:
             self._scheduler.unwatch(self)
             self._scheduler.forget(self._descriptor)
@@ -195,8 +195,8 @@ class Stream:
     def _ready(self, event: int) -> None:
         task = self._task
         if task is None:
-            # Its coroutine is waiting for something else: epoll would say this again and again, and of a broken
-            # connection whatever the mask (epoll_ctl(2), EPOLLHUP).
+            # Its coroutine is waiting for something else, and epoll would report this event again and again; for a
+            # broken connection, it does so whatever the mask is (epoll_ctl(2), EPOLLHUP).
             if event & (EPOLLHUP | EPOLLERR):
                 self._scheduler.unregister(self._descriptor)
                 self._events = _UNWATCHED

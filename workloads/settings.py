@@ -1,4 +1,4 @@
-"""What a server is told on its command line, and the limits that it keeps as one on the open network must."""
+"""The options of a server, among them the limits that any server on an open network needs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from workloads.errors import UsageError
 
 
 class Settings:
-    """One attribute for each option. Times are in seconds unless said otherwise."""
+    """The options of a server, an attribute each. Times are in seconds unless stated otherwise."""
 
     __slots__ = (
         "body_time", "form", "grace", "header_time", "host", "idle_time", "linger_time", "max_body", "max_connections",
@@ -16,23 +16,23 @@ class Settings:
     def __init__(self) -> None:
         self.host = "127.0.0.1"  # IPv4 address to listen on
         self.port = 8080  # TCP port to listen on; 0 lets the kernel choose
-        self.workers = 0  # worker threads; 0 for the model's own default
+        self.workers = 0  # worker threads; 0 for the model's default
         self.per = "connection"  # fork: a child for each `connection` or `request`
         self.form = "named"  # callback: /chain with `named` functions or as a `closure`
-        self.max_connections = 20000  # open at once; above it a client gets 503
-        self.max_body = 1048576  # bytes of a collected body; /echo streams and has no limit
-        self.header_time = 10.0  # for a head to arrive
-        self.body_time = 30.0  # for a body to arrive, or between two pieces of a streamed one
-        self.idle_time = 60.0  # between two requests, and for a client to read what it asked for
-        self.linger_time = 2.0  # to read away what a refused client still sends
-        self.grace = 5.0  # for running requests to finish after SIGTERM
-        self.rpc_latency = 0.0  # milliseconds that each of the services A, B and C takes
-        self.rpc_spread = 0.0  # milliseconds more or less, evenly spread
-        self.rpc_timeout = 2.0  # for a service to answer
+        self.max_connections = 20000  # maximum of open connections; further clients get 503
+        self.max_body = 1048576  # maximum bytes of a body that is collected; /echo streams, and has no limit
+        self.header_time = 10.0  # limit for a head to arrive
+        self.body_time = 30.0  # limit for a body to arrive, or between two pieces of a streamed one
+        self.idle_time = 60.0  # limit between two requests, and for a client to read its response
+        self.linger_time = 2.0  # limit for discarding what a refused client still sends
+        self.grace = 5.0  # limit for running requests to finish after SIGTERM
+        self.rpc_latency = 0.0  # latency of each of the services A, B and C, in milliseconds
+        self.rpc_spread = 0.0  # the latency varies evenly by this many milliseconds in both directions
+        self.rpc_timeout = 2.0  # limit for a service to reply
 
 
 def parse(arguments: list[str]) -> Settings:
-    """Read `--name value` pairs, without argparse, which would cost 10 ms at every start.
+    """Parse `--name value` pairs. argparse is not used, because it would take 10 ms at every start.
 
     Raises:
         UsageError: an unknown option, a missing or malformed value.
@@ -65,7 +65,7 @@ def _convert(name: str, value: str, default: object) -> object:
         number = int(value) if isinstance(default, int) else float(value)
     except ValueError:
         number = -1
-    if not 0 <= number < 1e9:  # this refuses nan too
+    if not 0 <= number < 1e9:  # false for nan too
         raise UsageError(f"{name} {value!r} is not a number of zero or more")
     return number
 

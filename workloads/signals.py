@@ -1,6 +1,6 @@
-"""Signals: SIGTERM and SIGINT ask a server to drain.
+"""Signal handling: SIGTERM and SIGINT make a server drain.
 
-`_signal` is the C half of `signal`; the Python half only makes enums of its numbers, and costs 4 ms to import.
+`_signal` is the C half of `signal`; the Python half only makes enums of the numbers, and takes 4 ms to import.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _TERMINATION = (SIGTERM, SIGINT)
 
 
 def on_termination(callback: Callable[[], None], wake: int) -> None:
-    """Call back, on the main thread, at SIGTERM and SIGINT.
+    """Call a function on the main thread at SIGTERM and SIGINT.
 
     Args:
-        callback: called between two bytecodes of whatever runs then: it should do next to nothing.
-        wake: a pipe that gets a byte. Python runs handlers on the main thread alone, and if the kernel gives the signal
-            to another thread, the main one would sleep on in its system call (signal.set_wakeup_fd).
+        callback: the function; it runs between two bytecodes of other code, and should do very little.
+        wake: a pipe to which a byte is written. Python runs handlers on the main thread only. If the kernel delivers
+            the signal to another thread, the byte wakes the main one from its system call (signal.set_wakeup_fd).
     """
     _signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     for number in _TERMINATION:
@@ -34,30 +34,30 @@ def on_termination(callback: Callable[[], None], wake: int) -> None:
 
 
 def wake_on(number: int) -> None:
-    """Let a signal do nothing but write its byte to the wake-up pipe."""
+    """Make a signal write a byte to the wake-up pipe, and do nothing else."""
     _signal.signal(number, lambda _number, _frame: None)
 
 
 def ignore(number: int) -> None:
-    """SIG_IGN; for SIGCHLD it means that the kernel reaps (sigaction(2))."""
+    """Ignore a signal. If it is SIGCHLD, the kernel reaps the children (sigaction(2))."""
     _signal.signal(number, _signal.SIG_IGN)
 
 
 def restore(number: int) -> None:
-    """SIG_DFL."""
+    """Restore the default action of a signal."""
     _signal.signal(number, _signal.SIG_DFL)
 
 
 def raise_signal(number: int) -> None:
-    """Deliver a signal to the calling thread, before this returns."""
+    """Deliver a signal to the calling thread before this returns."""
     _signal.raise_signal(number)
 
 
 def hold_termination() -> None:
-    """Keep SIGTERM and SIGINT waiting, for this thread and what it forks."""
+    """Block SIGTERM and SIGINT in this thread and in the children that it forks."""
     _signal.pthread_sigmask(_signal.SIG_BLOCK, _TERMINATION)
 
 
 def release_termination() -> None:
-    """Deliver them again, those that waited first."""
+    """Unblock SIGTERM and SIGINT; pending ones are delivered now."""
     _signal.pthread_sigmask(_signal.SIG_UNBLOCK, _TERMINATION)

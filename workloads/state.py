@@ -1,4 +1,4 @@
-"""Numbers that requests share: between the threads of a process, or between processes."""
+"""Counters that requests share: between the threads of a process, or between processes."""
 
 from __future__ import annotations
 
@@ -8,36 +8,36 @@ from time import sleep
 
 
 class Cell:
-    """An integer in the memory of one process; its threads share it by looking at it, under a lock."""
+    """An integer that the threads of a process share; additions take a lock."""
 
     def __init__(self) -> None:
         self._lock = allocate_lock()
         self._value = 0
 
     def get(self) -> int:
-        """The value now."""
+        """Return the value."""
         return self._value
 
     def set(self, value: int) -> None:
-        """Put a value, for a cell that one thread alone writes to."""
+        """Set the value, for a cell to which only one thread writes."""
         self._value = value
 
     def add(self, amount: int) -> int:
-        """Add, and return the sum; no concurrent addition is lost."""
+        """Add and return the sum; no concurrent addition is lost."""
         with self._lock:
             self._value += amount
             return self._value
 
     def add_unsafely(self, amount: int) -> int:
-        """Read, modify, write, with no lock: an addition between our read and our write is lost."""
+        """Read, add and write without a lock: an addition by another thread in between is lost."""
         value = self._value
-        sleep(0)  # another thread may run here, as it may at any call
+        sleep(0)  # lets another thread run here, as may happen at any call
         self._value = value + amount
         return self._value
 
 
 class SharedCell:
-    """An integer that processes share. It takes the kernel's help: a shared mapping (mmap(2)) and a lock (fcntl(2))."""
+    """An integer that processes share, by a shared mapping (mmap(2)) and a record lock (fcntl(2))."""
 
     BYTES = 8
 
@@ -47,17 +47,17 @@ class SharedCell:
         self._index = index
 
     def get(self) -> int:
-        """The value now."""
+        """Return the value."""
         value: int = self._memory[self._index]
         return value
 
     def set(self, value: int) -> None:
-        """Put a value, for a cell that one process alone writes to."""
+        """Set the value, for a cell to which only one process writes."""
         self._memory[self._index] = value
 
     def add(self, amount: int) -> int:
-        """Add, and return the sum; no concurrent addition of another process is lost."""
-        # A record lock belongs to a process, not to a descriptor, so the descriptor may be inherited by fork.
+        """Add and return the sum; no concurrent addition by another process is lost."""
+        # A record lock belongs to a process, not to a descriptor, so a descriptor inherited by fork will do.
         lockf(self._lock, LOCK_EX, self.BYTES, self._index * self.BYTES)
         try:
             total: int = self._memory[self._index] + amount
@@ -67,7 +67,7 @@ class SharedCell:
         return total
 
     def add_unsafely(self, amount: int) -> int:
-        """Read, modify, write, with no lock."""
+        """Read, add and write without a lock."""
         value = self.get()
         sleep(0)
         self.set(value + amount)
@@ -75,15 +75,15 @@ class SharedCell:
 
 
 class Counts:
-    """What a server counts.
+    """The counters of a server.
 
     Attributes:
-        counter: behind `/counter`.
-        finished: requests on connections that have ended, in a server of one process.
-        connections: open ones, in a server that forks.
-        places: requests, in a server that forks: a number for each child that can be there at once. Each has one
-            writer, so it takes no lock. A child goes on counting where the one before it at that place has stopped, so
-            the sum is of all, those included that have crashed.
+        counter: the value of `/counter`.
+        finished: requests on connections that have ended, for a server of one process.
+        connections: open connections, for a server that forks.
+        places: requests, for a server that forks: a slot for each child that can exist at a time. Each slot has one
+            writer, so no lock is needed. A child continues the count of its predecessor in the slot, so the sum
+            includes children that have crashed.
     """
 
     def __init__(
@@ -96,16 +96,16 @@ class Counts:
 
     @classmethod
     def of_threads(cls) -> Counts:
-        """For a server of one process."""
+        """Create the counters of a server of one process."""
         return cls(Cell(), Cell())
 
     @classmethod
     def of_processes(cls, children: int) -> tuple[Counts, memoryview]:
-        """For a server that forks, up to so many children, and their places; to be made before the first fork."""
+        """Create the counters of a server that forks, and the slots of its children. Call it before the first fork."""
         import os
         from mmap import mmap
 
-        size = (2 + children) * SharedCell.BYTES  # only pages that are written to take memory
+        size = (2 + children) * SharedCell.BYTES  # memory is used only by pages that are written to
         descriptor = os.memfd_create("counts")
         os.truncate(descriptor, size)
         memory = memoryview(mmap(descriptor, size)).cast("q")  # signed, 64 bits

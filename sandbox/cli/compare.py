@@ -1,4 +1,4 @@
-"""`sandbox compare`: a workload at several levels, measured."""
+"""`sandbox compare`: measure a workload at several isolation levels."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ DEFAULT_DIR = "sandbox-results"
     "levels",
     metavar="LIST",
     shell_complete=completing.level,
-    help="Levels, such as process,container.  [default: all]",
+    help="Levels to compare, such as process,container.  [default: all]",
 )
 @click.option(
-    "--samples", type=click.IntRange(1, 500), default=10, show_default=True, help="Fresh sandboxes per level."
+    "--samples", type=click.IntRange(1, 500), default=10, show_default=True, help="Number of sandboxes per level."
 )
 @click.option(
     "--duration",
@@ -40,12 +40,12 @@ DEFAULT_DIR = "sandbox-results"
     default=2,
     show_default=True,
     metavar="SECONDS",
-    help="Load on each sandbox; 0 for none.",
+    help="Duration of the load on each sandbox; 0 for none.",
 )
-@click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Of the random order.  [default: a new one each run]")
-@click.option("--no-isolation-table", "probe", flag_value=False, default=True, type=bool, help="Leave out the probes.")
-@click.option("--with-vagrant", is_flag=True, help="Measure machines of `vagrant up` too: some 25 s each, emulated.")
-@click.option("--format", "form", type=click.Choice(FORMATS), default="table", show_default=True, help="How to print.")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Seed of the order.  [default: a new one for each run]")
+@click.option("--no-isolation-table", "probe", flag_value=False, default=True, type=bool, help="Leave isolation out.")
+@click.option("--with-vagrant", is_flag=True, help="Measure `vagrant up` too, which takes about 25 s if emulated.")
+@click.option("--format", "form", type=click.Choice(FORMATS), default="table", show_default=True, help="Output format.")
 @click.option(
     "-o",
     "--output",
@@ -65,9 +65,10 @@ def command(
 ) -> None:
     """Compare WORKLOAD at each isolation level: startup, throughput, latency, isolation.
 
-    Starts fresh sandboxes of every level in random order, times each to its first correct reply, loads it, removes it.
-    Prints a table and writes a JSON file with every sample and an HTML report that opens offline. The JSON is complete
-    after each sample: Ctrl-C ends the run, removes the sandboxes and reports what was measured.
+    Starts fresh sandboxes of every level in random order; measures the time to the first correct reply; sends load;
+    and removes the sandbox. Prints a table, and writes a JSON file with every sample and an HTML report that opens
+    offline. The JSON file is saved after each sample: Ctrl-C ends the run, removes the sandboxes and reports what was
+    measured.
 
     \b
     Examples:
@@ -104,10 +105,10 @@ def command(
 
 
 def _make_room(folder: Path) -> None:
-    """Make the folder; results that are in it already get the time of their run into their names.
+    """Create the folder, and rename results that are already in it after the time of their run.
 
     Raises:
-        SandboxError: it cannot be written.
+        SandboxError: the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -128,16 +129,16 @@ def _write_report(document: Document, folder: Path) -> None:
 
 
 def _judge(document: Document) -> None:
-    """A level without a figure is no success.
+    """Raise an error if an available level has no figures.
 
     Raises:
-        UnavailableError: this host can do none of the levels.
-        EngineError: a level that it can do gave no figure.
+        UnavailableError: no level is available on this host.
+        EngineError: all samples of an available level failed.
     """
     usable = [info for info in document.levels if info.available]
     if not usable:
-        raise UnavailableError("this host can do none of these levels", "sandbox doctor says what is missing")
+        raise UnavailableError("none of these levels is available on this host", "sandbox doctor shows what is missing")
     for info in usable:
         summary = document.summary_of(info.name)
         if summary is None or summary.failed == summary.attempted:
-            raise EngineError(f"{info.label}: no sample succeeded", "the report's warnings say why")
+            raise EngineError(f"{info.label}: no sample succeeded", "see the warnings in the report")

@@ -18,11 +18,11 @@ EXIT_INCOMPLETE = 1
 
 
 @click.command()
-@click.option("--fix", "mend", is_flag=True, help="Install and start what is missing (on Debian and Ubuntu, as root).")
+@click.option("--fix", "install", is_flag=True, help="Install and start what is missing (Debian and Ubuntu, as root).")
 @click.option("--stop", is_flag=True, help="Stop the daemons that --fix has started.")
 @click.option("-v", "--verbose", is_flag=True, help="List every check.")
 @format_option
-def command(*, mend: bool, stop: bool, verbose: bool, form: str) -> None:
+def command(*, install: bool, stop: bool, verbose: bool, form: str) -> None:
     """Check which isolation levels this host supports; for a missing one, say why and how to provide it.
 
     The exit code is 0 if every level is available, and 1 if one is not. Vagrant has a row of its own; as it
@@ -31,13 +31,13 @@ def command(*, mend: bool, stop: bool, verbose: bool, form: str) -> None:
     from sandbox import isolation
     from sandbox.host import fix, report
 
-    if mend and stop:
+    if install and stop:
         raise click.UsageError("--fix and --stop cannot be used together")
     if stop:
         if not fix.stop(_progress):
             _progress("nothing to stop")
         return
-    if mend:
+    if install:
         outcome = fix.fix(isolation.requirements(), _progress)
         if not (outcome.done or outcome.advice or outcome.failed):
             _progress("nothing to do")

@@ -21,7 +21,7 @@ Check = Callable[["Survey"], Finding]
 _LIMITS = ("cgroup.cpu", "cgroup.memory", "cgroup.pids")
 _LAB = ("program.nft", "net.nftables", "net.bridge", "net.veth", "python.pyroute2")
 COMMON = ("root", *_LIMITS, *_LAB, "program.mmdebstrap")
-"""Capabilities without which no level works, the telling ones first. A level says what it needs beside them."""
+"""Capabilities that every level requires, the most informative ones first. Each level adds its own."""
 
 EXTRAS: dict[str, tuple[str, ...]] = {
     "vagrant": (
@@ -38,7 +38,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
         "libvirt.kvm-group",
     ),
 }
-"""The same for what is no isolation level: a host without it lacks no level, and the doctor does not fail for it."""
+"""The requirements of extras, which are not isolation levels: the exit code of the doctor does not depend on them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ OPTIONAL: tuple[Optional, ...] = (
 
 
 def _docker_daemon(_: Survey) -> Finding:
-    from sandbox.host import docker_check  # loads what a level without Docker need not pay for
+    from sandbox.host import docker_check  # imported here because levels without Docker do not need it
 
     return docker_check.daemon()
 
@@ -95,7 +95,7 @@ CHECKS: dict[str, Check] = {
 _REMEMBERED = frozenset(
     name for name in CHECKS if name.startswith("ns.") or name in {"net.bridge", "net.veth", "net.nftables", "overlayfs"}
 )
-"""What a kernel can do once it can do until it is replaced; looking costs a process or two each."""
+"""Capabilities of the running kernel that are remembered once found, as each check takes a process or two."""
 
 
 class Survey:
@@ -125,7 +125,7 @@ class Survey:
             return Finding(name, True, str(self._known[name]))
         try:
             finding = looking(self)
-        except Exception as error:  # a survey of an unknown host: whatever a check trips over is its finding
+        except Exception as error:  # the host is unknown: any failure of a check is its finding
             return Finding(name, False, f"it could not be checked: {type(error).__name__}: {error}", "report this")
         if finding.ok and name in _REMEMBERED:
             self._known[name] = finding.detail

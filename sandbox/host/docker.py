@@ -1,12 +1,11 @@
-"""The one Docker client: which dockerd, the connection to it, and its errors in our words.
+"""The Docker client: find the dockerd to use, connect to it, and translate its errors.
 
-Calls are made by the Docker SDK, which the first of them loads (`Engine.talking`). Loading it takes a command 0.12 s,
-and `docker exec` as a whole takes 0.07 s. So what `exec`, `ps` and the doctor ask goes over the same socket by
-http.client (`Engine.ask`, `Engine.look`), as do the streams that an answer is upgraded to (`Engine.upgrade`), which the
-SDK loses the beginning of. Paths there have no version, so that the engine's own applies. The API is described at
-https://docs.docker.com/reference/api/engine/.
+Calls use the Docker SDK, which is loaded at the first one (`Engine.talking`). Loading it takes 0.12 s, while a whole
+`docker exec` takes 0.07 s. So `exec`, `ps` and the doctor send their requests over the same socket by http.client
+(`Engine.ask`, `Engine.look`). So do streams (`Engine.upgrade`), as the SDK loses their first bytes. Paths there have no
+version, which selects the engine's own. The API is described at https://docs.docker.com/reference/api/engine/.
 
-Engines are local: one on another host is refused, whatever names it.
+The engine must be local; one on another host is refused.
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ from sandbox.errors import EngineError, SandboxError, UnavailableError
 if TYPE_CHECKING:
     import http.client
 
-    from docker import APIClient as APIClient  # also the name by which the modules beside this one know it
+    from docker import APIClient as APIClient  # re-exported for the neighbouring modules
 
 DEFAULT_SOCKET = "/var/run/docker.sock"
 TIMEOUT = 60.0
-"""Seconds that a call may take, unless it waits for something by its nature."""
+"""Seconds that a call may take, unless it is one that waits."""
 
 _PING_TIMEOUT = 10.0
-"""Seconds in which an engine that is well says that it is there."""
+"""Seconds in which a working engine answers a ping."""
 
 _SSH_TRANSPORT = "docker.transport.sshconn"
 _NOT_FOUND = 404
@@ -41,15 +40,15 @@ _ERRORS = 400
 _UPGRADED = b"HTTP/1.1 101"
 _HEADERS_END = b"\r\n\r\n"
 _MAX_REASON = 300
-"""Characters of the engine's own words that are shown."""
+"""Maximum characters of the engine's message that are shown."""
 
 
 class RefusalError(EngineError):
-    """The engine answered, and the answer was no.
+    """The engine refused a call.
 
     Attributes:
-        status: of the HTTP answer, see the Docker Engine API: 404 no such thing, 409 conflict.
-        reason: the engine's words, one line.
+        status: status of the HTTP response (see the Docker Engine API), such as 404 not found, 409 conflict.
+        reason: the engine's message, one line.
     """
 
     def __init__(self, what: str, status: int, reason: str) -> None:
@@ -59,16 +58,16 @@ class RefusalError(EngineError):
 
 
 class NoAnswerError(EngineError):
-    """The engine took the question and gave no answer in time."""
+    """The engine accepted a call and did not answer in time."""
 
 
 def socket_path() -> str:
-    """The socket of the dockerd that the docker command would use.
+    """Return the socket of the dockerd that the docker command would use.
 
-    That is DOCKER_HOST, else the context of DOCKER_CONTEXT or of `docker context use`, else the default.
+    This is DOCKER_HOST, else the context of DOCKER_CONTEXT or of `docker context use`, else the default.
 
     Raises:
-        UnavailableError: it is not reached by a local socket, or Docker's configuration cannot be read.
+        UnavailableError: it has no local socket, or Docker's configuration cannot be read.
     """
     host, name = os.environ.get("DOCKER_HOST"), os.environ.get("DOCKER_CONTEXT")
     folder = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker")
@@ -91,13 +90,13 @@ def _current_context(folder: Path) -> str | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, AttributeError) as error:
-        raise UnavailableError(f"{path} cannot be read: {error}", "mend or remove it") from error
+        raise UnavailableError(f"{path} cannot be read: {error}", "repair or remove it") from error
     return str(name) if name else None
 
 
 def _context(folder: Path, name: str) -> str:
-    """The address that a context leads to; docker names its directory by the SHA-256 of the name."""
-    import hashlib  # loads OpenSSL
+    """Return the address of a context. Docker names its directory by the SHA-256 of its name."""
+    import hashlib  # imported here because it loads OpenSSL
 
     path = folder / "contexts/meta" / hashlib.sha256(name.encode()).hexdigest() / "meta.json"
     try:
@@ -114,14 +113,14 @@ class Version(NamedTuple):
 
 
 class Engine:
-    """A connection to one dockerd, made when it is first needed.
+    """A client of one dockerd, which connects when first needed.
 
     Attributes:
         socket: the path of its socket.
     """
 
     def __init__(self, path: str | None = None) -> None:
-        """Note where it is: at a socket's path, or where the docker command would look.
+        """Choose the engine at a socket's path, by default the one that the docker command would use.
 
         Raises:
             UnavailableError: as `socket_path`.
@@ -134,7 +133,7 @@ class Engine:
         return f"unix://{self.socket}"
 
     def version(self) -> Version:
-        """Its versions, from the answer to a ping: dockerd takes 1 ms for it, and 16 ms for /version.
+        """Return the versions, from a ping, which takes 1 ms; /version takes 16 ms.
 
         Raises:
             EngineError, UnavailableError: as `ask`.
@@ -148,22 +147,22 @@ class Engine:
 
     @contextmanager
     def talking(self, what: str) -> Iterator[APIClient]:
-        """The SDK's low-level client; errors of it that leave the block become ours.
+        """Return the SDK's low-level client for a block, and translate its errors.
 
         Args:
-            what: what would not be done, such as "the container could not be created".
+            what: description of the failure, such as "the container could not be created".
 
         Raises:
-            RefusalError: the engine refused; has the HTTP status.
+            RefusalError: the engine refused.
             UnavailableError: the engine cannot be reached.
-            NoAnswerError: it gave no answer in time.
-            EngineError: it gave no sensible answer.
+            NoAnswerError: the engine did not answer in time.
+            EngineError: the answer is malformed.
         """
         try:
             if self._api is None:
-                # Newer engines refuse old versions of the API, and the body of a create call depends on the version.
+                # Newer engines refuse old API versions, and the body of a create call depends on the version.
                 self._api = _sdk(str(self), self.version().api)
-                # Its idle connections end with us, and not when a collector comes by.
+                # Close its idle connections now, and not at a garbage collection.
                 weakref.finalize(self, self._api.close)
             yield self._api
         except SandboxError:
@@ -175,13 +174,13 @@ class Engine:
             raise explained from error
 
     def ask(self, method: str, path: str, what: str, body: Any = None) -> Any:
-        """Make a small call without the SDK; returns the answer's JSON, None where it is empty.
+        """Make a small call without the SDK. Returns the JSON of the response, or None if it is empty.
 
         Args:
-            method: of HTTP.
-            path: of the API, without a version.
-            what: what would not be done, as for `talking`.
-            body: JSON types.
+            method: the HTTP method.
+            path: the path in the API, without a version.
+            what: description of the failure, as for `talking`.
+            body: the request's body, of JSON types.
 
         Raises:
             RefusalError, UnavailableError, NoAnswerError, EngineError: as `talking`.
@@ -197,7 +196,7 @@ class Engine:
                 raise self._broken(error, what) from error
 
     def look(self, path: str, what: str) -> dict[str, Any] | None:
-        """Get the engine's description of one thing; None when there is no such thing.
+        """Get the engine's description of an object, or None if there is no such object.
 
         Raises:
             EngineError, UnavailableError: as `ask`.
@@ -213,10 +212,10 @@ class Engine:
         return found
 
     def upgrade(self, path: str, what: str, body: Any = None) -> socket.socket:
-        """Make a call whose answer is a stream of bytes in both directions.
+        """Make a call whose response is a stream of bytes in both directions.
 
         Returns:
-            The connection, at the first byte of the stream.
+            The connection, positioned at the first byte of the stream.
 
         Raises:
             RefusalError, UnavailableError, NoAnswerError, EngineError: as `talking`.
@@ -237,7 +236,7 @@ class Engine:
         raise EngineError(f"{what}: dockerd does not upgrade the connection")
 
     def _connect(self, timeout: float) -> http.client.HTTPConnection:
-        import http.client  # 15 ms, which a level without Docker need not pay
+        import http.client  # imported here because it takes 15 ms, and levels without Docker do not need it
 
         connection = http.client.HTTPConnection("localhost")
         connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -262,7 +261,7 @@ class Engine:
         return self._check(connection, what)
 
     def _check(self, connection: http.client.HTTPConnection, what: str) -> http.client.HTTPResponse:
-        """The answer, unless it is a refusal."""
+        """Read a response, and raise an error if it is a refusal."""
         try:
             answer = connection.getresponse()
             if answer.status < _ERRORS:
@@ -290,7 +289,7 @@ class Engine:
 
         if isinstance(error, errors.APIError):
             return RefusalError(what, error.status_code or 0, _one_line(error.explanation or str(error)))
-        # Requests has a type for an answer that does not begin in time, and hides one that stops half way.
+        # Requests has a type for a response that does not begin in time, but hides one that stops half way.
         stopped = any(isinstance(inner, ReadTimeoutError) for inner in (error, *error.args))
         if stopped or isinstance(error, exceptions.ReadTimeout):
             return NoAnswerError(f"{what}: dockerd gave no answer in time", "look at dockerd's log")
@@ -316,7 +315,7 @@ class Engine:
 
 
 def _take_headers(stream: socket.socket) -> None:
-    """Read up to the end of the headers and no further: what comes along with them is for the reader of the stream."""
+    """Read to the end of the headers and no further, as the stream's first bytes may follow directly."""
     head = b""
     while not head.endswith(_HEADERS_END):
         both = head + stream.recv(4096, socket.MSG_PEEK)
@@ -332,9 +331,9 @@ def _one_line(text: str) -> str:
 
 
 def _sdk(host: str, version: str) -> APIClient:
-    # The SDK's ssh transport loads paramiko: 0.13 s of 0.25 s, for what is refused here. An entry of None makes that
-    # one import fail, which the SDK takes for a transport that is not installed. A program that needs it imports docker
-    # before this.
+    # The SDK's ssh transport loads paramiko, which takes 0.13 s of 0.25 s, and ssh is refused here. An entry of None
+    # makes this one import fail, and the SDK takes the transport as not installed. A program that needs the transport
+    # must import docker before this.
     sys.modules.setdefault(_SSH_TRANSPORT, None)  # type: ignore[arg-type]
     import docker
 

@@ -1,4 +1,4 @@
-"""The doctor's look at Docker: whether dockerd answers, and whether it runs containers under gVisor."""
+"""Check that dockerd answers, and that it runs containers under gVisor."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from sandbox.state.store import named_lock
 
 RUNTIME = "runsc"
 RUNTIME_ARGS = ("--network=host",)
-"""gVisor then uses the stack of the container's own network namespace; without it Debian's runsc refuses to start."""
+"""Make gVisor use the network stack of the container's namespace. Without this, Debian's runsc refuses to start."""
 PROBE = "sandbox-doctor-probe"
-"""The name of the trial's image and container."""
+"""Name of the image and container of the test."""
 _TRIAL_TIMEOUT = 30
 """Seconds."""
 _OUTCOME = 42
@@ -34,7 +34,7 @@ _NOT_FOUND = 404
 
 
 def daemon() -> Finding:
-    """Find out whether the Docker daemon answers."""
+    """Check that the Docker daemon answers."""
     name = "docker.daemon"
     try:
         engine = Engine()
@@ -44,10 +44,10 @@ def daemon() -> Finding:
 
 
 def registered(engine: Engine) -> dict[str, Any] | None:
-    """Get the registration of the runtime runsc with an engine; None when there is none.
+    """Get the registration of the runtime runsc with an engine, or None.
 
     Raises:
-        EngineError, UnavailableError: the daemon does not answer, or not sensibly.
+        EngineError, UnavailableError: the daemon does not answer, or its answer is malformed.
     """
     found = (_info(engine).get("Runtimes") or {}).get(RUNTIME)
     return found if isinstance(found, dict) else None
@@ -61,7 +61,7 @@ def _info(engine: Engine) -> dict[str, Any]:
 
 
 def runsc() -> Finding:
-    """Find out whether gVisor's runtime is registered with the daemon, and runs a container."""
+    """Check that gVisor's runtime is registered with the daemon, and runs a container."""
     name = "docker.runsc"
     try:
         engine = Engine()
@@ -84,7 +84,7 @@ def runsc() -> Finding:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The outcome of a trial of gVisor, with a reason."""
+    """The result of a test of gVisor, with the reason."""
 
     works: bool
     reason: str
@@ -99,7 +99,7 @@ def _runsc_verdict(engine: Engine, entry: dict[str, Any]) -> Verdict:
     try:
         with named_lock("runsc"):
             found = _recall(key) or try_runtime(engine, RUNTIME)
-            if found.works:  # a failure is tried again: it takes a second, and a full disk is not for ever
+            if found.works:  # a failure may be temporary, such as a full disk
                 verdicts.remember("runsc", key, asdict(found))
             return found
     except SandboxError:
@@ -115,13 +115,13 @@ def _recall(key: str) -> Verdict | None:
 
 
 def try_runtime(engine: Engine, runtime: str, *, network: str = "bridge", name: str = PROBE) -> Verdict:
-    """Run a container of one program that exits with a known code, and remove it and its image again.
+    """Run a container with one program that exits with a known code, and remove it and its image.
 
     Args:
         engine: the daemon.
-        runtime: the name under which it knows the runtime.
-        network: Docker's name of the network to put the container on.
-        name: of the container and its image; what an earlier, killed trial left under it is removed first.
+        runtime: name of the runtime, as registered with the daemon.
+        network: Docker's name of the container's network.
+        name: name of the container and its image; what a killed test left under this name is removed first.
     """
     container = ""
     null = os.stat(os.devnull)
@@ -147,30 +147,30 @@ def try_runtime(engine: Engine, runtime: str, *, network: str = "bridge", name: 
     except (EngineError, UnavailableError) as error:
         return Verdict(False, error.message)
     finally:
-        with suppress(EngineError, UnavailableError):  # the verdict stands; the next trial removes what stays
+        with suppress(EngineError, UnavailableError):  # the result is valid; the next test removes what is left
             _remove(engine, name)
         if container:
             _end_strays(container)
         _give_back(null)
     if code != _OUTCOME:
-        return Verdict(False, f"a container under {runtime} exited with {code} in place of {_OUTCOME}")
+        return Verdict(False, f"a container under {runtime} exited with {code} instead of {_OUTCOME}")
     return Verdict(True, f"{runtime} ran a container")
 
 
 def _give_back(null: os.stat_result) -> None:
     """Restore the owner of the host's /dev/null.
 
-    A container's standard input is that very node, and runsc without `--network=host` hands it to the user `nobody`
-    that its sandbox runs as. With a sticky /dev, root itself may then no longer write to it.
+    It is the standard input of the container, and runsc without `--network=host` gives it to the user `nobody`, as
+    which its sandbox runs. If /dev is sticky, even root may then not write to it.
     """
     now = os.stat(os.devnull)
     if (now.st_uid, now.st_gid) != (null.st_uid, null.st_gid):
-        with suppress(PermissionError):  # not root: then it was not ours to change, and nothing of ours changed it
+        with suppress(PermissionError):  # not root, so we did not change it either
             os.chown(os.devnull, null.st_uid, null.st_gid)
 
 
 def _remove(engine: Engine, name: str) -> None:
-    what = "the trial's remains cannot be removed"
+    what = "the container of the gVisor test cannot be removed"
     with _gone_is_fine(), engine.talking(what) as api:
         api.remove_container(name, force=True, v=True)
     with _gone_is_fine(), engine.talking(what) as api:
@@ -187,10 +187,10 @@ def _gone_is_fine() -> Iterator[None]:
 
 
 def _end_strays(container: str) -> None:
-    """End what still runs for a removed container.
+    """Kill processes that still run for a removed container.
 
-    When the runtime fails between create and start, Docker 20.10 forgets the container but leaves its shim, and runsc
-    its sandbox and gofer. Each has the container's id (64 hex digits, never used again) in its command line.
+    If the runtime fails between create and start, Docker 20.10 forgets the container but leaves its shim, and runsc its
+    sandbox and gofer. Each has the container's id (64 hex digits, never reused) in its command line.
     """
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -205,7 +205,7 @@ def _end_strays(container: str) -> None:
 
 
 def _image() -> bytes:
-    """A tar archive with one static program, /probe."""
+    """Return a tar archive with one static program, /probe."""
     program = _program()
     target = io.BytesIO()
     with tarfile.open(fileobj=target, mode="w") as archive:
@@ -216,7 +216,7 @@ def _image() -> bytes:
 
 
 def _program() -> bytes:
-    """An x86-64 ELF file, elf(5), that exits with `_OUTCOME`: so a trial needs neither an image nor a compiler."""
+    """Return an x86-64 ELF file, elf(5), that exits with `_OUTCOME`, so that the test needs no image or compiler."""
     code = b"\xbf" + struct.pack("<I", _OUTCOME) + b"\xb8\x3c\0\0\0" + b"\x0f\x05"  # mov edi; mov eax, exit; syscall
     base, headers = 0x400000, 64 + 56
     size = headers + len(code)

@@ -1,4 +1,4 @@
-"""The configuration of dockerd: the runtime runsc is registered in it, without touching what somebody else wrote."""
+"""Register the runtime runsc in the configuration of dockerd, and keep the settings of others."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _RELOAD_TIMEOUT = 10.0
 
 
 def chosen() -> bool:
-    """Tell whether the docker command would use this host's own dockerd, which can be started here."""
+    """Return whether the docker command would use this host's own dockerd, which can be started here."""
     try:
         return socket_path() == DEFAULT_SOCKET
     except UnavailableError:
@@ -34,23 +34,23 @@ def chosen() -> bool:
 
 
 def own_config() -> Path:
-    """The configuration of a dockerd that we start."""
+    """Return the path of the configuration of a dockerd that we start."""
     return paths.host_dir() / "dockerd.json"
 
 
 def entry() -> dict[str, Any]:
-    """The registration of runsc; empty where it is not installed."""
+    """Return the registration of runsc; empty if it is not installed."""
     path = which(RUNTIME)
     return {RUNTIME: {"path": path, "runtimeArgs": list(RUNTIME_ARGS)}} if path else {}
 
 
 def advice() -> str:
-    """Advice for a configuration that is not ours."""
+    """Return the advice for a configuration that is not ours."""
     return f'add to {SYSTEM_CONFIG}: "runtimes": {json.dumps(entry())}, and reload dockerd'
 
 
 def merged(theirs: dict[str, Any]) -> dict[str, Any]:
-    """Somebody's configuration with our runtime added; what they say of a runtime of that name wins."""
+    """Add our runtime to an existing configuration, unless that has a runtime of this name."""
     runtimes = {**entry(), **(theirs.get("runtimes") or {})}
     return {**theirs, "runtimes": runtimes} if runtimes else dict(theirs)
 
@@ -59,10 +59,10 @@ def start() -> str:
     """Start a dockerd of our own, with the host's configuration and runsc.
 
     Returns:
-        What was done, one line.
+        One line about what was done.
 
     Raises:
-        EngineError: the host's configuration is not JSON, or dockerd does not come up.
+        EngineError: the host's configuration is not JSON, or dockerd does not start.
     """
     _write(own_config(), merged(_theirs()))
     _sweep()
@@ -79,10 +79,10 @@ def start() -> str:
 
 
 def register() -> tuple[str | None, str | None]:
-    """Make a dockerd that runs know runsc.
+    """Register runsc with a running dockerd.
 
     Returns:
-        What was done, and what the administrator has to do: one of them, one line.
+        One line about what was done, or one about what the administrator has to do; the other is None.
 
     Raises:
         EngineError: the configuration cannot be written or read.
@@ -97,7 +97,7 @@ def register() -> tuple[str | None, str | None]:
         where = own_config()
     elif SYSTEM_CONFIG.exists() and RUNTIME not in (_theirs().get("runtimes") or {}):
         return None, advice()
-    elif SYSTEM_CONFIG.exists():  # it is there, and dockerd has not read it since
+    elif SYSTEM_CONFIG.exists():  # the entry exists, but dockerd has not read it
         _reload()
         where = SYSTEM_CONFIG
     else:
@@ -109,14 +109,14 @@ def register() -> tuple[str | None, str | None]:
         if registered(engine) is not None:
             return f"registered the runtime runsc with dockerd ({where})", None
         time.sleep(0.1)
-    return None, f"{where} is written, but dockerd does not heed it: restart dockerd"
+    return None, f"{where} is written, but dockerd did not read it: restart dockerd"
 
 
 def _sweep() -> None:
-    """Remove pid files that outlived their daemons.
+    """Remove stale pid files.
 
-    dockerd takes any process of that number for its predecessor and refuses to start, or for its containerd and waits
-    for it in vain: after a SIGKILL (a zombie that init has not reaped counts too) and in a copy of a machine.
+    They remain after a SIGKILL, and in a copy of a machine. dockerd takes any process with this pid, even a zombie, for
+    its predecessor and refuses to start, or for its containerd and waits for it in vain.
     """
     for path, name in ((SYSTEM_PID, NAME), (CONTAINERD_PID, "containerd")):
         try:
@@ -153,9 +153,9 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 def _reload() -> None:
-    """Make the daemon read its configuration again: `runtimes` is one of the options that dockerd(8) reloads.
+    """Make the daemon reload its configuration, which includes `runtimes` (dockerd(8)).
 
-    The signal is sent from here under systemd too: Debian's unit reloads with /bin/kill, which a small system lacks.
+    The signal is sent from here under systemd too: Debian's unit reloads with /bin/kill, which small systems lack.
     """
     try:
         pid = int(SYSTEM_PID.read_text(encoding="ascii"))

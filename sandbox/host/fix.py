@@ -1,6 +1,6 @@
-"""Mends what `sandbox doctor` finds missing, on Debian and its kin; elsewhere it only says what to install.
+"""Install and start what `sandbox doctor` finds missing, on Debian and its derivatives; elsewhere, only give advice.
 
-Each step looks first and acts only on what it finds, so a second run does nothing.
+Each step acts only if something is missing, so a second run does nothing.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ DISTRIBUTION_NAME = "sandbox-manager"
 
 @dataclass
 class Outcome:
-    """What mending came to.
+    """The result of `fix`, as lines for people.
 
     Attributes:
-        done: what was changed, a line each; empty when there was nothing to do.
-        advice: what is left to the administrator, a line each.
-        failed: steps that did not succeed, a line each; the steps after them were taken all the same.
+        done: what was changed; empty if there was nothing to do.
+        advice: what is left to the administrator.
+        failed: steps that failed; later steps were still tried.
     """
 
     done: list[str] = field(default_factory=list)
@@ -55,15 +55,15 @@ def fix(requirements: Mapping[str, Iterable[str]], progress: Progress) -> Outcom
     """Install and start what is missing.
 
     Args:
-        requirements: levels, and the capabilities that each needs beside those that every level needs.
-        progress: takes one line for each thing that happens.
+        requirements: the capabilities that each level needs beside those that every level needs.
+        progress: called with a line for each step.
 
     Raises:
-        UnavailableError: this is not root.
+        UnavailableError: we are not root.
         StoreError: the state directory cannot be written.
     """
     if os.geteuid() != 0:
-        raise UnavailableError("mending this host needs root", "sudo sandbox doctor --fix")
+        raise UnavailableError("--fix needs root", "sudo sandbox doctor --fix")
     outcome = Outcome()
     missing = lacking(requirements)
     if not distribution().debian:
@@ -75,7 +75,7 @@ def fix(requirements: Mapping[str, Iterable[str]], progress: Progress) -> Outcom
             before = len(outcome.done)
             try:
                 step(outcome, progress)
-            except SandboxError as error:  # one level's failure is no reason to withhold the others
+            except SandboxError as error:  # other levels may still become available
                 outcome.failed.append(str(error))
             for line in outcome.done[before:]:
                 progress(line)
@@ -86,10 +86,10 @@ def stop(progress: Progress) -> list[str]:
     """Stop the daemons that `fix` started on this host, and no others.
 
     Returns:
-        A line for each.
+        A line for each daemon.
 
     Raises:
-        EngineError: one does not end.
+        EngineError: a daemon does not end.
     """
     done = []
     with named_lock("doctor"):
@@ -101,7 +101,7 @@ def stop(progress: Progress) -> list[str]:
 
 
 def lacking(requirements: Mapping[str, Iterable[str]]) -> list[Finding]:
-    """Everything that a level requires, or a command can use, and that is not there."""
+    """Return the missing capabilities, both required and optional ones."""
     survey = Survey()
     names = dict.fromkeys([*COMMON, *chain.from_iterable([*requirements.values(), *EXTRAS.values()])])
     names |= dict.fromkeys(item.name for item in OPTIONAL if item.name.startswith("program."))
@@ -109,7 +109,7 @@ def lacking(requirements: Mapping[str, Iterable[str]]) -> list[Finding]:
 
 
 def wanted_packages(names: list[str]) -> list[str]:
-    """Packages that bring capabilities, without those whose program is there and merely does not run."""
+    """Return the packages that provide capabilities, except those whose program is installed and only does not run."""
     wanted: dict[str, None] = {}
     for name in names:
         if name not in PACKAGES or _installed(name):
@@ -123,13 +123,13 @@ def wanted_packages(names: list[str]) -> list[str]:
 
 def _installed(name: str) -> bool:
     if name == "docker.daemon":
-        return which("dockerd") is not None  # Docker's own packages are as good as the distribution's
+        return which("dockerd") is not None  # it may be from Docker's own packages
     if name == "docker.runsc":
         return which("runsc") is not None
     if name == "libvirt.daemon":
         return which("virsh") is not None and _libvirt_daemon() is not None
     if name == "vagrant.libvirt":
-        return vagrant.from_its_makers()  # Debian's plugin is not for them
+        return vagrant.from_hashicorp()  # HashiCorp's Vagrant ignores Debian's plugin
     return False
 
 
@@ -145,7 +145,7 @@ def _packages(names: list[str], outcome: Outcome, progress: Progress) -> None:
     found = apt.available(packages)
     optional = {package for extra in OPTIONAL_PACKAGES.values() for package in extra}
     outcome.advice += [
-        f"{distribution().name} has no package {package}: install it from its makers"
+        f"{distribution().name} has no package {package}: install it from upstream"
         for package in packages
         if package not in found and package not in optional
     ]
@@ -155,7 +155,7 @@ def _packages(names: list[str], outcome: Outcome, progress: Progress) -> None:
 
 
 def _kvm_group(outcome: Outcome, progress: Progress) -> None:
-    """Do what udev does elsewhere: the device belongs to the group kvm, which libvirt's user for QEMU is in."""
+    """Give the device to the group kvm, as udev does elsewhere; libvirt's user for QEMU is a member of the group."""
     del progress
     if libvirt.kvm_group().ok:
         return
@@ -163,15 +163,15 @@ def _kvm_group(outcome: Outcome, progress: Progress) -> None:
     try:
         group = grp.getgrnam("kvm").gr_gid
     except KeyError:
-        outcome.advice.append(f"there is no group kvm to give {libvirt.KVM_DEVICE} to")
+        outcome.advice.append(f"{libvirt.KVM_DEVICE} should belong to the group kvm, but there is no such group")
         return
     if found.st_uid != 0 or found.st_gid != 0:
-        outcome.advice.append(f"{libvirt.KVM_DEVICE} belongs to others; {libvirt.kvm_group().remedy}")
+        outcome.advice.append(f"{libvirt.KVM_DEVICE} belongs to another user or group; {libvirt.kvm_group().remedy}")
         return
     os.chown(libvirt.KVM_DEVICE, 0, group)
     libvirt.KVM_DEVICE.chmod(0o660)
     outcome.done.append(
-        f"gave {libvirt.KVM_DEVICE} to the group kvm, as udev does: libvirt starts machines quickly now"
+        f"gave {libvirt.KVM_DEVICE} to the group kvm, as udev does, so that libvirt starts machines quickly"
     )
 
 
@@ -199,7 +199,7 @@ def _runsc(outcome: Outcome, progress: Progress) -> None:
 
 
 def _libvirt_daemon() -> str | None:
-    """The daemon that serves qemu:///system: the monolithic one, or the modular one where there is no other."""
+    """Return the daemon that serves qemu:///system: the monolithic one, or else the modular one."""
     return next((name for name in ("libvirtd", "virtqemud") if which(name)), None)
 
 
@@ -216,7 +216,7 @@ def _libvirt(outcome: Outcome, progress: Progress) -> None:
     if which("virtlogd") is not None and not listens(libvirt.VIRTLOGD_SOCKET):
         process = daemons.start("virtlogd", ["virtlogd"], ready=lambda: listens(libvirt.VIRTLOGD_SOCKET))
         outcome.done.append(f"started virtlogd (pid {process.pid}, log {daemons.log_path('virtlogd')})")
-    if libvirt.daemon().ok:  # it ran, and missed virtlogd only
+    if libvirt.daemon().ok:  # it was running, and only lacked virtlogd
         return
     process = daemons.start(name, [name], ready=lambda: libvirt.daemon().ok)
     outcome.done.append(f"started {name} (pid {process.pid}, log {daemons.log_path(name)})")
@@ -233,7 +233,7 @@ def _systemctl(unit: str) -> str:
 
 
 def _system_interpreter() -> bool:
-    """Whether this is the distribution's own interpreter, outside any virtual environment."""
+    """Return whether this is the distribution's interpreter, outside any virtual environment."""
     return sys.prefix == sys.base_prefix == "/usr"
 
 
@@ -241,13 +241,13 @@ def _binding_packages() -> list[str]:
     if _system_interpreter():
         return ["python3-libvirt"]
     packages = [package for package in PACKAGES["python.libvirt"] if package != "python3-dev"]
-    if sys.base_prefix == "/usr":  # an interpreter from elsewhere brings its own headers
+    if sys.base_prefix == "/usr":  # other interpreters come with their own headers
         packages.append(f"python{sys.version_info.major}.{sys.version_info.minor}-dev")
     return packages
 
 
 def _owner_of(directory: Path) -> dict[str, Any]:
-    """Arguments that make a subprocess run as the owner of an environment: no file of root's in a user's checkout."""
+    """Return arguments that run a subprocess as a directory's owner, so that root creates no files in a checkout."""
     found = directory.stat()
     if found.st_uid == os.geteuid():
         return {}
@@ -262,12 +262,12 @@ def _owner_of(directory: Path) -> dict[str, Any]:
 
 
 def _binding(outcome: Outcome, progress: Progress) -> None:
-    """Build libvirt's Python binding into this environment: it is compiled against the libvirt of this host."""
+    """Build libvirt's Python binding in this environment, compiled against this host's libvirt."""
     invalidate_caches()
     if Survey().look("python.libvirt").ok:
         return
     if _system_interpreter():
-        outcome.advice.append("the Python module libvirt is not there: apt-get install python3-libvirt")
+        outcome.advice.append("the Python module libvirt is missing: apt-get install python3-libvirt")
         return
     if (Path(sysconfig.get_path("stdlib")) / "EXTERNALLY-MANAGED").exists() and sys.prefix == sys.base_prefix:
         outcome.advice.append("this Python is managed by the distribution: install sandbox in a virtual environment")

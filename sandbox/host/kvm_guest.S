@@ -1,7 +1,7 @@
-# The smallest guest that tells whether KVM runs guests, in place of a BIOS: see kvm.py.
+# A minimal guest, run instead of a BIOS, that shows whether KVM runs guests: see kvm.py.
 #
 # It does what a kernel does in its first milliseconds: protected mode, PAE paging, long mode, an interrupt
-# descriptor table, an invalid opcode, a page fault that is mended, user mode and back, a periodic local APIC timer, and
+# descriptor table, an invalid opcode, a page fault that is handled, user mode and back, a periodic local APIC timer, and
 # then 200 million rounds of a loop with that timer ticking. A processor does that in about 0.1 s; a KVM that emulates the
 # guest's kernel code instruction by instruction would need minutes.
 # It ends by writing OUTCOME to QEMU's isa-debug-exit device; anything unexpected is a triple fault.

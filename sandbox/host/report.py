@@ -1,4 +1,4 @@
-"""All that is known of this host, in one document: what `sandbox doctor` prints."""
+"""The document that `sandbox doctor` prints: all findings on this host."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """One isolation level, or an extra: available when nothing is missing."""
+    """An isolation level or an extra, with what it lacks."""
 
     name: str
     missing: tuple[Finding, ...]
 
     @property
     def available(self) -> bool:
-        """Whether everything that it requires is there."""
+        """True if nothing that it requires is missing."""
         return not self.missing
 
     def lacks(self) -> list[dict[str, str]]:
-        """What is missing, as JSON types."""
+        """Return the missing capabilities as JSON types."""
         return [{"what": finding.name, "reason": finding.detail, "remedy": finding.remedy} for finding in self.missing]
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """An optional capability that is not there, and what is lost without it."""
+    """An optional capability that is missing, and what is lost without it."""
 
     finding: Finding
     without: str
@@ -43,13 +43,13 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What the verdicts hold for.
+    """The host that the findings are about.
 
     Attributes:
-        distribution: for people.
-        kernel: release, as uname -r.
+        distribution: name of the distribution, for people.
+        kernel: release of the kernel, as uname -r.
         machine: architecture, as uname -m.
-        boot_id: of this boot.
+        boot_id: id of this boot.
         cgroups: "v1", "v2" or "hybrid".
         init: "systemd" or "other".
     """
@@ -67,7 +67,7 @@ class Report:
     """The whole document.
 
     Attributes:
-        extras: what is no level, and whose absence makes nothing incomplete.
+        extras: optional features that are not levels; `complete` does not depend on them.
     """
 
     host: Host
@@ -78,11 +78,11 @@ class Report:
 
     @property
     def complete(self) -> bool:
-        """Whether every level is available."""
+        """True if every level is available."""
         return all(level.available for level in self.levels)
 
     def to_json(self) -> dict[str, Any]:
-        """The report as JSON types."""
+        """Return the report as JSON types."""
         return {
             "version": VERSION,
             "host": asdict(self.host),
@@ -109,10 +109,10 @@ class Report:
 
 
 def look(requirements: Mapping[str, Iterable[str]]) -> Report:
-    """Look at this host. Never raises for what it lacks.
+    """Check this host. Never raises if it lacks something.
 
     Args:
-        requirements: levels, and the capabilities that each needs beside those that every level needs.
+        requirements: the capabilities that each level needs beside those that every level needs.
     """
     survey = Survey()
     wanted = {name: (*COMMON, *requires) for name, requires in requirements.items()}

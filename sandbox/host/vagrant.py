@@ -28,19 +28,19 @@ def plugin() -> Finding:
         if isinstance(found, dict) and PLUGIN in found.get("installed", found):
             return Finding(name, True, str(path))
     reason = f"Vagrant's plugin {PLUGIN} is not installed"
-    if from_its_makers():
+    if from_hashicorp():
         return Finding(name, False, reason, f"vagrant plugin install {PLUGIN}")
     return Finding(name, False, reason, remedy(name))
 
 
-def from_its_makers() -> bool:
+def from_hashicorp() -> bool:
     """Return whether Vagrant is HashiCorp's package, which is in /opt and ignores the distribution's plugins."""
     program = which("vagrant")
     return program is not None and Path(program).resolve().is_relative_to("/opt/vagrant")
 
 
 def _registries() -> Iterator[Path]:
-    if not from_its_makers():
+    if not from_hashicorp():
         yield SYSTEM_PLUGINS / f"{PLUGIN}.json"
     if home := os.environ.get("VAGRANT_HOME"):
         yield Path(home) / "plugins.json"

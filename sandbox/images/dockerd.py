@@ -1,6 +1,6 @@
-"""The Docker form: puts the root filesystem into the daemon, finds it there, removes it.
+"""Import the Docker form of the root filesystem into the daemon, find it there, and remove it.
 
-The import is one streamed request: if the builder dies, the daemon sees its body cut short and keeps nothing.
+The import is one streamed request: if the builder dies, the daemon gets an incomplete body and keeps nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ REPOSITORY = "sandbox"
 LABEL_DIGEST = "org.sandbox.image.digest"
 LABEL_ROOTFS = "org.sandbox.image.rootfs"
 _BLOCK = 1024 * 1024
-"""Bytes read from an archive and sent at once; the SDK's own 16 KiB would double the time of an import."""
+"""Bytes of an archive that are sent at a time; the SDK's default of 16 KiB would double the time of an import."""
 _SLOW = 600
 """Seconds that a daemon may take for one step of an import or a removal."""
 _NOT_FOUND = 404
@@ -27,16 +27,16 @@ _CONFLICT = 409
 
 
 def reference(digest: str) -> str:
-    """The image's name in the daemon."""
+    """Return the image's name in the daemon."""
     return f"{REPOSITORY}:{digest[:12]}"
 
 
 def find(digest: str) -> dict[str, Any] | None:
-    """Get the daemon's description of the image (ImageInspect); None when it has none.
+    """Get the daemon's description of the image (ImageInspect), or None if there is no such image.
 
     Raises:
-        UnavailableError: no daemon answers.
-        EngineError: it answers with an error.
+        UnavailableError: the daemon does not answer.
+        EngineError: the daemon reports an error.
     """
     found = Engine().look(f"/images/{quote(reference(digest))}/json", "the image cannot be looked up")
     labels = ((found or {}).get("Config") or {}).get("Labels") or {}
@@ -44,7 +44,7 @@ def find(digest: str) -> dict[str, Any] | None:
 
 
 def images() -> list[dict[str, Any]]:
-    """Every image of ours in the daemon (ImageSummary).
+    """Return all our images in the daemon (ImageSummary).
 
     Raises:
         UnavailableError, EngineError: as `find`.
@@ -58,15 +58,15 @@ def load(root: Path, digest: str, rootfs_digest: str, config: Mapping[str, Any],
     """Import a root filesystem as an image with command, user, environment and labels.
 
     Args:
-        root: the directory.
-        digest: of the Docker form; becomes the tag and a label.
-        rootfs_digest: becomes a label.
-        config: the recipe's table `docker`.
-        user: the id that the command runs as.
+        root: directory of the root filesystem.
+        digest: digest of the Docker form, which becomes the tag and a label.
+        rootfs_digest: digest of the root filesystem, which becomes a label.
+        config: the table `docker` of the recipe.
+        user: user id of the command.
 
     Raises:
-        UnavailableError: no daemon answers.
-        EngineError: it refused; nothing is left in it.
+        UnavailableError: the daemon does not answer.
+        EngineError: the daemon refused the import, and nothing of it is left.
     """
     settings = changes(digest, rootfs_digest, config, user)
     with subprocess.Popen(
@@ -81,9 +81,9 @@ def load(root: Path, digest: str, rootfs_digest: str, config: Mapping[str, Any],
                     _blocks(archive.stdout), repository=REPOSITORY, tag=digest[:12], changes=settings
                 )
         finally:
-            archive.kill()  # after its end this does nothing; before it, nobody reads on
+            archive.kill()  # has no effect after its end; before it, nothing reads its output any more
         words = archive.stderr.read().decode(errors="replace").strip() if archive.stderr else ""
-    # The status is sent before the archive is read: what goes wrong later is a line of the body.
+    # The status is sent before the archive is read, so a later error is a line of the body.
     for line in str(said).splitlines():
         if line.strip() and (problem := _object(line).get("error")):
             raise EngineError(f"dockerd did not take the image: {problem}")
@@ -98,7 +98,7 @@ def _blocks(archive: IO[bytes] | None) -> Iterator[bytes]:
 
 
 def changes(digest: str, rootfs_digest: str, config: Mapping[str, Any], user: int) -> list[str]:
-    """The image's configuration as Dockerfile instructions, which is what an import takes."""
+    """Return the image's configuration as Dockerfile instructions, as an import takes them."""
     return [
         f"CMD {json.dumps(list(config['command']))}",
         f"USER {user}:{user}",
@@ -111,7 +111,7 @@ def changes(digest: str, rootfs_digest: str, config: Mapping[str, Any], user: in
 
 
 def remove(name: str) -> bool:
-    """Remove an image of ours; False when there is none.
+    """Remove one of our images. Returns False if there is no such image.
 
     Raises:
         BusyError: a container uses it.

@@ -41,7 +41,7 @@ def _processes(directory: Path) -> Iterator[str]:
 
 
 def _places(mount: procfs.Mount) -> Iterator[str]:
-    """Paths that a mount names: as its root, where it is, and those of an overlay in its options."""
+    """Return the paths in a mount: its root, its target, and those of an overlay in its options."""
     yield from (f"{mount.root}/", f"{mount.target}/", *mount.options)
 
 

@@ -1,9 +1,9 @@
-"""Makes a Vagrant box for libvirt out of the root filesystem: `python -m sandbox.images.vagrant`, or `make box`.
+"""Make a Vagrant box for libvirt from the root filesystem: `python -m sandbox.images.vagrant`, or `make box`.
 
-The box holds a disk; its machine boots the kernel and the initramfs that lie beside the box, which are those of the
-level `vm` with another init. The format is vagrant-libvirt's
-(https://vagrant-libvirt.github.io/vagrant-libvirt/boxes.html): a tar archive with metadata.json, box.img (qcow2) and a
-Vagrantfile, which here names the private key in the archive. The key is made with the box, and is known to no other.
+The box contains a disk; its machine boots the kernel and initramfs beside the box, which are those of the level `vm`
+with another init. The format is vagrant-libvirt's (https://vagrant-libvirt.github.io/vagrant-libvirt/boxes.html): a tar
+archive with metadata.json, box.img (qcow2) and a Vagrantfile, which here names the private key in the archive. The key
+is generated with the box, and used for no other.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sandbox.state.data import data_dir
 from sandbox.state.store import Store, named_lock
 
 BOX_DIR = "box"
-"""In the state directory."""
+"""Name of the directory of boxes, in the state directory."""
 DESCRIPTION_FILE = "box.json"
 BOX_FILE = "sandbox.box"
 KEY_FILE = "key"
@@ -38,11 +38,11 @@ USER = "vagrant"
 USER_ID = 1000
 HOME = "/home/vagrant"
 BOX_HOME = "usr/lib/sandbox-box"
-"""Where the machine has its scripts."""
+"""Path of the scripts in the machine."""
 WORKLOAD = "reactor"
 PORT = 8080
 DISK_SIZE = 1024 * 1024 * 1024
-"""Bytes. Whole GiB, the unit of metadata.json; what the machine does not write to takes no space."""
+"""Bytes of the disk, in whole GiB, the unit of metadata.json. Blocks that are never written take no space."""
 COMMAND_LINE = "console=ttyS0 quiet random.trust_cpu=on"
 _INITRD_INIT = f"{vmimage.GUEST_DIR}/init"
 _SCRIPTS = ("lease", "network", "server", "ssh")
@@ -64,15 +64,15 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A box that is ready, as the repository's Vagrantfile reads it.
+    """A finished box, as the repository's Vagrantfile reads it.
 
     Attributes:
-        name: what Vagrant calls it; it changes with the content.
-        file: the archive.
-        kernel: a path that libvirt's QEMU can read.
-        initrd: the same.
-        command_line: the kernel's.
-        port: where the server listens in the machine.
+        name: Vagrant's name of the box, which changes with the content.
+        file: path of the archive.
+        kernel: path of the kernel, which libvirt's QEMU can read.
+        initrd: path of the initramfs, likewise.
+        command_line: command line of the kernel.
+        port: port of the server in the machine.
     """
 
     name: str
@@ -84,12 +84,12 @@ class Box:
 
 
 def box_dir() -> Path:
-    """Where the box, its kernel and its description are."""
+    """Return the directory with the box, its kernel and its description."""
     return paths.state_dir() / BOX_DIR
 
 
 def find() -> Box | None:
-    """The box that was made last; None when there is none, or part of it is gone."""
+    """Return the last box that was made, or None if there is none or a part of it is missing."""
     try:
         raw = json.loads((box_dir() / DESCRIPTION_FILE).read_text(encoding="utf-8"))
         box = Box(**raw)
@@ -100,12 +100,12 @@ def find() -> Box | None:
 
 
 def ensure(progress: Progress) -> Box:
-    """The box of the root filesystem, the scripts and the kernel as they are now; made if need be.
+    """Return the box of the current root filesystem, scripts and kernel, and make it if it is missing.
 
     Raises:
-        UnavailableError: not root, or a program is not installed.
-        ImageError: it could not be made; nothing half-made is left.
-        StoreError: the state directory cannot be made.
+        UnavailableError: we are not root, or a program is not installed.
+        ImageError: it could not be made; nothing of it is left.
+        StoreError: the state directory cannot be created.
     """
     if os.geteuid() != 0:
         raise UnavailableError("making a box needs root", "run it with sudo")
@@ -126,15 +126,15 @@ def ensure(progress: Progress) -> Box:
 
 
 def command() -> tuple[str, ...]:
-    """The server's command in the machine; tini has to be told that it is not process 1."""
+    """Return the server's command in the machine. tini gets -s, as it is not process 1."""
     return ("/usr/bin/tini", "-s", "--", *workloads.argv(WORKLOAD, host="0.0.0.0", port=PORT))  # noqa: S104
 
 
 def _make(name: str, rootfs: Path, vm: Path, progress: Progress) -> Box:
-    """Write everything into a directory of its own, and give that its name at the end."""
+    """Write everything to a temporary directory, and rename that at the end."""
     home = box_dir()
     home.mkdir(mode=0o755, exist_ok=True)
-    for left in home.iterdir():  # the box before this one, and what an interrupted run left
+    for left in home.iterdir():  # the previous box, and what an interrupted run left
         if left.is_dir():
             shutil.rmtree(left)
     with tempfile.TemporaryDirectory(dir=home, prefix=".tmp-") as scratch:
@@ -170,21 +170,21 @@ def _make(name: str, rootfs: Path, vm: Path, progress: Progress) -> Box:
 
 
 def init_archive() -> bytes:
-    """What is appended to the initramfs of the level `vm`; the kernel takes the later one of two files of a name."""
+    """Make the archive to append to the initramfs of `vm`. Of two files with one name, the kernel uses the later."""
     init = (data_dir("vm") / "box" / "init").read_bytes()
     return b"".join(vmimage.cpio([vmimage.file_entry(_INITRD_INIT, init, 0o755)]))
 
 
 def prepare(root: Path, public_key: str) -> None:
-    """Add to a copy of the root filesystem what Vagrant expects of a machine: a user with a key, init, DHCP, SSH.
+    """Prepare a copy of the root filesystem for Vagrant: a user with a key, init, DHCP, SSH.
 
     Args:
         root: the copy, owned by root.
-        public_key: the line of authorized_keys.
+        public_key: the line for authorized_keys.
 
     Raises:
-        ImageError: the root filesystem has a user of that name already.
-        OSError: the disk refuses.
+        ImageError: the root filesystem already has a user of this name.
+        OSError: writing failed.
     """
     source = data_dir("vm") / "box"
     _install(source / "inittab", root / "etc/inittab", 0o644)
@@ -192,9 +192,9 @@ def prepare(root: Path, public_key: str) -> None:
     for name in _SCRIPTS:
         _install(source / name, root / BOX_HOME / name, 0o755)
     (root / BOX_HOME / "command").write_text(f"set -- {shlex.join(command())}\n", encoding="utf-8")
-    (root / "etc/dropbear").mkdir(mode=0o700, exist_ok=True)  # for the host keys, which the machine makes itself
+    (root / "etc/dropbear").mkdir(mode=0o700, exist_ok=True)  # for the host keys, which the machine generates
     _add_user(root, public_key)
-    # Debian's su asks everyone but root for a password; "trust" is what its own configuration proposes (pam_wheel(8)).
+    # Debian's su asks everyone but root for a password; its configuration suggests "trust" (pam_wheel(8)).
     configuration = root / "etc/pam.d/su"
     text = configuration.read_text(encoding="utf-8")
     configuration.write_text(f"auth sufficient pam_wheel.so trust use_uid group={USER}\n{text}", encoding="utf-8")
@@ -213,7 +213,7 @@ def _add_user(root: Path, public_key: str) -> None:
         fields = [entry.split(":") for entry in text.splitlines()]
         taken = name in ("passwd", "group") and str(USER_ID) in [entry[2] for entry in fields]
         if taken or USER in [entry[0] for entry in fields]:
-            raise ImageError(f"the root filesystem's /etc/{name} has a user {USER} or an id {USER_ID} of its own")
+            raise ImageError(f"the root filesystem's /etc/{name} already has a user {USER} or an id {USER_ID}")
         path.write_text(f"{text}{line}\n", encoding="utf-8")
     home = root / HOME.lstrip("/")
     (home / ".ssh").mkdir(parents=True)
@@ -230,7 +230,7 @@ def _install(source: Path, target: Path, mode: int) -> None:
 
 
 def make_disk(source: Path, disk: Path) -> None:
-    """An ext4 filesystem of a directory, to be written to: with a journal, so that it outlives a machine cut short.
+    """Make an ext4 filesystem from a directory, with a journal, so that it survives a machine that is killed.
 
     Raises:
         ImageError: mke2fs failed, or the directory does not fit.
@@ -246,7 +246,7 @@ def make_disk(source: Path, disk: Path) -> None:
 
 
 def pack(work: Path, target: Path) -> None:
-    """The box's archive, of box.img and the key in a directory; readable for its owner alone, because of the key."""
+    """Pack box.img and the key into the box's archive, which only its owner can read, because of the key."""
     metadata = {"provider": "libvirt", "format": "qcow2", "virtual_size": DISK_SIZE // 2**30}
     (work / "metadata.json").write_text(json.dumps(metadata) + "\n", encoding="utf-8")
     (work / "Vagrantfile").write_text(BOX_VAGRANTFILE, encoding="utf-8")
@@ -268,13 +268,13 @@ def _run(words: list[str]) -> None:
 
 
 def main() -> int:
-    """Make the box, say on standard error what is being done, and print where it is."""
+    """Make the box, with progress on standard error, and print its path."""
     try:
         box = ensure(lambda line: print(line, file=sys.stderr))
     except SandboxError as error:
         print(f"sandbox: {error}", file=sys.stderr)
         return error.exit_code
-    # Whoever called sudo is to use it; the key in it is for nobody else.
+    # Only the caller of sudo may use the box, as it contains the key.
     if owner := os.environ.get("SUDO_UID"):
         os.chown(box.file, int(owner), -1)
     print(box.file)

@@ -1,7 +1,7 @@
-"""Makes a VM's kernel, initramfs and disk out of the root filesystem and Debian's kernel.
+"""Make the kernel, initramfs and disk of a VM from the root filesystem and Debian's kernel.
 
-Nothing here needs a loop device: the initramfs is a cpio archive that is written byte by byte, the disk an EROFS that
-mkfs.erofs(1) makes of a directory. Both are the same for all sandboxes, and only ever read.
+No loop device is needed: the initramfs is a cpio archive that is written here, and the disk is an EROFS that
+mkfs.erofs(1) makes from a directory. Both are shared by all sandboxes, and read-only.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ INITRD_FILE = "initrd"
 DISK_FILE = "disk.raw"
 
 GUEST_HOME = "usr/lib/sandbox-vm"
-"""Where the guest sees what it needs beside the root filesystem; the scripts in vm/ know this path."""
+"""Directory of the guest's programs beside the root filesystem. The scripts in vm/ contain this path."""
 GUEST_DIR = "guest"
-"""The same, as the initramfs holds it."""
+"""The same directory in the initramfs."""
 APP = "app"
-"""An application's files: below both of these, and where the guest shows them."""
+"""Name of the directory of an application's files: below GUEST_DIR in the initramfs, and /app in the guest."""
 
 DROPBEAR_LIBRARIES = ("libtomcrypt.so.1", "libtommath.so.1", "libcrypt.so.1", "libz.so.1")
-"""What Debian's dropbear is linked with beside the C library, which the root filesystem has in any case."""
+"""Libraries that Debian's dropbear is linked with, beside the C library, which every root filesystem has."""
 
 _LIBRARY_DIRS = ("lib/*-linux-gnu", "usr/lib/*-linux-gnu")
 _MTIME = 1704067200
@@ -44,10 +44,10 @@ def build_vm(rootfs: Path, kernel_tree: Path, target: Path, progress: Progress) 
     """Write the kernel, the initramfs and the disk into a directory.
 
     Args:
-        rootfs: the root filesystem, as a directory; it is not changed.
+        rootfs: directory of the root filesystem, which is not changed.
         kernel_tree: packages extracted side by side: a kernel with its modules, busybox-static, dropbear-bin.
         target: an existing directory.
-        progress: told what is being done.
+        progress: called with each step.
 
     Raises:
         ImageError: a tree lacks something, a program failed, or the disk is full.
@@ -76,13 +76,13 @@ _LZ4_LEGACY = b"\x02\x21\x4c\x18"
 
 
 def unpack_kernel(image: bytes) -> bytes:
-    """The uncompressed kernel inside a bzImage, which starts by its PVH note (an ELF file).
+    """Return the uncompressed kernel in a bzImage, an ELF file that is started by its PVH note.
 
-    Emulated, a kernel takes 0.2 to 0.8 s to unpack itself at every boot; here it is done once. An image that is no
-    bzImage, or is not packed by LZ4 as Debian's are, is returned as it is: it boots as well, only later.
+    An emulated kernel takes 0.2 to 0.8 s to unpack itself at every boot; here this is done once. An image that is not a
+    bzImage, or not compressed by LZ4 as Debian's are, is returned unchanged: it boots too, only more slowly.
 
     Raises:
-        ImageError: it is damaged, or lz4(1) is not installed.
+        ImageError: the image is damaged, or lz4(1) is not installed.
     """
     if image[_HEADER_MAGIC : _HEADER_MAGIC + 4] != b"HdrS":
         return image
@@ -94,7 +94,7 @@ def unpack_kernel(image: bytes) -> bytes:
     # The payload ends with its unpacked size (scripts/Makefile.lib, size_append).
     kernel = _run(["lz4", "-d", "-c"], payload[:-4])
     if len(kernel) != int.from_bytes(payload[-4:], "little") or not kernel.startswith(b"\x7fELF"):
-        raise ImageError("the kernel unpacks to something that is no kernel", "sandbox images rm, then build again")
+        raise ImageError("the unpacked file is not a kernel", "sandbox images rm, then build again")
     return kernel
 
 
@@ -107,7 +107,7 @@ class Entry:
 
     Attributes:
         name: path without a leading '/'.
-        mode: with the bits of the file's type.
+        mode: mode with the bits of the file type.
         content: bytes of a file.
         device: major and minor number of a device.
     """
@@ -119,22 +119,22 @@ class Entry:
 
 
 def file_entry(name: str, content: bytes, permissions: int) -> Entry:
-    """A regular file."""
+    """Make the entry of a regular file."""
     return Entry(name, stat.S_IFREG | permissions, content)
 
 
 def directory_entry(name: str, permissions: int = 0o755) -> Entry:
-    """A directory."""
+    """Make the entry of a directory."""
     return Entry(name, stat.S_IFDIR | permissions)
 
 
 def initramfs(rootfs: Path, kernel_tree: Path) -> Iterator[Entry]:
-    """What the initramfs holds: busybox, the drivers, an SSH server, and the scripts of vm/.
+    """Yield the entries of the initramfs: busybox, the drivers, an SSH server, and the scripts of vm/.
 
-    The guest's part, below GUEST_DIR, is completed by a second archive of each machine's own; see `config_archive`.
+    Each machine adds an archive with its configuration; see `config_archive`.
 
     Raises:
-        ImageError: a tree lacks something.
+        ImageError: a file is missing.
     """
     source = data_dir("vm")
     busybox = _find(kernel_tree, "bin/busybox").read_bytes()
@@ -166,21 +166,21 @@ def _library(tree: Path, name: str) -> Path | None:
 
 
 def config_archive(files: Mapping[str, bytes]) -> bytes:
-    """One machine's configuration, to be appended to the initramfs: the kernel unpacks one archive after the other.
+    """Make the archive with a machine's configuration, to append to the initramfs; the kernel unpacks both.
 
     Args:
-        files: name to content; root alone can read them in the guest.
+        files: contents by name; in the guest, only root can read them.
     """
     entries = [file_entry(f"{GUEST_DIR}/etc/{name}", content, 0o600) for name, content in files.items()]
     return b"".join(cpio([directory_entry(f"{GUEST_DIR}/etc", 0o700), *entries]))
 
 
 def app_archive(source: Path) -> Iterator[bytes]:
-    """An application's files, to be appended likewise. They are root's inside, and readable for everybody.
+    """Make the archive with an application's files, likewise. In the guest, root owns them and all can read them.
 
     Raises:
-        OSError: they cannot be read.
-        ImageError: there is something among them that is no file, directory or symbolic link.
+        OSError: a file cannot be read.
+        ImageError: an entry is not a file, directory or symbolic link.
     """
     return cpio(_copied(source, f"{GUEST_DIR}/{APP}"))
 
@@ -196,18 +196,18 @@ def _copied(source: Path, name: str) -> Iterator[Entry]:
         for path in sorted(source.iterdir()):
             yield from _copied(path, f"{name}/{path.name}")
     else:
-        raise ImageError(f"{source} is no file, directory or symbolic link", "take it out of the application's files")
+        raise ImageError(f"{source} is not a file, directory or symbolic link", "remove it from the application")
 
 
 def module_names(text: str) -> list[str]:
-    """The lines of vm/initramfs/modules without comments."""
+    """Return the lines of vm/initramfs/modules without comments."""
     return [name for line in text.splitlines() if (name := line.partition("#")[0].strip())]
 
 
 def cpio(entries: Iterable[Entry]) -> Iterator[bytes]:
-    """An archive in the "newc" format (Documentation/driver-api/early-userspace/buffer-format.rst).
+    """Make an archive in the "newc" format (Documentation/driver-api/early-userspace/buffer-format.rst).
 
-    Uncompressed: emulated, reading 5 MB takes less time than unpacking 2 MB.
+    It is not compressed, as an emulated guest reads 5 MB faster than it unpacks 2 MB.
     """
     for number, entry in enumerate(chain(entries, (Entry("TRAILER!!!", 0),)), start=1):
         path = os.fsencode(entry.name) + b"\0"
@@ -221,15 +221,15 @@ def cpio(entries: Iterable[Entry]) -> Iterator[bytes]:
 
 
 def stage_disk(rootfs: Path, staging: Path) -> None:
-    """Copy the root filesystem, and add the names that the guest's part is seen by; nothing is replaced.
+    """Copy the root filesystem, and add the mount points of the guest's programs; nothing is replaced.
 
     Raises:
-        ImageError: a tree lacks something.
+        ImageError: a file is missing, or GUEST_HOME exists already.
     """
     _run(["cp", "--archive", "--reflink=auto", "--", str(rootfs), str(staging)])
     home = staging / GUEST_HOME
     if os.path.lexists(home):
-        raise ImageError(f"the root filesystem has a {GUEST_HOME} of its own")
+        raise ImageError(f"the root filesystem already has a /{GUEST_HOME}")
     home.mkdir(mode=0o755)
     app = staging / APP
     app.mkdir(mode=0o755, exist_ok=True)
@@ -242,9 +242,9 @@ def stage_disk(rootfs: Path, staging: Path) -> None:
 
 
 def make_filesystem(source: Path, disk: Path) -> None:
-    """An EROFS of a directory, not compressed: unpacking costs an emulated guest more than reading.
+    """Make an EROFS from a directory, not compressed, as unpacking takes an emulated guest longer than reading.
 
-    With a fixed UUID and time, so that the same tree gives the same bytes.
+    The UUID and the times are fixed, so that the same tree gives the same bytes.
 
     Raises:
         ImageError: mkfs.erofs failed.
@@ -263,7 +263,7 @@ def _find(tree: Path, name: str) -> Path:
 def _only(tree: Path, pattern: str) -> Path:
     found = sorted(tree.glob(pattern))
     if len(found) != 1:
-        raise ImageError(f"{tree} has {len(found)} files {pattern}, and just one is wanted")
+        raise ImageError(f"{tree} has {len(found)} files {pattern} instead of one")
     return found[0]
 
 

@@ -1,1 +1,1 @@
-"""Measures what each wall costs and what it stops, and writes it down as a `sandbox.results.Document`."""
+"""Measure the cost and the isolation of each level, and record the results as a `sandbox.results.Document`."""

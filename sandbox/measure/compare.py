@@ -1,8 +1,8 @@
-"""The comparison: fresh sandboxes of every level, interleaved, each timed, loaded and removed.
+"""Compare levels: start fresh sandboxes of every level, interleaved, and time, load and remove each.
 
-One round is each level once, in an order shuffled by the plan's seed, so that what drifts on the host meets all levels
-alike. Round 0 warms up (images are built, engines connected, files read for the first time) and is not counted. The
-lab network is kept up between samples, for making it belongs to no sandbox. The document is saved after every sample.
+A round has each level once, in an order shuffled by the plan's seed, so that drift on the host affects all levels
+alike. Round 0 is a warm-up (it builds images, connects to engines and fills caches) and is not counted. The lab network
+is kept between samples, as its creation is not part of any sandbox's startup. The document is saved after every sample.
 """
 
 from __future__ import annotations
@@ -32,35 +32,35 @@ from sandbox.state.store import Store
 
 PAGE = "/"
 GIVE_UP = 3
-"""Failures in a row, after which no more of a level's time is spent."""
+"""Number of consecutive failures after which a level is not tried again."""
 WARM_UP_SECONDS = 1
 
 
 class Observer(Protocol):
-    """Who is told how a run is doing."""
+    """Receives the progress of a run."""
 
     def step(self, done: int, total: int, what: str, remaining: float | None) -> None:
-        """A sample begins; `remaining` is the estimated number of seconds to the end, None when unknown."""
+        """Report that a sample begins; `remaining` is the estimated time to the end in seconds, None if unknown."""
 
     def detail(self, what: str) -> None:
-        """What is being done within the sample."""
+        """Report the current action within a sample."""
 
     def note(self, text: str) -> None:
-        """News that stay true: a sample failed, a level cannot be done."""
+        """Report a lasting fact, such as a failed sample or an unavailable level."""
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What to compare.
+    """The options of a comparison.
 
     Attributes:
-        workload: its name.
-        levels: in the order of the report.
-        samples: counted sandboxes per level.
-        duration: seconds of load on each; 0 for none.
-        seed: of the order within rounds.
-        probe: whether to examine isolation as well.
-        with_vagrant: whether to measure Vagrant machines beside the levels.
+        workload: name of the workload.
+        levels: the levels, in the order of the report.
+        samples: number of counted sandboxes per level.
+        duration: seconds of load on each sandbox; 0 for none.
+        seed: seed of the order within rounds.
+        probe: whether to examine isolation too.
+        with_vagrant: whether to measure Vagrant machines too.
     """
 
     workload: str
@@ -73,19 +73,19 @@ class Options:
 
     @property
     def rows(self) -> tuple[str, ...]:
-        """The levels, and Vagrant after them where it was asked for."""
+        """The levels, followed by Vagrant if it was requested."""
         return (*self.levels, vagrant.NAME) if self.with_vagrant else self.levels
 
 
 @dataclass(slots=True)
 class Comparison:
-    """One run. `run` is called once.
+    """One run of a comparison. `run` is called once.
 
     Attributes:
-        options: what to compare.
-        path: where the document is kept up to date.
-        observer: who is told.
-        interrupt: what cut the run short, for the caller to raise again; None when it came to its end.
+        options: the options.
+        path: path of the document, which is saved after every sample.
+        observer: receives the progress.
+        interrupt: the KeyboardInterrupt that ended the run early, for the caller to raise again; else None.
     """
 
     options: Options
@@ -100,11 +100,11 @@ class Comparison:
     _vagrant: vagrant.Project | None = field(init=False, default=None)
 
     def check(self) -> None:
-        """Refuse what cannot work, before anything is made.
+        """Check that the comparison can run, before anything is created.
 
         Raises:
             NotFoundError: there is no such workload.
-            SpecError: Vagrant machines do not serve it.
+            SpecError: Vagrant machines do not serve this workload.
             UnavailableError: not root, or no load generator.
         """
         workloads.argv(self.options.workload, host="0.0.0.0", port=DEFAULT_PORT)  # noqa: S104 - nothing listens here
@@ -116,10 +116,10 @@ class Comparison:
             load.generator()
 
     def run(self) -> Document:
-        """Measure; returns the document, which is INCOMPLETE after a KeyboardInterrupt.
+        """Measure. Returns the document, whose status is INCOMPLETE after a KeyboardInterrupt.
 
         Raises:
-            SandboxError: bad options or a full disk; a sample that fails does not raise, it is recorded.
+            SandboxError: wrong options or a full disk. A failed sample is recorded, and does not raise.
         """
         self._document = self._begin()
         self._save()
@@ -140,12 +140,12 @@ class Comparison:
         options = self.options
         self._cpus = host.cpu_plan()
         specs = [self._spec(level) for level in options.levels]
-        self.observer.detail("looking at this host")
+        self.observer.detail("examining this host")
         levels = [_level_info(level) for level in options.rows]
         usable = [info.name for info in levels if info.available]
         for info in levels:
             if not info.available:
-                self.observer.note(f"{info.label}: not on this host: {info.reason}")
+                self.observer.note(f"{info.label}: not available on this host: {info.reason}")
         particulars = host.describe()
         caveats = host.caveats(particulars, samples=options.samples, few=stats.FEW_SAMPLES, tenants=self._tenants())
         if self._cpus.caveat is not None:
@@ -178,7 +178,7 @@ class Comparison:
         )
 
     def _tenants(self) -> int:
-        """Sandboxes that run already; one whose process is not on this host is taken to run."""
+        """Count the sandboxes that run already; one whose process is not on this host is taken to run."""
         records = Store().records()
         return sum(record.process is None or record.process.alive() for record in records)
 
@@ -186,7 +186,7 @@ class Comparison:
         return resolve.make(self.options.workload, level, resolve.Options(cpuset=str(self._cpus.server))).spec
 
     def _rounds(self) -> None:
-        # Not for secrets: the order must be the same again when the seed is.
+        # Not for secrets: the same seed must give the same order again.
         order = random.Random(self.options.seed)  # noqa: S311
         for number in range(self.options.samples + 1):
             levels = list(self.options.rows)
@@ -211,10 +211,10 @@ class Comparison:
         label = self._document.info(sample.level).label
         self.observer.note(f"{label}, {_round_name(sample.round)}: failed: {sample.error}")
         if self._failures[sample.level] == GIVE_UP:
-            self.observer.note(f"{label}: {GIVE_UP} failures in a row; no more are tried")
+            self.observer.note(f"{label}: {GIVE_UP} failures in a row; it is not tried again")
 
     def _sample(self, level: str, number: int, position: int) -> Sample:
-        """One fresh sandbox, from nothing to nothing."""
+        """Create, measure and remove one fresh sandbox."""
         started, begin, before = _now(), monotonic(), host.CpuTimes.now()
         observed = _Observed()
         error: str | None = None
@@ -269,26 +269,26 @@ class Comparison:
         )
 
     def _check_page(self, status: int, body: bytes) -> None:
-        """The same work everywhere: every level must answer with the same bytes."""
+        """Check that every level does the same work, by comparing the bytes of the reply."""
         if status != 200:
-            raise EngineError(f"{PAGE} was answered with status {status}, not 200")
+            raise EngineError(f"{PAGE} was answered with status {status} instead of 200")
         if self._page is None:
             self._page = body
         elif body != self._page:
-            raise EngineError(f"{PAGE} was answered with other bytes than the first sandbox gave")
+            raise EngineError(f"{PAGE} was answered with different bytes than by the first sandbox")
 
     def _label(self, running: Running) -> None:
-        """A VM says what runs its CPU; what the driver reports for this very one stands above the expectation."""
+        """Label a VM's row by its accelerator, as reported for this sandbox, in place of the expected one."""
         accelerator = running.record.accelerator
         if accelerator is not None:
             level = running.record.spec.isolation
             self._replace(level, _machine_info(level, emulated=accelerator == "tcg"))
 
     def _withdraw(self, level: str, failure: UnavailableError) -> None:
-        """A level that turned out to be beyond this host: its row says why."""
+        """Mark a level as unavailable, with the reason, after a sample has shown it."""
         info = _unavailable(level, failure.message, failure.hint)
         self._replace(level, info)
-        self.observer.note(f"{info.label}: not on this host: {failure.message}")
+        self.observer.note(f"{info.label}: not available on this host: {failure.message}")
 
     def _replace(self, level: str, info: LevelInfo) -> None:
         names = [known.name for known in self._document.levels]
@@ -297,12 +297,12 @@ class Comparison:
     def _examine(self) -> None:
         if not self.options.probe:
             return
-        from sandbox.measure import isolation as walls
+        from sandbox.measure.isolation import examine
 
         levels = [name for name in self.options.levels if self._worth_trying(name)]
         total = self._total()
         self.observer.step(total - 1, total, "isolation", None)
-        self._document.isolation = walls.examine(levels, self.options.workload, self.observer.detail)
+        self._document.isolation = examine(levels, self.options.workload, self.observer.detail)
         self._save()
 
     def _step(self, level: str, number: int) -> None:
@@ -316,7 +316,7 @@ class Comparison:
         return usable * (self.options.samples + 1) + (1 if self.options.probe else 0)
 
     def _remaining(self) -> float | None:
-        """Seconds, from the median pace of each level after its warm-up; None before all have one."""
+        """Estimate the remaining seconds by the median time of each level's samples; None until every level has one."""
         usable = [info.name for info in self._document.levels if self._worth_trying(info.name)]
         left = 0.0
         for level in usable:
@@ -334,13 +334,13 @@ class Comparison:
         document.finished = _now()
         document.summary = summary.summarise(document)
         document.warnings += summary.caveats(document)
-        document.host.images.update(host.image_digests())  # a first run built them on the way
+        document.host.images.update(host.image_digests())  # the first run on a host builds images
         self._save()
 
 
 @dataclass(slots=True)
 class _Observed:
-    """What a sample has shown so far; kept when a later step fails."""
+    """The results of a sample so far; they are kept if a later step fails."""
 
     phases: dict[str, float] = field(default_factory=dict)
     startup: float | None = None
@@ -349,16 +349,16 @@ class _Observed:
 
 
 def parse_levels(text: str | None) -> tuple[str, ...]:
-    """Levels of a list such as "process,vm", in the order of their walls; all of them for None.
+    """Parse a list of levels such as "process,vm", ordered from the weakest isolation on; None means all levels.
 
     Raises:
-        NotFoundError: one of them does not exist.
+        NotFoundError: one of the levels does not exist.
     """
     if text is None:
         return tuple(isolation.LEVELS)
     asked = {part.strip() for part in text.split(",") if part.strip()}
     for name in sorted(asked - set(isolation.LEVELS)) or ([] if asked else [""]):
-        isolation.driver(name)  # raises, and names those that there are
+        isolation.driver(name)  # raises if there is no such level, and names all levels
     return tuple(level for level in isolation.LEVELS if level in asked)
 
 
@@ -383,7 +383,7 @@ def _unavailable(level: str, reason: str, remedy: str | None) -> LevelInfo:
 
 
 def _baseline(usable: Sequence[str]) -> str:
-    return min(usable, key=[*isolation.LEVELS, vagrant.NAME].index)  # the thinnest wall
+    return min(usable, key=[*isolation.LEVELS, vagrant.NAME].index)  # the weakest isolation
 
 
 def _round_name(number: int) -> str:
@@ -395,12 +395,12 @@ def _now() -> str:
 
 
 def _port(running: Running) -> int:
-    """Where it serves.
+    """Return the port on which a sandbox serves.
 
     Raises:
-        SpecError: nothing is known of a port, so that there is nothing to measure.
+        SpecError: it has no known port, so there is nothing to measure.
     """
     port = running.record.spec.port
     if port is None:
-        raise SpecError(f"{running.record.name} serves on no port that is known", "compare measures servers alone")
+        raise SpecError(f"{running.record.name} has no known port", "compare can only measure servers")
     return port

@@ -1,4 +1,4 @@
-"""What is known of this host: its particulars for the document, and what may disturb a measurement on it."""
+"""Describe this host for the document, and find what may disturb a measurement on it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sandbox.kernel import cgroup
 from sandbox.results import Caveat, Host
 
 BUSY_SHARE = 0.10
-"""Of all CPU time before the run. Above it, what else runs here shows in the figures."""
+"""Share of the CPU time before the run above which other programs affect the figures."""
 QUIET_SECONDS = 0.5
 VERSION_TIMEOUT = 10.0
 _CPU = Path("/sys/devices/system/cpu")
@@ -33,7 +33,7 @@ _VERSION_COMMANDS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class CpuTimes:
-    """Clock ticks of all CPUs together since the host's boot, from the first line of /proc/stat (proc(5))."""
+    """Clock ticks of all CPUs since boot, from the first line of /proc/stat (proc(5))."""
 
     total: int
     idle: int
@@ -41,36 +41,36 @@ class CpuTimes:
 
     @classmethod
     def now(cls) -> CpuTimes:
-        """The counters as they are."""
+        """Read the current counters."""
         return cls.parse(Path("/proc/stat").read_text(encoding="ascii"))
 
     @classmethod
     def parse(cls, text: str) -> CpuTimes:
-        """From the text of /proc/stat. guest and guest_nice are part of user and nice, so they are left out."""
+        """Parse the text of /proc/stat. guest and guest_nice are part of user and nice, so they are left out."""
         user, nice, system, idle, iowait, irq, softirq, steal = (
             int(field) for field in text.split("\n")[0].split()[1:9]
         )
         return cls(user + nice + system + idle + iowait + irq + softirq + steal, idle + iowait, steal)
 
     def steal_since(self, earlier: CpuTimes) -> float | None:
-        """Share of CPU time that went to other guests of this host's hypervisor; None when no tick has passed."""
+        """Return the share of CPU time that other guests of the hypervisor took; None if no tick has passed."""
         ticks = self.total - earlier.total
         return max(0, self.steal - earlier.steal) / ticks if ticks > 0 else None
 
     def busy_since(self, earlier: CpuTimes) -> float | None:
-        """Share of CPU time that was not idle; None when no tick has passed."""
+        """Return the share of CPU time that was not idle; None if no tick has passed."""
         ticks = self.total - earlier.total
         return 1 - (self.idle - earlier.idle) / ticks if ticks > 0 else None
 
 
 @dataclass(frozen=True, slots=True)
 class CpuPlan:
-    """Who runs where.
+    """The CPUs of a measurement.
 
     Attributes:
         server: the CPU of the sandboxes.
         generator: the CPU of the load generator.
-        caveat: why the two disturb each other; None when they do not.
+        caveat: why the two disturb each other; None if they do not.
     """
 
     server: int
@@ -79,10 +79,10 @@ class CpuPlan:
 
 
 def plan_cpus(allowed: Collection[int], siblings: Sequence[Collection[int]] = ()) -> CpuPlan:
-    """A CPU for the server and another for the generator, on different cores where there are two.
+    """Choose a CPU for the server and another for the generator, on different cores if possible.
 
     Args:
-        allowed: CPUs that this process may use.
+        allowed: the CPUs that this process may use.
         siblings: sets of CPUs that share a core.
     """
     ordered = sorted(allowed)
@@ -93,15 +93,15 @@ def plan_cpus(allowed: Collection[int], siblings: Sequence[Collection[int]] = ()
         return CpuPlan(server, elsewhere[-1], None)
     if len(ordered) > 1:
         text = (
-            f"server and generator are hardware threads of one core ({server} and {ordered[-1]}): throughput is too low"
+            f"server and generator run on two threads of one core ({server} and {ordered[-1]}): throughput is too low"
         )
         return CpuPlan(server, ordered[-1], Caveat("one-core", text))
-    text = "this host has one CPU: server and generator share it, so throughput and latency are those of both together"
+    text = "this host has one CPU, which server and load generator share: throughput and latency include both"
     return CpuPlan(server, server, Caveat("one-cpu", text))
 
 
 def cpu_plan() -> CpuPlan:
-    """`plan_cpus` for this host; cores as of sysfs (admin-guide/cputopology.rst)."""
+    """Choose the CPUs on this host, with the cores from sysfs (admin-guide/cputopology.rst)."""
     allowed = os.sched_getaffinity(0)
     groups = []
     for cpu in allowed:
@@ -111,10 +111,10 @@ def cpu_plan() -> CpuPlan:
 
 
 def parse_cpu_list(text: str) -> set[int]:
-    """CPU numbers of a list as of cpuset(7), "0-1,4".
+    """Parse a list of CPU numbers such as "0-1,4" (cpuset(7), List format).
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not such a list.
     """
     cpus: set[int] = set()
     for part in text.strip().split(","):
@@ -124,7 +124,7 @@ def parse_cpu_list(text: str) -> set[int]:
 
 
 def describe() -> Host:
-    """The host's particulars. Takes some tenths of a second: it asks each engine for its version."""
+    """Describe this host. Takes some tenths of a second, as it asks each engine for its version."""
     return Host(
         kernel=platform.release(),
         machine=platform.machine(),
@@ -143,19 +143,19 @@ def describe() -> Host:
 
 
 def image_digests() -> dict[str, str]:
-    """Digest of each form of the root filesystem that is built."""
+    """Return the digest of each form of the root filesystem that is built."""
     found = {form.value: images.find(form) for form in images.Form}
     return {form: image.digest for form, image in found.items() if image is not None}
 
 
 def caveats(host: Host, *, samples: int, few: int, tenants: int) -> list[Caveat]:
-    """What makes figures from this host less trustworthy, as seen before the run.
+    """Return what makes figures from this host less reliable, as far as it is known before the run.
 
     Args:
-        host: of this host.
-        samples: sandboxes per level that the run will have.
-        few: below this many, no 95 % interval can be given.
-        tenants: sandboxes that run already.
+        host: the description of this host.
+        samples: number of sandboxes per level in the run.
+        few: the number of samples below which there is no 95 % interval.
+        tenants: number of sandboxes that run already.
     """
     found = []
     busy = _busy_share()
@@ -207,7 +207,7 @@ def _memory_bytes() -> int:
 
 
 def _virtualisation() -> str:
-    """From the hypervisor bit of CPUID and the firmware's vendor; a hypervisor that hides is not found."""
+    """Return the hypervisor, from the CPUID bit and the firmware's vendor; one that hides itself is not found."""
     vendor = _read(Path("/sys/class/dmi/id/sys_vendor"))
     flags = re.search(r"^flags\s*:.*\bhypervisor\b", _read(Path("/proc/cpuinfo")) or "", re.MULTILINE)
     kind = _read(Path("/sys/hypervisor/type"))
@@ -226,7 +226,7 @@ def _versions() -> dict[str, str]:
 
 
 def _version(argv: Sequence[str]) -> str | None:
-    """The first thing in a program's answer that looks like a version; None without the program or an answer."""
+    """Return the first text in a program's output that looks like a version; None if there is no program or output."""
     program = shutil.which(argv[0], path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
     if program is None:
         return None

@@ -1,8 +1,8 @@
-"""The saturation load: wrk in the generator's network namespace, on a CPU of its own, for a bounded time.
+"""Saturate a server with wrk, which runs in the generator's network namespace, on a separate CPU, for a limited time.
 
-wrk keeps a fixed number of connections and sends the next request on each as soon as the answer is there (a closed
-loop). This finds the highest throughput. Latency under it is mostly waiting in line: by Little's law its mean is
-connections ÷ throughput, whatever the server, so it compares servers but is not what a lightly loaded one shows.
+wrk keeps a fixed number of connections, and sends the next request on each as soon as the reply has arrived (a closed
+loop). This finds the maximum throughput. The latency is then mostly time in a queue: by Little's law, its mean is
+connections ÷ throughput for any server. It can be compared between servers, but at low load it would be lower.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from sandbox.state import codec
 SCRIPT = Path(__file__).with_name("summary.lua")
 CONNECTIONS = 64
 REQUEST_TIMEOUT = 5
-"""Seconds until wrk counts a request as timed out."""
+"""Seconds after which wrk counts a request as timed out."""
 GRACE = 10.0
-"""Seconds beyond the load's own duration, after which the generator is killed."""
+"""Seconds beyond the duration of the load after which wrk is killed."""
 ERRORS = ("connect", "read", "write", "timeout", "status")
 MAX_BODY = 1024 * 1024
 
 
 def generator() -> str:
-    """The path of the load generator.
+    """Return the path of the load generator.
 
     Raises:
-        UnavailableError: it is not installed.
+        UnavailableError: wrk is not installed.
     """
     found = shutil.which("wrk")
     if found is None:
@@ -54,22 +54,22 @@ def saturate(
     cpu: int,
     command: Callable[[Sequence[str]], list[str]] = lab.generator_command,
 ) -> Load:
-    """Load a server to its limit.
+    """Saturate a server.
 
     Args:
-        url: of the page to ask for, on the lab network.
+        url: URL of the page to request.
         duration: seconds, at least 1.
-        connections: kept open.
-        cpu: the CPU that the generator runs on.
-        command: how to run it: in the generator's network namespace, where a sandbox is what it loads.
+        connections: number of connections to keep open.
+        cpu: the CPU on which the generator runs.
+        command: makes the command line; by default it runs in the generator's network namespace.
 
     Raises:
         UnavailableError: wrk is not installed.
-        EngineError: wrk failed, overran its time and was killed, or got no answer at all.
+        EngineError: wrk failed, was killed because it took too long, or got no reply at all.
     """
     argv = [generator(), "--threads=1", f"--connections={connections}", f"--duration={duration}s"]
     argv += [f"--timeout={REQUEST_TIMEOUT}s", f"--script={SCRIPT}", url]
-    with _pinned(cpu):  # a child inherits the affinity of the thread that starts it, sched_setaffinity(2)
+    with _pinned(cpu):  # a child inherits the affinity of the thread that starts it (sched_setaffinity(2))
         process = subprocess.Popen(
             command(argv),
             stdin=subprocess.DEVNULL,
@@ -90,10 +90,10 @@ def saturate(
 
 
 def parse(output: bytes) -> Load:
-    """Read the last line of a run, which summary.lua wrote.
+    """Parse the last line of wrk's output, which summary.lua wrote.
 
     Raises:
-        EngineError: it is not there, or it tells of no answer.
+        EngineError: there is no such line, or wrk got no reply.
     """
     try:
         raw = codec.decode(dict[str, int], codec.parse(_last_line(output)), "summary")
@@ -109,12 +109,12 @@ def parse(output: bytes) -> Load:
     except (ValueError, KeyError, ZeroDivisionError) as error:
         raise EngineError(f"wrk gave no summary: {error!r}") from None
     if not load.requests:
-        raise EngineError("wrk got no answer: " + _named(load.errors))
+        raise EngineError("wrk got no reply: " + _named(load.errors))
     return load
 
 
 def host_socket(timeout: float) -> socket.socket:
-    """A TCP socket of the host's own network namespace, `timeout` in seconds for each operation."""
+    """Create a TCP socket in the host's own network namespace, with `timeout` in seconds for each operation."""
     made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     made.settimeout(timeout)
     return made
@@ -128,17 +128,17 @@ def fetch(
     *,
     connect: Callable[[float], socket.socket] = lab.generator_socket,
 ) -> tuple[int, bytes]:
-    """One request: status and body.
+    """Request a page. Returns the status and the body.
 
     Args:
-        host: an address.
-        port: of it.
-        path: of the page.
-        timeout: seconds, for each operation.
-        connect: makes the socket: in the generator's network namespace, where a sandbox is asked.
+        host: the address.
+        port: the port.
+        path: the path of the page.
+        timeout: seconds for each operation.
+        connect: makes the socket; by default in the generator's network namespace.
 
     Raises:
-        EngineError: no answer, or none that is HTTP.
+        EngineError: there is no reply, or it is not HTTP.
     """
     connection = http.client.HTTPConnection(host, port, timeout=timeout)
     try:
@@ -148,13 +148,13 @@ def fetch(
         response = connection.getresponse()
         return response.status, response.read(MAX_BODY)
     except (OSError, http.client.HTTPException) as error:
-        raise EngineError(f"no answer from http://{host}:{port}{path}: {error}") from error
+        raise EngineError(f"no reply from http://{host}:{port}{path}: {error}") from error
     finally:
         connection.close()
 
 
 def endpoint(url: str) -> tuple[str, int]:
-    """Host and port of a URL."""
+    """Return the host and port of a URL."""
     parts = urlsplit(url)
     return parts.hostname or "", parts.port or 80
 
@@ -170,7 +170,7 @@ def _pinned(cpu: int) -> Iterator[None]:
 
 
 def _named(errors: dict[str, int]) -> str:
-    return ", ".join(f"{count} {name} errors" for name, count in errors.items() if count) or "no error either"
+    return ", ".join(f"{count} {name} errors" for name, count in errors.items() if count) or "no errors either"
 
 
 def _last_line(output: bytes) -> str:

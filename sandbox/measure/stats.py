@@ -2,8 +2,8 @@
 
 The unit of resampling is the sandbox: requests within one sandbox depend on each other, so a thousand of them are not
 a thousand samples. The bootstrap distribution of a median is known in closed form (Efron 1979; Maritz and Jarrett,
-"A note on estimating the variance of the sample median", JASA 73, 1978), so it is computed, not simulated: this is
-the limit of a simulation with endless resamples, it needs no seed, and the same samples always give the same interval.
+"A note on estimating the variance of the sample median", JASA 73, 1978), so it is computed and not simulated. This is
+the limit of infinitely many resamples; it needs no seed, and the same samples always give the same interval.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from sandbox.results import Estimate
 
 CONFIDENCE = 0.95
 UNSTABLE_WIDTH = 0.25
-"""An interval wider than this share of its median is called unstable: a difference of ten per cent drowns in it."""
+"""An interval wider than this share of its median is called unstable: it hides a difference of ten per cent."""
 FEW_SAMPLES = 6
-"""Below six, not even the range from the smallest to the largest sample holds the median with 95 %
-(1 - 2·0.5^n), so no interval can."""
+"""Below six samples, even the range from the smallest to the largest contains the median with a probability below
+95 % (1 - 2·0.5^n), so there is no interval."""
 MAX_SAMPLES = 1000
-"""More, and the binomial coefficients leave the range of a float."""
+"""Maximum number of samples: beyond it, the binomial coefficients exceed the range of a float."""
 NEGLIGIBLE = 1e-15
-"""Probability. Some hundreds of these together stay far below what moves a quantile."""
+"""Probability below which a value is ignored. Even hundreds of such values do not change a quantile."""
 
 
 def median(values: Sequence[float]) -> float:
-    """The middle value, or the mean of the two in the middle.
+    """Return the middle value, or the mean of the two middle values.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are no values.
     """
     if not values:
-        raise ValueError("the median of nothing")
+        raise ValueError("the median needs at least one value")
     ordered = sorted(values)
     middle = len(ordered) // 2
     if len(ordered) % 2:
@@ -42,10 +42,10 @@ def median(values: Sequence[float]) -> float:
 
 
 def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """The percentile bootstrap interval of the median, exactly.
+    """Return the exact percentile bootstrap interval of the median.
 
     Raises:
-        ValueError: there are none, or more than MAX_SAMPLES.
+        ValueError: there are no values, or more than MAX_SAMPLES.
     """
     if not 0 < len(values) <= MAX_SAMPLES:
         raise ValueError(f"an interval of {len(values)} values")
@@ -55,7 +55,7 @@ def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> 
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
-    """Median and interval; None where there are no values, and no interval where there is one."""
+    """Return the median with its interval; None if there are no values. A single value has no interval."""
     if not values:
         return None
     if len(values) == 1:
@@ -65,26 +65,26 @@ def estimate(values: Sequence[float]) -> Estimate | None:
 
 
 def paired_ratio(values: Mapping[int, float], baseline: Mapping[int, float]) -> Estimate | None:
-    """The median of the ratios to the baseline, round by round.
+    """Return the median of the ratios to the baseline, each within one round.
 
-    Pairing takes out what drifts between rounds: both of a pair ran within seconds of each other.
+    Pairing removes drift between rounds, as both values of a pair were measured within seconds of each other.
 
     Args:
-        values: by round. A round that is not in both, or whose baseline is 0, has no ratio.
-        baseline: by round.
+        values: values by round. A round that is not in both, or whose baseline is 0, has no ratio.
+        baseline: values of the baseline by round.
     """
     rounds = sorted(values.keys() & baseline.keys())
     return estimate([values[number] / baseline[number] for number in rounds if baseline[number] > 0])
 
 
 def unstable(figure: Estimate | None) -> bool:
-    """Whether the interval is so wide that the figure says little."""
+    """Return whether the interval is so wide that the figure says little."""
     width = figure.relative_width if figure is not None else None
     return width is not None and width > UNSTABLE_WIDTH
 
 
 def _bootstrap_distribution(ordered: Sequence[float]) -> list[tuple[float, float]]:
-    """Values that the median of a resample can take, each with its probability."""
+    """Return the possible values of the median of a resample, each with its probability."""
     size = len(ordered)
     if size % 2:
         below = [_order_statistic(size, (size + 1) // 2, rank) for rank in range(size + 1)]
@@ -104,7 +104,7 @@ def _bootstrap_distribution(ordered: Sequence[float]) -> list[tuple[float, float
             upper = ((size - high) / size) ** half - ((size - high - 1) / size) ** half
             chance = ways * lower * upper
             if chance < NEGLIGIBLE and high > half:
-                break  # it only falls from here on
+                break  # from here on it only decreases
             same -= chance
             result.append((ordered[low] / 2 + ordered[high] / 2, chance))
         result.append((ordered[low], max(0.0, same)))
@@ -112,9 +112,9 @@ def _bootstrap_distribution(ordered: Sequence[float]) -> list[tuple[float, float
 
 
 def _order_statistic(size: int, order: int, rank: int) -> float:
-    """The chance that at least `order` of `size` draws fall on the `rank` smallest of `size` values."""
+    """Return the probability that at least `order` of `size` draws are among the `rank` smallest of `size` values."""
     if abs(rank - size / 2) > 6 * math.sqrt(size):
-        # Hoeffding's inequality: what is neglected is below exp(-72). It also keeps large samples quick.
+        # The error is below exp(-72), by Hoeffding's inequality. This also keeps large samples fast.
         return float(rank > size / 2)
     share = rank / size
     return math.fsum(
@@ -123,7 +123,7 @@ def _order_statistic(size: int, order: int, rank: int) -> float:
 
 
 def _quantile(distribution: Sequence[tuple[float, float]], level: float) -> float:
-    """The smallest value whose cumulative probability reaches `level`."""
+    """Return the smallest value whose cumulative probability reaches `level`."""
     total = 0.0
     for value, chance in distribution:
         total += chance

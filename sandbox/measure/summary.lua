@@ -1,5 +1,5 @@
--- Ends a wrk run with one line of JSON. Times are microseconds, as wrk keeps them.
--- wrk counts as a status error what is above 399; the servers measured here never answer 1xx or 3xx.
+-- Print one line of JSON at the end of a wrk run. Times are in microseconds, as wrk keeps them.
+-- wrk counts a status above 399 as an error; the servers measured here never answer with 1xx or 3xx.
 done = function(summary, latency, requests)
   local errors = summary.errors
   io.write(string.format(

@@ -1,4 +1,4 @@
-"""From raw samples to figures: medians, intervals, paired ratios, and what to distrust. Pure."""
+"""Compute figures from raw samples: medians, intervals, paired ratios, and caveats. Pure functions."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from sandbox.measure import stats
 from sandbox.results import PERCENTILES, PHASES, Caveat, Document, Estimate, Sample, Summary
 
 WARM_UP = 0
-"""The round that is not counted."""
+"""The number of the round that is not counted."""
 STEAL_SHARE = 0.01
-"""Of all CPU time during a sample. Above it, the neighbours of this host show in the figures."""
+"""Share of the CPU time during a sample above which other guests of the hypervisor affect the figures."""
 
 
 def counted(samples: Sequence[Sample], level: str) -> list[Sample]:
-    """A level's samples that count: all but the warm-up, failed ones included."""
+    """Return the counted samples of a level: all but the warm-up, including failed ones."""
     return [sample for sample in samples if sample.level == level and sample.round != WARM_UP]
 
 
 def summarise(document: Document) -> list[Summary]:
-    """The figures of every level that has a counted sample, in the document's order of levels."""
+    """Return the figures of every level that has a counted sample, in the document's order of levels."""
     baseline = _sound(counted(document.samples, document.plan.baseline))
     return [
         _summarise(info.name, samples, baseline)
@@ -54,16 +54,16 @@ def _summarise(level: str, samples: Sequence[Sample], baseline: Sequence[Sample]
 
 
 def caveats(document: Document) -> list[Caveat]:
-    """What the samples themselves say against their figures."""
+    """Return the caveats about the figures that the samples themselves show."""
     found = []
     stolen = [sample.steal_share for sample in document.samples if (sample.steal_share or 0) > STEAL_SHARE]
     if stolen:
-        share = f"in {len(stolen)} of {len(document.samples)} samples this host's hypervisor gave CPU time to others"
+        share = f"in {len(stolen)} of {len(document.samples)} samples, the hypervisor gave CPU time to other guests"
         found.append(Caveat("steal", f"{share}, up to {max(filter(None, stolen)):.0%}"))
     for summary in document.summary:
         label = document.info(summary.level).label
         if summary.failed:
-            text = f"{label}: {summary.failed} of {summary.attempted} samples failed and are in no figure"
+            text = f"{label}: {summary.failed} of {summary.attempted} samples failed and are not in the figures"
             found.append(Caveat("failed", f"{text}; first: {_first_error(document, summary.level)}"))
         if summary.request_errors:
             found.append(Caveat("request-errors", f"{label}: {summary.request_errors} requests under load failed"))

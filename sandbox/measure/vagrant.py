@@ -1,7 +1,8 @@
-"""A Vagrant machine as a row of a comparison: `vagrant up` with the repository's Vagrantfile, in a folder of its own.
+"""Measure a Vagrant machine as a row of a comparison: `vagrant up` with the repository's Vagrantfile.
 
-It is no isolation level. It has the processor and memory of one, and a CPU of the host; the limits and checks of the
-level `vm` it lacks, and it is loaded from the host's own network namespace, for the generator's has no route to it.
+It is not an isolation level. It has the same processor and memory as a sandbox and is pinned to the same CPU, but it
+lacks the limits and checks of the level `vm`. Its load comes from the host's own network namespace, as the generator's
+has no route to it.
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ from sandbox.state.store import Store, named_lock
 NAME = "vagrant"
 VAGRANTFILE = Path(__file__).resolve().parents[2] / "Vagrantfile"
 UP_TIMEOUT = 240.0
-"""Seconds; it takes about 15 here, emulated."""
+"""Seconds that `vagrant up` may take; an emulated machine takes about 15."""
 REPLY_TIMEOUT = 30.0
-"""Seconds from the end of `vagrant up` to the first reply."""
+"""Maximum seconds from the end of `vagrant up` to the first reply."""
 _PATIENCE = 20.0
-"""Seconds that an interrupted Vagrant gets to undo what it was doing."""
+"""Seconds that an interrupted Vagrant has to clean up."""
 _OUTPUT = "output"
 CAVEAT = Caveat(
     "vagrant",
-    "the Vagrant machine is no isolation level: it has no limits but a CPU's and its memory's, its startup ends with "
+    "the Vagrant machine is not an isolation level: its only limits are its CPU and its memory, its startup ends with "
     "the first reply after `vagrant up` has returned, and its load comes from the host's own network namespace",
 )
 
@@ -47,12 +48,12 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A machine that is up.
+    """A running machine.
 
     Attributes:
-        address: of the machine, on Vagrant's network.
-        port: where its server listens.
-        startup: seconds from the call of `vagrant up` to the first reply after its end.
+        address: address of the machine on Vagrant's network.
+        port: port of its server.
+        startup: seconds from the start of `vagrant up` to the first reply after its end.
         emulated: whether QEMU emulates its processor.
     """
 
@@ -63,10 +64,10 @@ class Machine:
 
 
 def check(workload: str) -> None:
-    """Refuse another workload than the box has.
+    """Check that the Vagrant box serves a workload.
 
     Raises:
-        SpecError
+        SpecError: it serves another one.
     """
     if workload != vmbox.WORKLOAD:
         raise SpecError(
@@ -75,7 +76,7 @@ def check(workload: str) -> None:
 
 
 def info() -> LevelInfo:
-    """The row, as far as is known before a machine was up."""
+    """Return the row, before a machine has run."""
     missing = host.missing_extra(NAME)
     if missing:
         reasons = "; ".join(lack.reason for lack in missing)
@@ -84,14 +85,14 @@ def info() -> LevelInfo:
 
 
 def labelled(*, emulated: bool) -> LevelInfo:
-    """The row of a machine, labelled by what runs its processor."""
+    """Return the row of a machine, labelled by its accelerator."""
     label = f"{NAME} (TCG, emulated)" if emulated else f"{NAME} (KVM)"
     return LevelInfo(NAME, label, emulated=emulated, available=True, reason=None, remedy=None)
 
 
 @dataclass(frozen=True, slots=True)
 class Project:
-    """A folder with the Vagrantfile, and a home of Vagrant's that has nothing to do with the user's."""
+    """A folder with the Vagrantfile and a home directory for Vagrant, separate from the user's."""
 
     folder: Path
     cpu: int
@@ -99,10 +100,10 @@ class Project:
 
     @contextmanager
     def machine(self) -> Iterator[Machine]:
-        """A machine for the time of a block, destroyed at its end whatever ends it.
+        """Run a machine for the time of a block, and destroy it at the end in any case.
 
         Raises:
-            EngineError: Vagrant fails, or the machine does not answer.
+            EngineError: Vagrant failed, or the machine does not reply.
             UnavailableError, ImageError: there is no box, and none could be made.
         """
         vmbox.ensure(self.progress)
@@ -120,7 +121,7 @@ class Project:
                 vagrant.destroy(self.folder)
 
     def _up(self) -> str:
-        """Run `vagrant up`, out of reach of the terminal's Ctrl-C, which is for us to pass on."""
+        """Run `vagrant up` in a separate session, which the terminal's Ctrl-C does not reach: `_end` interrupts it."""
         environment = vagrant.environment(
             self.folder,
             SANDBOX_VAGRANT_PORT=str(_free_port()),
@@ -130,7 +131,7 @@ class Project:
         output = self.folder / _OUTPUT
         with output.open("wb") as stream:
             process = subprocess.Popen(
-                # Should we be killed, it goes too: `prune` finds a machine that nobody is working on.
+                # If we are killed, it is killed too, so that `prune` finds a machine that does not change any more.
                 ["setpriv", "--pdeathsig", "KILL", "vagrant", "up", "--provider", "libvirt"],
                 cwd=self.folder,
                 env=environment,
@@ -156,22 +157,22 @@ class Project:
         words = vagrant.virsh("domifaddr", vagrant.domain_name(self.folder), "--source", "lease")
         found = re.search(r"\sipv4\s+([0-9.]+)/", words)
         if found is None:
-            raise EngineError("libvirt knows no address of the Vagrant machine")
+            raise EngineError("libvirt does not know the address of the Vagrant machine")
         return found[1]
 
 
 @contextmanager
 def project(cpu: int, progress: Progress) -> Iterator[Project]:
-    """A project for the time of a block; one that a killed comparison left is removed first.
+    """Create a project for the time of a block; one that a killed comparison left is removed first.
 
     Args:
-        cpu: of the host, for the machines' processor.
-        progress: told what is being done.
+        cpu: the host's CPU for the machines.
+        progress: called with each step.
 
     Raises:
-        BusyError: another comparison has one.
-        UnavailableError: the Vagrantfile is not there.
-        EngineError: something stays at the end; `prune` finds it.
+        BusyError: another comparison has a project.
+        UnavailableError: there is no Vagrantfile.
+        EngineError: the project could not be removed at the end; `prune` finds it.
     """
     if not VAGRANTFILE.is_file():
         raise UnavailableError("the Vagrantfile is not part of this installation", "use a checkout of the repository")
@@ -188,7 +189,7 @@ def project(cpu: int, progress: Progress) -> Iterator[Project]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a Vagrant that runs: it undoes what it can, and is killed when that takes too long."""
+    """Interrupt a running Vagrant so that it cleans up, and kill it if that takes too long."""
     for number, patience in ((signal.SIGINT, _PATIENCE), (signal.SIGKILL, None)):
         if process.poll() is not None:
             return

@@ -1,1 +1,1 @@
-"""Renders a `sandbox.results.Document`: for a terminal, as Markdown, as one HTML file."""
+"""Render a `sandbox.results.Document` for a terminal, as Markdown, or as one HTML file."""

@@ -1,8 +1,8 @@
-"""The charts' geometry; templates/charts.svg draws them: no library, no script, legible without colour.
+"""Compute the geometry of the charts, which templates/charts.svg draws without scripts.
 
-Each has a text alternative for screen readers and a table beside it in the page. Startup spans a factor of a hundred
-between levels, so times stand as points on a logarithmic axis (a bar there would have no zero to grow from), and the
-phases stand beside them as shares of each level's own whole.
+The charts are legible without colour, have a text alternative for screen readers, and a table beside them on the page.
+Startup differs by a factor of a hundred between levels, so times are points on a logarithmic axis (which has no zero
+for a bar to start at), and the phases are shown beside them as shares of each level's total.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ ROW = 46
 TOP = 44
 BOTTOM = 30
 SHARES = 590.0
-"""Left end of the phases' shares, beside the axis of startup."""
+"""Left end of the phases' shares, to the right of the startup axis."""
 RIGHT = WIDTH - 190.0
-"""Right end of the lines of latency; their labels stand beside it."""
+"""Right end of the latency lines; their labels are to the right of it."""
 MIN_SHARE_LABEL = 0.15
-"""A share narrower than this has no room for its label."""
+"""Minimum share of a phase whose bar has room for a label."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A level's row: its samples, its median (None: there is none), and the same in words."""
+    """A level's row: its samples, its median (or None), and the same as text."""
 
     info: LevelInfo
     y: float
@@ -40,14 +40,14 @@ class Row:
 
     @property
     def extent(self) -> tuple[float, float]:
-        """The lowest and the highest value in the row."""
+        """The lowest and highest value in the row."""
         figure = self.figure
         ends = [] if figure is None else [figure.median, figure.low or figure.median, figure.high or figure.median]
         return min(ends + self.dots), max(ends + self.dots)
 
     @property
     def shares(self) -> list[tuple[str, float, float]]:
-        """Each phase with its seconds and its share of the sum of all."""
+        """Each phase with its seconds, and its share of the sum of all phases."""
         found = self.summary.phases_s if self.summary else {}
         total = sum(found.values()) or 1.0
         return [(phase, found[phase], found[phase] / total) for phase in PHASES if phase in found]
@@ -55,7 +55,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """A level's line over the percentiles: its points with what they say, and where its label stands."""
+    """A level's line over the percentiles: its points with their texts, and the position of its label."""
 
     info: LevelInfo
     points: list[tuple[float, float, str]]
@@ -64,7 +64,7 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """What a template draws."""
+    """A chart, as the template draws it."""
 
     name: str
     description: str
@@ -76,14 +76,14 @@ class Chart:
 
 
 def startup(document: Document) -> Chart:
-    """Points with intervals on a logarithmic axis, and the phases as shares of each whole."""
+    """Return the chart of startup: points with intervals on a logarithmic axis, and shares of the phases."""
     rows = _rows(document, lambda summary: summary.startup_s, lambda sample: sample.startup_s, "ms", 1e-3)
     axis = scales.logarithmic([value for row in rows for value in row.dots], LABEL + 10, 530)
     return _chart("startup", "Startup to the first correct reply", rows, axis)
 
 
 def throughput(document: Document) -> Chart:
-    """Bars from zero with intervals and every sample as a dot."""
+    """Return the chart of throughput: bars from zero with intervals, and a dot for every sample."""
     rows = _rows(
         document,
         lambda summary: summary.requests_per_s,
@@ -95,7 +95,7 @@ def throughput(document: Document) -> Chart:
 
 
 def latency(document: Document) -> Chart:
-    """A line per level over the percentiles, on a logarithmic axis."""
+    """Return the chart of latency: a line per level over the percentiles, on a logarithmic axis."""
     shown: list[tuple[LevelInfo, dict[str, Estimate]]] = []
     for info in document.levels:
         summary = document.summary_of(info.name)
@@ -143,21 +143,21 @@ def _rows(
 
 
 def _words(figure: Estimate, unit: str, size: float) -> str:
-    """A median with its interval, in a unit of that size."""
+    """Format a median with its interval, in a unit of the given size."""
     scaled = figures.scaled(figure, size)
     interval = figures.interval(scaled)
     return f"{figures.middle(scaled)} {unit}" + ("" if interval == figures.NOTHING else f", 95 % {interval}")
 
 
 def _spread(wanted: Sequence[float], gap: float) -> list[float]:
-    """Positions close to those wanted, at least `gap` apart, in the given order."""
+    """Return positions close to the wanted ones, but at least `gap` apart, in the given order."""
     order = sorted(range(len(wanted)), key=lambda index: wanted[index])
     placed: dict[int, float] = {}
     previous = float("-inf")
     for index in order:
         previous = max(wanted[index], previous + gap)
         placed[index] = previous
-    # A group that was pushed down as a whole is moved back to the middle of what it wanted.
+    # Move the positions back by their mean displacement.
     if order:
         shift = sum(placed[index] - wanted[index] for index in order) / len(order)
         placed = {index: y - shift for index, y in placed.items()}

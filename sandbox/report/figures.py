@@ -1,4 +1,4 @@
-"""Numbers as people read them: three significant digits, units in the head of a column, an en dash for nothing."""
+"""Format numbers for people: three significant digits, units in the column's head, an en dash if there is no value."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MIB = 1024 * 1024
 
 
 def digits(value: float, significant: int = 3) -> str:
-    """A number with that many significant digits and separators between thousands; never in exponents."""
+    """Format a number with this many significant digits and thousands separators, never with an exponent."""
     if value == 0:
         return "0"
     places = significant - 1 - math.floor(math.log10(abs(value)))
@@ -20,7 +20,7 @@ def digits(value: float, significant: int = 3) -> str:
 
 
 def scaled(figure: Estimate | None, unit: float) -> Estimate | None:
-    """The estimate in another unit: `unit` is what one of it is worth."""
+    """Convert an estimate to another unit; `unit` is its size."""
     if figure is None:
         return None
     low = None if figure.low is None else figure.low / unit
@@ -29,30 +29,30 @@ def scaled(figure: Estimate | None, unit: float) -> Estimate | None:
 
 
 def middle(figure: Estimate | None) -> str:
-    """The median."""
+    """Format the median."""
     return NOTHING if figure is None else digits(figure.median)
 
 
 def interval(figure: Estimate | None) -> str:
-    """The interval, "[low, high]"; nothing where there is none."""
+    """Format the interval as "[low, high]"."""
     if figure is None or figure.low is None or figure.high is None:
         return NOTHING
     return f"[{digits(figure.low)}, {digits(figure.high)}]"
 
 
 def milliseconds(seconds: float | None) -> str:
-    """A duration in ms, without the unit."""
+    """Format a duration in ms, without the unit."""
     return NOTHING if seconds is None else digits(seconds * 1000)
 
 
 def duration(seconds: float) -> str:
-    """A duration with its unit, from microseconds to seconds."""
+    """Format a duration with its unit, from microseconds to seconds."""
     value, unit = _fitting(seconds)
     return f"{digits(value)} {unit}"
 
 
 def tick(seconds: float) -> str:
-    """A round duration with its unit, without digits that only say that it is round."""
+    """Format a round duration with its unit, without trailing zeros."""
     value, unit = _fitting(seconds)
     return f"{value:,.6g} {unit}"
 
@@ -65,10 +65,10 @@ def _fitting(seconds: float) -> tuple[float, str]:
 
 
 def ratio(figure: Estimate | None) -> str:
-    """A ratio with a times sign."""
+    """Format a ratio with a times sign."""
     return NOTHING if figure is None else f"{digits(figure.median)}×"
 
 
 def plain(text: str) -> str:
-    """Text without control characters, so that a document cannot drive a terminal or break a table."""
+    """Replace control characters in a text, so that a document cannot control a terminal or break a table."""
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)

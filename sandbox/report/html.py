@@ -1,7 +1,7 @@
-"""The report as one HTML file that opens offline: no script, no font, nothing fetched.
+"""Render the report as one HTML file that opens offline, without scripts, fonts or requests.
 
-The page is templates/page.html, which escapes whatever comes from the document; the page's own policy forbids scripts
-and any request besides.
+The template page.html escapes everything from the document; the page's Content-Security-Policy also forbids scripts and
+requests.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _LOOKS = {
     Verdict.NOT_HELD: ("bad", "○"),
     Verdict.UNKNOWN: ("none", "?"),
 }
-"""Class and sign of a verdict: with its word, three ways to tell it, two of them without colour."""
+"""The CSS class and the sign of a verdict. The sign, like the word, does not depend on colour."""
 
 
 def render(document: Document) -> str:
-    """The whole page."""
+    """Render the page."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=True,
@@ -42,13 +42,13 @@ def render(document: Document) -> str:
         checks=list(dict.fromkeys(check.check for check in document.isolation)),
         verdicts={(check.check, check.level): check for check in document.isolation},
         looks=_LOOKS,
-        walls=lambda level: _wall_count(document, level),
+        passed=lambda level: _passed(document, level),
         data=base64.b64encode(dumps(document).encode()).decode("ascii"),
     )
 
 
 def _shown(value: object) -> object:
-    """A value as it goes into the page, before it is escaped."""
+    """Convert a value for the page, before it is escaped."""
     if isinstance(value, float):  # two decimals are a hundredth of a pixel
         return f"{value:.2f}".rstrip("0").rstrip(".")
     if isinstance(value, str) and not hasattr(value, "__html__"):
@@ -56,7 +56,7 @@ def _shown(value: object) -> object:
     return value
 
 
-def _wall_count(document: Document, level: str) -> str | None:
+def _passed(document: Document, level: str) -> str | None:
     verdicts = [check.verdict for check in document.isolation if check.level == level]
     judged = [verdict for verdict in verdicts if verdict is not Verdict.UNKNOWN]
     if not judged:
@@ -67,5 +67,5 @@ def _wall_count(document: Document, level: str) -> str | None:
 
 
 def _sentence(name: str) -> str:
-    """A head without capitals, which are for terminals; units and labels keep theirs."""
+    """Convert a column's head to lower case, except for units and labels; capitals are for terminals."""
     return " ".join(word.lower() if word.isupper() and len(word) > 3 else word for word in name.split(" "))

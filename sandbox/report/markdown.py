@@ -1,4 +1,4 @@
-"""The report as Markdown with tables, as GitHub renders them (GitHub Flavored Markdown 4.10)."""
+"""Render the report as Markdown with tables (GitHub Flavored Markdown 4.10)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~&!])")
 
 
 def render(document: Document) -> str:
-    """The whole report."""
-    blocks = [f"# {escape(document.plan.workload)} behind every wall", escape(tables.heading(document))]
+    """Render the report."""
+    blocks = [f"# {escape(document.plan.workload)} at each isolation level", escape(tables.heading(document))]
     status = tables.status_line(document)
     if status:
         blocks.append(f"**{escape(status)}**")
@@ -29,7 +29,7 @@ def render(document: Document) -> str:
 
 
 def escape(text: str) -> str:
-    """Text that Markdown shows as it is, in a paragraph and in a cell."""
+    """Escape a text for a paragraph or a cell of Markdown."""
     return _SPECIAL.sub(r"\\\1", plain(text))
 
 

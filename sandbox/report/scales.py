@@ -1,4 +1,4 @@
-"""Axes: from values to pixels, and where to put ticks. Pure."""
+"""Axes: map values to pixels, and choose ticks. Pure functions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Scale:
     logarithmic: bool
 
     def at(self, value: float) -> float:
-        """The pixel of a value; values beyond the ends stay at the ends."""
+        """Return the pixel of a value; values beyond the ends are moved to the ends."""
         value = min(max(value, self.low), self.high)
         if self.logarithmic:
             share = math.log(value / self.low) / math.log(self.high / self.low)
@@ -36,7 +36,7 @@ class Scale:
 
 
 def logarithmic(values: Iterable[float], start: float, end: float) -> Scale:
-    """An axis over all positive values, with room at both ends. There is no zero on it, so it carries no bars."""
+    """Make an axis over all positive values, with room at both ends. It has no zero, so it is not for bars."""
     positive = [value for value in values if value > 0] or [1.0]
     low, high = min(positive) / 1.25, max(positive) * 1.25
     decades = math.log10(high / low)
@@ -47,7 +47,7 @@ def logarithmic(values: Iterable[float], start: float, end: float) -> Scale:
 
 
 def linear(values: Iterable[float], start: float, end: float, steps: int = 5) -> Scale:
-    """An axis from zero, so that lengths can be compared, to a round number above all values."""
+    """Make an axis from zero, so that lengths can be compared, to a round number above all values."""
     top = max((value for value in values if value > 0), default=1.0)
     raw = top / steps
     magnitude = 10.0 ** math.floor(math.log10(raw))

@@ -1,4 +1,4 @@
-"""The tables of a comparison, as rows of text that each format lays out in its own way."""
+"""The tables of a comparison, as rows of text; each output format lays them out."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ UNSTABLE_MARK = "~"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A level, or a check.
+    """A row of a table: a level or a check.
 
     Attributes:
         label: the first column.
-        cells: the other columns; empty where there is only `remark`.
-        remark: text in place of the cells: why there are no figures.
+        cells: the other columns; empty if there is a remark instead.
+        remark: why there are no figures.
     """
 
     label: str
@@ -33,11 +33,11 @@ class Table:
     """One table.
 
     Attributes:
-        title: what it shows, with the unit.
-        head: names of the columns, the first one's included.
-        rows: in the order of the levels or checks.
-        split: the columns from this one on may go into a second table where the lines are too long; 0 for none.
-        notes: what a reader must know beside it.
+        title: the title.
+        head: names of all columns.
+        rows: rows in the order of the levels or checks.
+        split: first column that may be moved to a second table if lines are too long; 0 for none.
+        notes: notes below the table.
     """
 
     title: str
@@ -48,7 +48,7 @@ class Table:
 
 
 def tables(document: Document) -> list[Table]:
-    """All that the document has something for."""
+    """Return the tables for which the document has data."""
     found = [startup(document)]
     if document.plan.duration_s:
         found.append(load(document))
@@ -58,7 +58,7 @@ def tables(document: Document) -> list[Table]:
 
 
 def startup(document: Document) -> Table:
-    """Time to the first correct reply, and its phases."""
+    """Return the table of the time to the first correct reply, and of its phases."""
     baseline = document.info(document.plan.baseline).label
     head = ("LEVEL", "STARTUP ms", "95 %", f"× {baseline}", "95 %", "n", *(phase_name(phase) for phase in PHASES))
     rows = []
@@ -80,12 +80,12 @@ def startup(document: Document) -> Table:
                 ),
             )
         )
-    notes = ("phases are medians of their own and need not add up to the median of the whole",)
+    notes = ("each phase is a median of its own, so the phases need not add up to the median of the startup",)
     return Table("Startup to the first correct reply", head, tuple(rows), 6, notes)
 
 
 def load(document: Document) -> Table:
-    """Throughput and latency under saturation, and memory."""
+    """Return the table of throughput and latency under saturation, and of memory."""
     plan = document.plan
     baseline = document.info(plan.baseline).label
     percentiles = tuple(f"{name} ms" for name in PERCENTILES)
@@ -111,24 +111,24 @@ def load(document: Document) -> Table:
         )
     title = f"Under load: {plan.connections} connections, {plan.duration_s} s per sandbox, GET {plan.path}"
     notes = (
-        "latency is under saturation, so it is mostly waiting in line: its mean is connections ÷ throughput",
-        "MiB is what the level's own accounting charges to the sandbox after the load",
+        "latency is under saturation, so it is mostly time in a queue: its mean is connections ÷ throughput",
+        "MiB is the memory charged to the sandbox after the load, by the level's own accounting",
     )
     return Table(title, head, tuple(rows), 5, notes)
 
 
 def isolation(document: Document) -> Table:
-    """Verdicts: a row for each check, a column for each level that was examined."""
+    """Return the table of verdicts: a row for each check, a column for each examined level."""
     levels = [info for info in document.levels if any(check.level == info.name for check in document.isolation)]
     verdicts = {(check.check, check.level): check.verdict for check in document.isolation}
     checks = list(dict.fromkeys(check.check for check in document.isolation))
     rows = tuple(Row(name, tuple(str(verdicts.get((name, info.name), NOTHING)) for info in levels)) for name in checks)
-    notes = ("each verdict is a witness's on the host; the evidence is in the JSON and in the HTML report",)
+    notes = ("each verdict is by a witness on the host; the evidence is in the JSON document and the HTML report",)
     return Table("Isolation", ("CHECK", *(info.label for info in levels)), rows, 0, notes)
 
 
 def heading(document: Document) -> str:
-    """One line: what was compared, how often, when."""
+    """Return one line with the workload, the number of samples and the time."""
     plan = document.plan
     load_part = f", {plan.duration_s} s of load each" if plan.duration_s else ""
     noun = "sandbox" if plan.samples == 1 else "sandboxes"
@@ -136,16 +136,16 @@ def heading(document: Document) -> str:
 
 
 def status_line(document: Document) -> str | None:
-    """What to know about a run that did not come to its end; None for one that did."""
+    """Return a line about an incomplete run, or None if it is complete."""
     if document.status is Status.COMPLETE:
         return None
     counted = sum(sample.round > 0 for sample in document.samples)
     planned = document.plan.samples * sum(info.available for info in document.levels)
-    return f"INCOMPLETE: the run was cut short after {counted} of {planned} samples"
+    return f"INCOMPLETE: the run was interrupted after {counted} of {planned} samples"
 
 
 def host_lines(document: Document) -> list[tuple[str, str]]:
-    """The host's particulars by name."""
+    """Return the description of the host, as pairs of name and value."""
     host, plan = document.host, document.plan
     lines = [
         ("CPU", f"{host.cpu_model}, {host.cpus} CPUs"),
@@ -153,7 +153,7 @@ def host_lines(document: Document) -> list[tuple[str, str]]:
         ("kernel", f"{host.kernel} ({host.machine}), cgroups {host.cgroups}, clock {host.clocksource}"),
         ("system", host.system),
         ("virtual machine", "no" if host.virtualisation == "none" else f"yes: {host.virtualisation}"),
-        ("governor", host.governor or "none (the kernel does not scale the clock)"),
+        ("governor", host.governor or "none (no frequency scaling by the kernel)"),
         ("load average", ", ".join(f"{value:.2f}" for value in host.load_average) + " before the run"),
         ("versions", ", ".join(f"{name} {version}" for name, version in sorted(host.versions.items()))),
         ("root filesystem", ", ".join(f"{form} {digest[:19]}" for form, digest in sorted(host.images.items()))),
@@ -165,41 +165,41 @@ def host_lines(document: Document) -> list[tuple[str, str]]:
 
 
 def method(document: Document) -> list[str]:
-    """How the figures came about, a sentence each."""
+    """Return sentences that describe how the figures were obtained."""
     plan = document.plan
     lines = [
-        f"Each sample is a fresh sandbox. A round is each level once, in random order (seed {plan.seed}); "
-        "a first round per level warms up and is not counted.",
-        "Startup runs from the request to the first correct reply of the server, on one monotonic clock of the host.",
+        f"Each sample is a fresh sandbox. A round has each level once, in random order (seed {plan.seed}); "
+        "the first round is a warm-up and is not counted.",
+        "Startup is the time from the request to the first correct reply of the server, by the host's monotonic clock.",
     ]
     if plan.duration_s:
         lines.append(
             f"Then wrk keeps {plan.connections} connections busy for {plan.duration_s} s, from a network namespace "
             f"without a route out, on CPU {plan.generator_cpus}; the server runs on CPU {plan.server_cpus}. "
-            "Every level answered with the same bytes."
+            "Every level replied with the same bytes."
         )
     lines.append(
-        "Figures are medians over sandboxes with 95 % bootstrap intervals; ratios are paired by round against "
-        f"{document.info(plan.baseline).label}. Nothing is trimmed; failed samples are counted and shown. "
-        f"{UNSTABLE_MARK} marks a figure whose interval is wide."
+        "Figures are medians over sandboxes with 95 % bootstrap intervals; ratios are to "
+        f"{document.info(plan.baseline).label}, paired by round. No outliers are removed; failed samples are shown. "
+        f"{UNSTABLE_MARK} marks a figure with a wide interval."
     )
     if any(info.emulated for info in document.levels):
         lines.append(
             "The VM's CPU is emulated in software (QEMU TCG), because KVM does not run guests on this host: "
-            "its figures say what emulation costs, not what a hardware VM costs."
+            "its figures show the cost of emulation, not of a hardware VM."
         )
     return lines
 
 
 def phase_name(phase: str) -> str:
-    """A phase as shown."""
+    """Return the name of a phase for a heading."""
     return PHASE_NAMES.get(phase, phase)
 
 
 def _why_empty(info: LevelInfo, summary: Summary | None) -> str:
     if not info.available:
         remedy = f" → {info.remedy}" if info.remedy else ""
-        return f"not on this host: {info.reason}{remedy}"
+        return f"not available on this host: {info.reason}{remedy}"
     if summary is None:
         return "no sample was counted"
     if summary.failed == summary.attempted:
@@ -225,7 +225,7 @@ def _ratio(document: Document, summary: Summary, name: str) -> Sequence[str]:
 
 
 def _phase(info: LevelInfo, summary: Summary, phase: str) -> str:
-    # Levels that share the host's kernel have nothing to boot: what is left there is the cost of a call.
+    # Levels that share the host's kernel boot nothing, and the rest of the phase is the cost of a call.
     seconds = summary.phases_s.get(phase)
     if phase == "boot" and seconds is not None and seconds < 1e-4:
         return NOTHING

@@ -1,4 +1,4 @@
-"""The report as plain text for a terminal, 80 columns or more."""
+"""Render the report as plain text for a terminal of 80 columns or more."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _BOLD, _YELLOW = "1", "33"
 
 
 def render(document: Document, *, width: int = 100, colour: bool = False) -> str:
-    """The whole report.
+    """Render the report.
 
     Args:
-        document: what to show.
-        width: columns to stay within, as far as the labels allow.
+        document: the document.
+        width: maximum number of columns, if the labels allow it.
         colour: whether to use escape sequences.
     """
     width = max(width, MIN_WIDTH)
@@ -49,7 +49,7 @@ def render(document: Document, *, width: int = 100, colour: bool = False) -> str
 
 
 def _fitted(table: Table, width: int) -> list[Table]:
-    """The table, or two of it where it is too wide for the terminal."""
+    """Return the table, split into two if it is too wide."""
     if not table.split or sum(_widths(table)) + len(GAP) * (len(table.head) - 1) <= width:
         return [table]
     cut = table.split
@@ -73,7 +73,7 @@ def _table(table: Table, width: int, colour: bool) -> str:
     depth = max(len(lines) for lines in heads)
     lines = [_paint(plain(table.title), _BOLD, colour)] if table.title else []
     for level in range(depth):
-        # Short heads stand on the last line, right above their column.
+        # Heads of one line are on the last line, directly above their column.
         cells = [part[level - depth + len(part)] if level - depth + len(part) >= 0 else "" for part in heads]
         lines.append(_line(cells, widths, ()))
     for row in table.rows:
@@ -98,13 +98,13 @@ def _widths(table: Table) -> list[int]:
 
 
 def _head_lines(name: str) -> list[str]:
-    """A head in one or two lines: "vm (TCG, emulated)" above a narrow column."""
+    """Split a head such as "vm (TCG, emulated)" into two lines for a narrow column."""
     before, comma, after = plain(name).partition(", ")
     return [before + ",", after] if comma else [before]
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], paints: Sequence[str]) -> str:
-    """Labels to the left, figures to the right."""
+    """Lay out a line with labels left-aligned and figures right-aligned."""
     parts = []
     for index, (cell, width) in enumerate(zip(cells, widths, strict=True)):
         text = plain(cell)
@@ -118,7 +118,7 @@ def _pad(text: str, width: int) -> str:
 
 
 def _cells(text: str) -> int:
-    """Columns that a text takes on a terminal."""
+    """Return the number of columns that a text takes on a terminal."""
     wide = sum(unicodedata.east_asian_width(char) in "WF" for char in text)
     return len(text) + wide - sum(bool(unicodedata.combining(char)) for char in text)
 

@@ -1,4 +1,4 @@
-"""A comparison on real engines: figures that were measured, files that can be read, and nothing left behind."""
+"""A comparison on real engines: it measures figures, writes readable files, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_two_levels_are_measured_and_reported(tmp_path: Path) -> None:
     check_samples(document, rounds=2)
     assert "few-samples" in {caveat.code for caveat in document.warnings}
     page = (tmp_path / "report.html").read_text()
-    assert "reactor behind every wall" in page
+    assert "reactor at each isolation level" in page
     again = subprocess.run(
         [SANDBOX, "report", str(tmp_path / "results.json")], capture_output=True, text=True, check=True
     )

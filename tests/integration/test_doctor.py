@@ -1,4 +1,4 @@
-"""`sandbox doctor` on this host, and a Docker daemon of our own from start to stop."""
+"""`sandbox doctor` on this host, and a second Docker daemon from start to stop."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_what_is_missing_is_explained(tmp_path: Path) -> None:
 
 @pytest.mark.needs("root")
 def test_without_root_it_says_so_and_loses_no_row() -> None:
-    # Only the interpreter's own path is needed; the checkout may be below a directory that others cannot enter.
+    # Only the interpreter's own path is used, as other users may be unable to enter the directory of the checkout.
     script = "import os; os.setgid(65534); os.setuid(65534); from sandbox.host import report as r; "
     script += "import json; print(json.dumps(r.look(needed).to_json()))"
     prelude = "import sandbox.host.report, sandbox.host.docker_check; "
@@ -133,7 +133,7 @@ def test_stop_stops_only_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def own_dockerd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    """A second Docker daemon that shares nothing with the host's."""
+    """Start a second Docker daemon that shares nothing with the host's."""
     monkeypatch.setenv("SANDBOX_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.setattr(dockerd, "SYSTEM_CONFIG", tmp_path / "daemon.json")
     engine = Engine(f"{tmp_path}/docker.sock")
@@ -176,7 +176,7 @@ def test_runsc_is_registered_tried_and_judged(own_dockerd: Engine, monkeypatch: 
     assert done is not None
     assert docker_check.runsc().ok
 
-    # A second look recalls the verdict: it asks, and makes no container.
+    # The second check recalls the result, and creates no container.
     monkeypatch.setattr(docker_check, "try_runtime", lambda *_: pytest.fail("tried again"))
     assert docker_check.runsc().ok
 
@@ -187,7 +187,7 @@ def test_a_runtime_that_does_not_work_is_not_called_working(own_dockerd: Engine)
     engine = own_dockerd
     runtimes = {
         "broken": {"path": "/bin/false"},
-        "bare": {"path": which("runsc")},  # Debian's runsc fails so, after its sandbox has started
+        "bare": {"path": which("runsc")},  # without arguments, Debian's runsc fails after its sandbox has started
     }
     dockerd._write(dockerd.own_config(), {"runtimes": runtimes})
     daemons.send(dockerd.NAME, signal.SIGHUP)

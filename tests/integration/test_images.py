@@ -1,4 +1,4 @@
-"""Images on the real tools: mmdebstrap, the kernel, dockerd. The shared image cache is used, and is left as it was."""
+"""Images with the real tools: mmdebstrap, the kernel, dockerd. The shared image cache is used, and left as it was."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def rootfs() -> Path:
 
 @pytest.fixture
 def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An image cache of the test's own, empty."""
+    """Use an empty image cache."""
     monkeypatch.setenv(paths.STATE_ENV, str(tmp_path / "state"))
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
     return tmp_path / "state" / "images"
@@ -50,7 +50,7 @@ def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def seeded(rootfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An image cache of the test's own that has the slow part already."""
+    """Use a separate image cache that already has the slow stages."""
     del rootfs
     base = cache.read(Stage.BASE, digests()[Stage.BASE])
     if base is None:
@@ -58,14 +58,14 @@ def seeded(rootfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     own = tmp_path / "state" / "images"
     own.mkdir(parents=True)
     shutil.copytree(base.directory, own / base.directory.name)
-    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")  # what is removed here stays out of Docker
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")  # so that nothing is removed from Docker
     monkeypatch.setenv(paths.STATE_ENV, str(tmp_path / "state"))
     return own
 
 
 @pytest.fixture
 def workloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the workloads, used in place of the real ones."""
+    """Use a copy of the workloads instead of the real ones."""
     copy = tmp_path / "workloads"
     shutil.copytree(data_dir("workloads"), copy)
     for module in (recipe, build, memo):
@@ -74,7 +74,7 @@ def workloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def inside(root: Path, *argv: str) -> str:
-    # No network and no /proc: the image alone has to do.
+    # Without network and /proc, so that only the image is used.
     done = subprocess.run(["unshare", "--net", "chroot", str(root), *argv], capture_output=True, text=True, check=True)
     return done.stdout + done.stderr
 
@@ -105,7 +105,7 @@ def test_the_root_filesystem_runs_the_workloads(rootfs: Path) -> None:
 def test_everything_is_compiled_ahead(rootfs: Path) -> None:
     code = "import sys; sys.path[:0] = ['/opt/sandbox']; import asyncio, http.server, workloads.command"
     told = inside(rootfs, PYTHON, "-I", "-v", "-c", code)
-    # `code object from PATH` without quotes: that source was compiled just now (importlib's verbose messages).
+    # `code object from PATH` without quotes: the source was just compiled (importlib's verbose messages).
     compiled = [line for line in told.splitlines() if line.startswith("# code object from /")]
     assert compiled == []
     assert "# code object from '/opt/sandbox/workloads/__pycache__/" in told
@@ -189,7 +189,7 @@ def test_an_image_in_use_is_kept(seeded: Path) -> None:
     image = images.ensure(Form.ROOTFS, quiet)
     assert image.path is not None
     sleep = ["/usr/bin/sleep", "60"]
-    # By its root; by a mount in a namespace that this one does not see; by a mount here.
+    # The image is used as a root, by a mount in another mount namespace, and by a mount here.
     chrooted = subprocess.Popen(["chroot", str(image.path), *sleep])
     mounted = ["sh", "-c", f"mount --bind {image.path} /mnt && cd / && exec sleep 60"]
     namespace = subprocess.Popen(["unshare", "--mount", "--propagation", "private", *mounted])
@@ -233,7 +233,7 @@ def read_until(process: subprocess.Popen[str], text: str) -> None:
 
 
 def of_this_build(directory: Path) -> list[str]:
-    """Live processes that have the directory on their command line."""
+    """Return the live processes that have the directory on their command line."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -261,7 +261,7 @@ def test_an_interrupted_build_leaves_no_half_image(own_state: Path, number: sign
     assert str(own_state) not in Path("/proc/self/mountinfo").read_text()
     if number is signal.SIGKILL:
         assert len(temporaries(own_state)) == 1
-        # What it had started keeps its lock until it is gone too, and need not have the directory on its command line.
+        # Its children, which may not have the directory on their command line, keep its lock until they have ended.
         while not (found := images.prune(dry_run=True)) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert len(found) == 1
@@ -281,7 +281,7 @@ def test_two_builds_at_once_build_once(seeded: Path) -> None:
 
 @pytest.mark.slow
 def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
-    # In a mount namespace of its own: the small file system is gone with it.
+    # In a separate mount namespace, with which the small file system goes away.
     state = tmp_path / "small"
     state.mkdir()
     needs_nothing = (
@@ -331,7 +331,7 @@ def test_the_vm_form(rootfs: Path) -> None:
 
 @pytest.fixture
 def tagged() -> Iterator[str]:
-    """A digest of the test's own, whose image is removed at the end."""
+    """Return a digest that only the test uses, and remove its image at the end."""
     digest = "feed" * 16
     yield digest
     dockerd.remove(dockerd.reference(digest))
@@ -372,7 +372,7 @@ def test_an_image_that_a_container_has_is_kept(rootfs: Path, tagged: str) -> Non
 
 @pytest.mark.level("container")
 def test_an_import_that_is_killed_leaves_nothing(tmp_path: Path, tagged: str) -> None:
-    # Large enough that the kill comes in the middle.
+    # Large enough that the kill arrives in the middle.
     with (tmp_path / "large").open("wb") as file:
         file.truncate(1 << 30)
     code = (

@@ -1,4 +1,4 @@
-"""The isolation table on real engines: what each level is known to stop, and the control that stops next to nothing."""
+"""The isolation table on real engines: the known verdicts of each level, and the negative control."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ EXPECTED: dict[str, dict[str, Verdict]] = {
         "memory seen": ISOLATED,
     },
 }
-"""What must come out. Left out where it depends on the engine's version or on how many CPUs this host has."""
+"""The expected verdicts, without those that depend on the engine's version or on the number of CPUs of this host."""
 
 
 @pytest.mark.slow
@@ -77,7 +77,7 @@ def test_the_table(level: str) -> None:
     found = {row.check: row for row in rows}
     assert tuple(found) == verdicts.NAMES
     assert all(row.level == level and row.witness for row in rows)
-    # On a host with a single CPU nothing can be withheld, so that nothing can be seen that was.
+    # On a host with one CPU none can be withheld, so the verdict is UNKNOWN.
     unsure = {check for check, row in found.items() if row.verdict is UNKNOWN} - {"CPUs seen"}
     assert not unsure, [_show(found[check]) for check in unsure]
     expected = {check: verdict for check, verdict in EXPECTED[level].items() if check != "CPUs seen"}
@@ -90,7 +90,7 @@ def test_the_table(level: str) -> None:
 
 @pytest.mark.level("namespace")
 def test_a_limit_that_is_lifted_behind_the_back_is_not_held() -> None:
-    """The negative control: the same push against the same sandbox, with the host's wall taken away meanwhile."""
+    """The negative control: the same attempt on the same sandbox, while the host's limit is removed."""
     manager = Manager()
     with manager.running(manager.make_spec("reactor", "namespace", memory="64m", pids_limit=24)) as running:
         pid = running.sandbox.state().pid
@@ -105,7 +105,7 @@ def test_a_limit_that_is_lifted_behind_the_back_is_not_held() -> None:
                 _raise(group.folder / name, limit * factor)
 
         pids = limits.push_pids(running.sandbox, before=lambda: lift("pids", ("pids.max",), 2))
-        # v1 takes memory and memory with swap one at a time, the wider one first; v2 has the one file.
+        # v1 has limits of memory and of memory with swap, and the wider one is set first; v2 has one file.
         files = ("memory.memsw.limit_in_bytes", "memory.limit_in_bytes", "memory.max")
         memory = limits.push_memory(running.sandbox, before=lambda: lift("memory", files, 2))
     assert verdicts.pids_limit(pids).verdict is NOT_HELD

@@ -1,4 +1,4 @@
-"""`vagrant up` with the repository's Vagrantfile, on a real libvirtd; everything of it is gone afterwards."""
+"""`vagrant up` with the repository's Vagrantfile, on a real libvirtd; nothing of it is left afterwards."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 SANDBOX = str(BIN / "sandbox")
 UP_TIMEOUT = 240.0
-"""Seconds; up takes about 15, most of it Vagrant's and an emulated machine's start."""
+"""Maximum seconds of a command; `vagrant up` takes about 15, mostly Vagrant's start and that of an emulated machine."""
 COMPARED = vagrant.domain_name(paths.vagrant_dir())
 TALK = """
 import socket, sys
@@ -51,7 +51,7 @@ for word in sys.argv[2:]:
     except OSError as error:
         print(word, type(error).__name__)
 """
-"""What becomes of a word to each of some services; in a machine, or on the host."""
+"""A program that sends a word to each of some services, and prints the results; for the machine and for the host."""
 
 
 def domains() -> list[str]:
@@ -60,7 +60,7 @@ def domains() -> list[str]:
 
 @pytest.fixture
 def storage() -> Iterator[None]:
-    """Remove the volumes that come, and the pool if it came too: of the box, Vagrant leaves both."""
+    """Remove new volumes, and the pool if it is new: Vagrant leaves both."""
     pools, before = vagrant.virsh("pool-list", "--all", "--name").split(), leaks.libvirt_volumes()
     yield
     for name in leaks.libvirt_volumes() - before:
@@ -72,13 +72,13 @@ def storage() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def found_box() -> vmbox.Box | None:
-    """What was there before this module."""
+    """Return the box that existed before this module, if any."""
     return vmbox.find()
 
 
 @pytest.fixture
 def box(found_box: vmbox.Box | None) -> str:
-    """The box's name; one that was not there before the module goes again, with its last test."""
+    """Return the box's name. If it is new, it is removed after the last test."""
     images.ensure(Form.VM, lambda _: None)
     done = subprocess.run(
         [sys.executable, "-m", "sandbox.images.vagrant"],
@@ -104,11 +104,11 @@ def box_goes_again(found_box: vmbox.Box | None) -> Iterator[None]:
 
 
 class Project:
-    """A folder with the repository's Vagrantfile, so that a machine of the checkout itself is left alone."""
+    """Make a folder with the repository's Vagrantfile, so that a machine of the checkout itself is not touched."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
-        # A link: the file looks for the environment beside where it really is.
+        # A link, as the file looks for the environment beside its real path.
         (folder / "Vagrantfile").symlink_to(ROOT / "Vagrantfile")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -159,8 +159,8 @@ def test_up_ssh_curl_halt_destroy(project: Project, box: str, found_box: vmbox.B
     assert f"Domain type:       {'kvm' if kvm_works() else 'qemu'}" in said
     assert box in said
     project.assert_served()
-    project.environment["SANDBOX_VAGRANT_DRIVER"] = "kvm" if kvm_works() else "qemu"  # found out once is enough
-    # The server is as little to the machine as it is at every level.
+    project.environment["SANDBOX_VAGRANT_DRIVER"] = "kvm" if kvm_works() else "qemu"  # chosen once, which is enough
+    # The server has no privileges in the machine, as at every level.
     server = "grep -hE '^(Uid|CapBnd|NoNewPrivs):' /proc/$(pidof tini)/status"
     kernel, user, become, *status = project.ssh("sh", "-c", f"uname -r; id -un; su -c 'id -un'; {server}").splitlines()
     assert kernel != os.uname().release
@@ -172,7 +172,7 @@ def test_up_ssh_curl_halt_destroy(project: Project, box: str, found_box: vmbox.B
     assert fields["NoNewPrivs"].strip() == "1"
     assert_the_host_is_out_of_reach(project)
     assert vagrant.prune(dry_run=False) == [], "a machine that somebody has stays"
-    project.vagrant("up")  # of a machine that runs: nothing to do, and the port in use is its own
+    project.vagrant("up")  # the machine runs: there is nothing to do, and the used port is its own
     assert "graceful" in project.vagrant("halt")
     assert vagrant.prune(dry_run=False) == [], "so does one that is halted"
     project.vagrant("up")
@@ -190,7 +190,7 @@ def test_up_ssh_curl_halt_destroy(project: Project, box: str, found_box: vmbox.B
 
 
 def assert_the_host_is_out_of_reach(project: Project) -> None:
-    """Nothing answers that listens on every address of the host, whichever of them a machine's root turns to.
+    """No service that listens on all addresses of the host answers the machine's root, at any address.
 
     The same words reach the same services from the host itself; from the machine too, once the rules are away.
     """
@@ -206,7 +206,7 @@ def assert_the_host_is_out_of_reach(project: Project) -> None:
 
         here = subprocess.run(["sh", "-c", talk(5)], check=True, capture_output=True, text=True)
         assert here.stdout.splitlines() == _each(services, "pong")
-        # Its DHCP client does not add a way out; root does.
+        # Its DHCP client adds no default route; root does.
         route = f"/usr/lib/sandbox-vm/busybox route add default gw {vagrant.HOST_ADDRESS}"
         closed = project.ssh("sh", "-c", f"echo kept >kept; sync; su -c '{route}'; {talk(0.5)}")
         assert closed.splitlines() == _each(services, "TimeoutError")
@@ -221,7 +221,7 @@ def _each(services: Sequence[str], answer: str) -> list[str]:
 
 @contextmanager
 def echoing() -> Iterator[int]:
-    """The port of a service of the host on every address, by TCP and by UDP."""
+    """Run a service of the host on all addresses, by TCP and UDP, and return its port."""
     with socket.create_server(("0.0.0.0", 0)) as tcp, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
         port: int = tcp.getsockname()[1]
         udp.bind(("0.0.0.0", port))
@@ -273,7 +273,7 @@ def test_metadata_names_what_is_there(box: str) -> None:
 
 
 def comparison(folder: Path) -> subprocess.Popen[str]:
-    """A comparison of processes and Vagrant machines that begins with a machine."""
+    """Start a comparison of processes and Vagrant machines that begins with a machine."""
     argv = [SANDBOX, "compare", "--with-vagrant", "reactor", "--isolation", "process", "--samples", "1", "--seed", "1"]
     argv += ["--duration", "1", "--no-isolation-table", "-o", str(folder)]
     return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -306,7 +306,7 @@ def test_a_machine_has_its_row_in_a_comparison(tmp_path: Path, storage: None, bo
 def test_a_comparison_that_is_cut_short_leaves_no_machine(
     tmp_path: Path, storage: None, box: str, number: signal.Signals
 ) -> None:
-    """After Ctrl-C at once, after SIGKILL with the next `prune`."""
+    """Nothing is left after Ctrl-C, or after SIGKILL and the next `prune`."""
     volumes = leaks.libvirt_volumes()
     with comparison(tmp_path) as process:
         deadline = time.monotonic() + 120

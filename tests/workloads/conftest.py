@@ -9,7 +9,7 @@ from tests.workloads.server import MODELS, Server
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[dict[str, Server]]:
-    """Servers that the tests of a module share, started when first asked for."""
+    """Servers that the tests of a module share, started when first needed."""
     servers: dict[str, Server] = {}
     yield servers
     for server in servers.values():
@@ -18,7 +18,7 @@ def running() -> Iterator[dict[str, Server]]:
 
 @pytest.fixture(params=MODELS)
 def server(request: pytest.FixtureRequest, running: dict[str, Server]) -> Server:
-    """A running server of each model in turn; the test leaves it as it was."""
+    """Return a running server of each model in turn; the test leaves it as it was."""
     model: str = request.param
     if model not in running:
         running[model] = Server(model)

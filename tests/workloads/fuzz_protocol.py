@@ -1,4 +1,4 @@
-"""Throws broken requests at the parser path: `python -m tests.workloads.fuzz_protocol --inputs 1000000`.
+"""Fuzz the parser path with broken requests: `python -m tests.workloads.fuzz_protocol --inputs 1000000`.
 
 One input is a sequence of bytes. `one_input` feeds it to a Protocol, whole and in fragments, and checks what must hold
 for any bytes. The generator mutates and splices the shapes that the tests know; each input can be made again from the
@@ -27,7 +27,7 @@ from workloads.rpc.services import Services
 from workloads.settings import Settings
 
 MAX_INPUT = 40_000
-"""Bytes; twice what a head may have, so that the limits are met."""
+"""Maximum bytes of an input; twice the limit of a head, so that the limits are reached."""
 
 _APP = Application("fuzz", Settings(), Services(), routes)
 _ANSWER = Response(b"answer\n")
@@ -43,7 +43,7 @@ _TOKENS = [
 
 
 def converse(fragments: Sequence[bytes]) -> tuple[bytes, bool]:
-    """What a connection answers to these bytes, and whether it ends; no handler is run, for the parser is meant."""
+    """Return the answer of a connection to these bytes, and whether it ends. No handler is run."""
     connection = Protocol(_APP)
     answer = []
     for fragment in fragments:
@@ -68,7 +68,7 @@ def converse(fragments: Sequence[bytes]) -> tuple[bytes, bool]:
 
 
 def one_input(data: bytes, cuts: Sequence[int]) -> None:
-    """Check that any bytes are answered without an exception, and the same in whatever fragments they come.
+    """Check that bytes are answered without an exception, and the same in any fragments.
 
     Raises:
         AssertionError: they are not.
@@ -76,14 +76,14 @@ def one_input(data: bytes, cuts: Sequence[int]) -> None:
     whole, ended = converse([data])
     edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
     parts, parts_ended = converse([data[start:end] for start, end in pairwise(edges) if start < end])
-    # 100 Continue is sent where the body has not arrived yet, which is what fragments decide; the rest must agree.
+    # 100 Continue depends on whether the body has arrived, and so on the fragments; the rest must agree.
     continue_line = b"HTTP/1.1 100 Continue\r\n\r\n"
     assert _comparable(whole, continue_line) == _comparable(parts, continue_line), "fragments change the answer"
     assert ended == parts_ended, "fragments change the end"
 
 
 def _comparable(answer: bytes, continue_line: bytes) -> bytes:
-    """The answer without what may differ: 100 Continue, and how a streamed body is cut into chunks."""
+    """Return the answer without the parts that may differ: 100 Continue, and the chunks of a streamed body."""
     answer = answer.replace(continue_line, b"")
     if b"Transfer-Encoding: chunked" not in answer:
         return answer
@@ -108,7 +108,7 @@ def _comparable(answer: bytes, continue_line: bytes) -> bytes:
 
 
 def make(chance: random.Random) -> tuple[bytes, list[int]]:
-    """An input and where to cut it."""
+    """Return a random input, and the positions at which to cut it."""
     data = bytearray(chance.choice(_CORPUS))
     while chance.random() < 0.3:
         data += chance.choice(_CORPUS)
@@ -145,7 +145,7 @@ def run(inputs: int, seed: int, *, report_every: int = 0) -> None:
 
 @contextmanager
 def frozen_clocks() -> Iterator[None]:
-    """No deadline passes, and the Date field does not change between two answers that are compared."""
+    """Stop the clock, so that no deadline passes and the Date field does not change between two answers."""
     real = vars(protocol_module)["monotonic"], vars(response_module)["time"]
     vars(protocol_module)["monotonic"], vars(response_module)["time"] = (lambda: 0.0), (lambda: 1e9)
     try:
@@ -173,7 +173,7 @@ def _run(inputs: int, seed: int, report_every: int) -> None:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=1)

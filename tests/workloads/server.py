@@ -1,4 +1,4 @@
-"""Starts a real server in a process of its own, and talks to it by bare sockets."""
+"""Start a real server in a separate process, and talk to it by plain sockets."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ SYSTEM_INTERPRETER = ("/usr/bin/python3", "-I", "-S", str(ROOT / "workloads" / "
 """As in the root filesystem, with Debian's httptools."""
 
 PATIENCE = 10.0
-"""Seconds that anything may take here before the test fails."""
+"""Seconds that any step may take before the test fails."""
 
 
 class Server:
-    """A running server; a context manager that ends it and checks that nothing of it is left."""
+    """A running server. As a context manager, it ends the server and checks that nothing of it is left."""
 
     def __init__(
         self, model: str, *options: str, command: tuple[str, ...] = INTERPRETER, descriptors: int | None = None
@@ -68,7 +68,7 @@ class Server:
         self.kill()
 
     def connect(self, *, receive_buffer: int | None = None) -> socket.socket:
-        """A connection to the server."""
+        """Open a connection to the server."""
         client = socket.socket()
         if receive_buffer:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
@@ -82,36 +82,36 @@ class Server:
         return client
 
     def ask(self, data: bytes) -> bytes:
-        """Send bytes, and return all that comes back until the server closes."""
+        """Send bytes, and return the answer up to the close by the server."""
         with self.connect() as client:
             client.sendall(data)
             return read_all(client)
 
     def get(self, target: str, *, timeout: float = PATIENCE) -> tuple[int, bytes]:
-        """Status and body of a GET on a connection of its own."""
+        """Return the status and body of a GET on a new connection."""
         with self.connect() as client:
             client.settimeout(timeout)
             client.sendall(f"GET {target} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n".encode())
             return split(read_all(client))
 
     def post(self, target: str, body: bytes) -> tuple[int, bytes]:
-        """Status and body of a POST on a connection of its own."""
+        """Return the status and body of a POST on a new connection."""
         head = f"POST {target} HTTP/1.1\r\nHost: test\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
         return split(self.ask(head.encode() + body))
 
     def terminate(self) -> int:
-        """SIGTERM, and the exit code."""
+        """Send SIGTERM and return the exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.wait()
 
     def wait(self) -> int:
-        """The exit code, once it has ended."""
+        """Wait for its end and return the exit code."""
         code = self.process.wait(PATIENCE)
         self._read_log()
         return code
 
     def kill(self) -> None:
-        """End it and whatever it has started: they share a session, and so a process group."""
+        """Kill it and all processes that it has started, which share its process group."""
         if self.process.poll() is None:
             try:
                 os.killpg(self.process.pid, signal.SIGKILL)
@@ -121,12 +121,12 @@ class Server:
         self._read_log()
 
     def memory(self) -> int:
-        """Bytes of resident memory of the server's process (proc(5), statm)."""
+        """Return the bytes of resident memory of the server's process (proc(5), statm)."""
         pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGESIZE")
 
     def threads(self) -> int:
-        """Threads of the server's process, as the kernel counts them."""
+        """Return the number of threads of the server's process."""
         return len(os.listdir(f"/proc/{self.process.pid}/task"))
 
     def _read_log(self) -> None:
@@ -142,7 +142,7 @@ class Server:
 
 
 def read_all(client: socket.socket) -> bytes:
-    """Everything until the other side ends."""
+    """Read until the other side closes."""
     pieces = []
     while piece := client.recv(65536):
         pieces.append(piece)
@@ -150,7 +150,7 @@ def read_all(client: socket.socket) -> bytes:
 
 
 def read_until(client: socket.socket, end: bytes) -> bytes:
-    """Bytes up to and including `end`."""
+    """Read bytes up to and including `end`."""
     data = b""
     while not data.endswith(end):
         piece = client.recv(65536)
@@ -161,7 +161,7 @@ def read_until(client: socket.socket, end: bytes) -> bytes:
 
 
 def read_response(client: socket.socket) -> tuple[int, bytes]:
-    """One sized response from a connection that stays open; nothing may follow it."""
+    """Read one response with Content-Length from a connection that stays open; nothing may follow it."""
     data = b""
     while b"\r\n\r\n" not in data:
         piece = client.recv(65536)
@@ -180,14 +180,14 @@ def read_response(client: socket.socket) -> tuple[int, bytes]:
 
 
 def split(data: bytes) -> tuple[int, bytes]:
-    """Status and body of a response."""
+    """Return the status and body of a response."""
     head, separator, body = data.partition(b"\r\n\r\n")
     assert separator, f"no response in {data!r}"
     return int(head.split()[1]), body
 
 
 def statuses(data: bytes) -> list[int]:
-    """The status codes of responses in a row, by an independent parser (h11)."""
+    """Return the status codes of consecutive responses, by an independent parser (h11)."""
     import h11
 
     client = h11.Connection(h11.CLIENT)

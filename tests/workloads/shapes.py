@@ -1,4 +1,4 @@
-"""Requests as bytes: those to be refused, each with its status, and those to be taken."""
+"""Requests as bytes: those that must be refused, each with its status, and those that must be accepted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HTTP/1.1 as a server on the open network must do it: the same assertions over every server, on real sockets."""
+"""HTTP/1.1 conformance: the same assertions for every server, on real sockets."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_half_closed_client_gets_its_answers(server: Server) -> None:
 def test_curl(server: Server, tmp_path: Path) -> None:
     url = f"http://127.0.0.1:{server.port}"
     data = tmp_path / "data"
-    data.write_bytes(bytes(range(256)) * 8192)  # 2 MiB: above 1 MiB curl sends Expect by itself
+    data.write_bytes(bytes(range(256)) * 8192)  # 2 MiB: above 1 MiB, curl sends Expect on its own
 
     def curl(*arguments: str) -> bytes:
         return subprocess.run(["curl", "-sS", "--max-time", "10", *arguments], check=True, capture_output=True).stdout
@@ -174,7 +174,7 @@ def test_curl(server: Server, tmp_path: Path) -> None:
     not Path("/usr/lib/python3/dist-packages/httptools").is_dir(), reason="Debian's python3-httptools is not installed"
 )
 def test_same_verdicts_with_the_root_filesystems_parser() -> None:
-    """Debian's httptools is of another generation (Node's old parser, not llhttp); the answers must not differ."""
+    """Debian's httptools has Node's old parser instead of llhttp; the answers must not differ."""
     with Server("eventloop", command=SYSTEM_INTERPRETER) as server:
         found = {name: statuses(server.ask(head)) for name, head, _ in BAD_HEADS}
         assert found == {name: [status] for name, _, status in BAD_HEADS}

@@ -1,4 +1,4 @@
-"""What processes and threads cost, and which cores they use. Figures are printed (`pytest -s`); the bounds are wide."""
+"""The costs of processes and threads, and the cores they use. Figures are printed (`pytest -s`); bounds are wide."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ needs_two_cores = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="t
 
 @dataclass(frozen=True)
 class Bill:
-    """What a server has used, its children included: processor time in seconds, and context switches."""
+    """The resources that a server and its children have used: processor time in seconds, and context switches."""
 
     user: float
     system: float
@@ -56,14 +56,14 @@ def test_processes_cost_more_than_threads(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_what_is_shared_costs_more_between_processes() -> None:
-    """SEED-5: threads share a variable under a lock; processes a mapping, under a lock that the kernel keeps."""
+    """SEED-5: threads share a variable under a lock; processes share a mapping under a lock of the kernel."""
     in_memory, between = Counts.of_threads().counter, Counts.of_processes(1)[0].counter
     assert _seconds_each(lambda: between.add(1)) > 2 * _seconds_each(lambda: in_memory.add(1))
     assert in_memory.get() == between.get()
 
 
 def _seconds_each(action: Callable[[], object], times: int = 20_000) -> float:
-    """Processor time of this thread for one."""
+    """Return the processor time of this thread for one call."""
     best = float("inf")
     for _ in range(5):
         begin = time.thread_time()
@@ -74,7 +74,7 @@ def _seconds_each(action: Callable[[], object], times: int = 20_000) -> float:
 
 
 def test_a_connection_costs_more_with_a_thread(capsys: pytest.CaptureFixture[str]) -> None:
-    """SEED-9: what is bearable with a few users is not with thousands."""
+    """SEED-9: a cost that is acceptable with a few users is not with thousands."""
     each = {}
     for model in ("thread", "eventloop"):
         with Server(model) as server:
@@ -96,7 +96,7 @@ def test_a_connection_costs_more_with_a_thread(capsys: pytest.CaptureFixture[str
 @needs_two_cores
 @pytest.mark.parametrize("model", ["fork", "reactor", "thread"])
 def test_computations_use_several_cores(model: str) -> None:
-    """SEED-2 and SEED-13, where the handler releases the interpreter's lock."""
+    """SEED-2 and SEED-13, if the handler releases the interpreter's lock."""
     with Server(model) as server, _under_way(server, "/cpu?rounds=20000000"):
         _wait_for_two_cores(server)
 
@@ -104,7 +104,7 @@ def test_computations_use_several_cores(model: str) -> None:
 @needs_two_cores
 @pytest.mark.parametrize(("model", "several"), [("fork", True), ("reactor", False), ("thread", False)])
 def test_the_interpreters_lock_binds_threads_and_not_processes(model: str, several: bool) -> None:
-    """SEED-2 and SEED-13, where the handler holds the lock: threads have one core's worth between them."""
+    """SEED-2 and SEED-13, if the handler holds the lock: threads use one core between them."""
     with Server(model) as server:
         server.get("/cpu?rounds=1&gil=1")
         with _under_way(server, "/cpu?rounds=20000000&gil=1"):
@@ -119,7 +119,7 @@ def test_the_interpreters_lock_binds_threads_and_not_processes(model: str, sever
 
 @contextmanager
 def _under_way(server: Server, target: str) -> Iterator[None]:
-    """Two requests are being served while the block runs; they are given up at its end."""
+    """Keep two requests under way during a block, and abandon them at its end."""
     with server.connect() as first, server.connect() as second:
         for client in (first, second):
             client.sendall(f"GET {target} HTTP/1.1\r\nHost: t\r\n\r\n".encode())
@@ -134,12 +134,12 @@ def _wait_for_two_cores(server: Server) -> None:
 
 
 def _busy_cores(server: Server) -> set[int]:
-    """The processors of the server's threads that compute now (proc(5), stat, fields 3 and 39)."""
+    """Return the processors of the server's running threads (proc(5), stat, fields 3 and 39)."""
     return {int(fields[36]) for fields in _threads(server.process.pid) if fields[0] == "R"}
 
 
 def _threads(leader: int) -> Iterator[list[str]]:
-    """The fields, from the third on, of each thread of each process in the server's group."""
+    """Return the fields, from the third on, of each thread of each process in the server's group."""
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             if os.getpgid(int(entry.name)) != leader:
@@ -147,7 +147,7 @@ def _threads(leader: int) -> Iterator[list[str]]:
             for stat in entry.glob("task/*/stat"):
                 yield stat.read_text().rpartition(")")[2].split()
         except OSError:
-            continue  # it has ended in this moment
+            continue  # it has just ended
 
 
 def _processor_seconds(server: Server) -> float:

@@ -1,4 +1,4 @@
-"""Limits, faults and the end: what a server on the open network meets."""
+"""Limits, faults and shutdown of a server on an open network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.workloads.server import MODELS, PATIENCE, Server, read_all, read_resp
 
 GET = b"GET / HTTP/1.1\r\nHost: t\r\n\r\n"
 MULTIPLEXING = tuple(model for model in MODELS if model != "sequential")
-"""Models that serve one client while another is silent."""
+"""The models that serve one client while another is silent."""
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -81,7 +81,7 @@ def test_a_client_that_does_not_read_costs_bounded_memory(model: str) -> None:
 
 
 def _send_without_end(client: socket.socket, data: bytes) -> None:
-    """Send until the server takes no more, which must be long before the test's own limit."""
+    """Send until the server reads no more, which must be long before the test's own limit."""
     sent = 0
     while sent < 64 * 1024 * 1024:
         sent += client.send(data)
@@ -107,7 +107,7 @@ def test_more_connections_than_allowed_get_503(model: str) -> None:
 def _status_of_get(server: Server) -> int:
     try:
         return server.get("/")[0]
-    except ConnectionError:  # the 503 was sent and the connection reset before our request could arrive
+    except ConnectionError:  # the 503 was sent, and the connection was reset before our request arrived
         return 503
 
 
@@ -134,7 +134,7 @@ def test_out_of_descriptors_is_survived(model: str) -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_no_descriptor_at_all_is_survived(model: str) -> None:
-    """The limit sinks to what the server has open: also where each client is let go before the next is taken."""
+    """The limit equals the number of open descriptors, also for servers that close a client before the next accept."""
     with Server(model) as server:
         wait_until(lambda: server.get("/")[0] == 200)
         before = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
@@ -168,7 +168,7 @@ def _take_descriptors(pid: int) -> None:
 def test_termination_drains(model: str, number: signal.Signals) -> None:
     with Server(model) as server:
         idle = None
-        if model != "sequential":  # there a silent client blocks the busy one: that is its point
+        if model != "sequential":  # there, a silent client blocks the busy one by design
             idle = server.connect()
             idle.sendall(GET)
             read_response(idle)
@@ -206,7 +206,7 @@ def test_clients_that_vanish_leave_nothing(model: str) -> None:
         for data in (b"", b"GET / HT", GET, b"POST /echo HTTP/1.1\r\nHost: t\r\nContent-Length: 9\r\n\r\nabc"):
             client = server.connect()
             client.sendall(data)
-            # A reset, the rudest way to leave.
+            # Close with a reset.
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             client.close()
         wait_until(lambda: server.get("/")[0] == 200 and _descriptors(server) == before)
@@ -214,7 +214,7 @@ def test_clients_that_vanish_leave_nothing(model: str) -> None:
 
 @pytest.mark.parametrize("model", MULTIPLEXING)
 def test_a_client_that_breaks_off_while_served_costs_no_processor_time(model: str) -> None:
-    """epoll reports a broken connection again and again, whatever was asked of it."""
+    """epoll reports a broken connection again and again, whatever events were requested."""
     with Server(model) as server:
         server.get("/io?ms=1")
         client = server.connect()

@@ -50,12 +50,12 @@ def test_tokens_in_any_order(lines: list[bytes], cuts: list[int]) -> None:
 
 
 def test_short_fuzz() -> None:
-    """A first part of what `python -m tests.workloads.fuzz_protocol` runs by the million, with a seed of the day."""
+    """Fuzz a little, with a seed of the day; `python -m tests.workloads.fuzz_protocol` runs millions of inputs."""
     fuzz_protocol.run(20_000, seed=int(time.time()) // 86400)
 
 
 def test_fragments_on_a_real_socket(server: Server) -> None:
-    """The pipeline in small pieces, each a segment of its own; sequential included."""
+    """Send the pipeline in small pieces, each in its own segment; also to `sequential`."""
     with server.connect() as client:
         for start in range(0, len(PIPELINE), 7):
             client.sendall(PIPELINE[start : start + 7])

@@ -10,7 +10,7 @@ from tests.workloads.server import Server
 
 
 def test_cpu_gives_the_same_digest_with_and_without_the_lock(server: Server) -> None:
-    # RFC 8018 has no vectors of its own for this input: two independent implementations have to agree.
+    # RFC 8018 has no test vectors for this input: two independent implementations have to agree.
     released = server.get("/cpu?rounds=500")
     assert released == server.get("/cpu?rounds=500&gil=1")
     assert released[0] == 200

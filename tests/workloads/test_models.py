@@ -1,4 +1,4 @@
-"""What tells the models apart: who waits for whom, on how many threads, and at what cost in memory."""
+"""The differences between the models: which requests wait for others, the number of threads, and the cost in memory."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ GET = b"GET / HTTP/1.1\r\nHost: t\r\n\r\n"
 LOOPS = ("callback", "coroutine", "eventloop", "reactor")
 """Models with a loop in which a read can wait."""
 LATENCY = 50
-"""Milliseconds that each service takes in the tests of the chain."""
+"""Latency of each service in the tests of the chain, in milliseconds."""
 
-# A chain takes three latencies; the machine may be loaded, so the bounds below leave room.
+# A chain takes three latencies. The machine may be loaded, so the bounds below are generous.
 CHAIN_SECONDS = 3 * LATENCY / 1000
 
 
@@ -69,7 +69,7 @@ def test_sequential_waits_for_the_silent_client() -> None:
     [("eventloop", True)] + [(model, False) for model in MODELS if model not in ("eventloop", "sequential")],
 )
 def test_who_waits_for_a_blocking_read(model: str, waits: bool) -> None:
-    """SEED-8, SEED-12 and SEED-14: a handler that blocks holds up the loop that runs it, and nothing else."""
+    """SEED-8, SEED-12 and SEED-14: a handler that blocks delays the loop that runs it, and nothing else."""
     with Server(model) as server, server.connect() as client:
         server.get("/")
         client.sendall(b"GET /io?ms=800 HTTP/1.1\r\nHost: t\r\n\r\n")
@@ -81,7 +81,7 @@ def test_who_waits_for_a_blocking_read(model: str, waits: bool) -> None:
 
 @pytest.mark.parametrize("model", LOOPS)
 def test_nobody_waits_for_a_nonblocking_read(model: str) -> None:
-    """SEED-14: the same read, left to the loop; on `eventloop` there is no other thread that could have done it."""
+    """SEED-14: the same read, done by the loop; on `eventloop` there is no other thread that could have done it."""
     with Server(model) as server, server.connect() as client:
         server.get("/")
         threads = server.threads()
@@ -95,7 +95,7 @@ def test_nobody_waits_for_a_nonblocking_read(model: str) -> None:
 
 @pytest.mark.parametrize("model", LOOPS)
 def test_nonblocking_reads_wait_side_by_side(model: str) -> None:
-    """SEED-14: a hundred of them take the time of one, and leave no descriptor behind."""
+    """SEED-14: a hundred of them take the time of one, and leak no descriptor."""
     with Server(model) as server:
         server.get("/")
         before = os.listdir(f"/proc/{server.process.pid}/fd")
@@ -114,7 +114,7 @@ def test_nonblocking_reads_wait_side_by_side(model: str) -> None:
 
 
 def _has_answer(client: socket.socket) -> bool:
-    """Whether the long request was answered before the short one that came after it: no clock decides."""
+    """Return whether a response has arrived, at this moment."""
     return bool(select.select([client], [], [], 0)[0])
 
 
@@ -158,7 +158,7 @@ def test_a_suspended_coroutine_leaves_its_thread_to_others() -> None:
 
 
 class _Calls(list[tuple[str, "Message", "OnReply"]]):
-    """Stands where the client of the services does, and keeps what it was asked to call back."""
+    """A stand-in for the client of the services; it keeps the callbacks it is given."""
 
     def call(self, service: str, message: Message, on_reply: OnReply, _on_error: OnError) -> None:
         self.append((service, message, on_reply))
@@ -169,9 +169,9 @@ def _unexpected(error: RpcError) -> None:
 
 
 def test_a_closure_carries_its_environment() -> None:
-    """SEED-20: what the callback server relies on, with the functions that it runs."""
+    """SEED-20: the language features that the callback server relies on, shown with its own functions."""
     request = Request(b"GET", b"/chain", b"user=7", {}, 1)
-    for form, handle_chain in FORMS.items():  # a function is a value: it stands in a table
+    for form, handle_chain in FORMS.items():  # a function is a value, so a table can hold it
         assert isinstance(handle_chain, FunctionType)
         calls, chain, finished = _Calls(), Chain(request), list[Chain]()
         handle_chain(cast("CallbackClient", calls), chain, finished.append, _unexpected)
@@ -188,7 +188,7 @@ def test_a_closure_carries_its_environment() -> None:
 
 
 def test_two_hundred_chains_on_a_pool_are_bound_by_its_threads() -> None:
-    """SEED-15: threads ÷ latency, however idle the processor."""
+    """SEED-15: throughput is threads ÷ latency, however idle the processor is."""
     with Server("blocking", "--rpc-latency", str(LATENCY), "--workers", "16") as server:
         server.get("/chain?user=0")
         elapsed = _chains(server, 200)
@@ -197,7 +197,7 @@ def test_two_hundred_chains_on_a_pool_are_bound_by_its_threads() -> None:
 
 @pytest.fixture
 def many_descriptors() -> Iterator[None]:
-    """Room for a connection's two ends in this process and in those it starts."""
+    """Raise the limit of descriptors for both ends of the connections, here and in child processes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < 20_000:
         pytest.skip(f"the limit of open descriptors is {hard}, and the test needs 20,000")
@@ -207,7 +207,7 @@ def many_descriptors() -> Iterator[None]:
 
 
 def _chains(server: Server, count: int) -> float:
-    """Seconds for so many concurrent chains; each answer is checked."""
+    """Return the seconds that this many concurrent chains take; each answer is checked."""
     clients = [server.connect() for _ in range(count)]
     begin = time.monotonic()
     for number, client in enumerate(clients):
@@ -238,12 +238,12 @@ def test_ten_thousand_idle_connections(model: str, capsys: pytest.CaptureFixture
             for _ in range(count):
                 client = socket.socket()
                 clients.append(client)
-                # Closed by a reset: 10,000 ports in TIME_WAIT would be in the way of the next run.
+                # Closed by a reset, as 10,000 ports in TIME_WAIT would disturb the next run.
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 client.connect(("127.0.0.1", server.port))
                 client.sendall(GET)
                 client.settimeout(10)
-                if not len(clients) % 500:  # or a server that is slow for a moment loses some from its queue
+                if not len(clients) % 500:  # otherwise a server that is slow for a moment drops some from its queue
                     for waiting in clients[-500:]:
                         read_response(waiting)
             each = (server.memory() - before) / count
@@ -266,7 +266,7 @@ def test_ten_thousand_idle_connections(model: str, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(("how", "code"), [("exit", 3), ("segv", -signal.SIGSEGV)], ids=["exit", "segv"])
 @pytest.mark.parametrize("model", ["fork", "thread", "reactor", "coroutine"])
 def test_how_far_a_crash_reaches(model: str, how: str, code: int) -> None:
-    """SEED-1 and SEED-7: of processes one dies; of threads all do."""
+    """SEED-1 and SEED-7: a crash ends one of the processes, but all of the threads."""
     with Server(model) as server, server.connect() as other, server.connect() as victim:
         other.sendall(GET)
         read_response(other)
@@ -295,7 +295,7 @@ def test_fork_makes_a_child_for_each_connection() -> None:
 
 @pytest.mark.parametrize("model", [model for model in MODELS if model != "sequential"])
 def test_requests_of_open_connections_count(model: str) -> None:
-    """Of all processes, where there are several."""
+    """The counts are of all processes of a server."""
     with Server(model) as server, server.connect() as first, server.connect() as second:
         for client in (first, second, first) * 2:
             client.sendall(GET)
@@ -350,7 +350,7 @@ def test_threads_come_and_go_with_connections() -> None:
 
 @pytest.mark.parametrize("model", ["thread", "fork"])
 def test_unsynchronised_additions_are_lost_and_synchronised_ones_are_not(model: str) -> None:
-    """SEED-6: threads through their memory, processes through a shared mapping."""
+    """SEED-6: threads share state in their memory, processes in a shared mapping."""
     with Server(model) as server:
 
         def add(target: str, times: int) -> None:
@@ -376,7 +376,7 @@ def test_unsynchronised_additions_are_lost_and_synchronised_ones_are_not(model: 
 
 
 def test_two_locks_in_opposite_order_deadlock() -> None:
-    """SEED-6, the second half; the locks are those that the servers use."""
+    """SEED-6, the second half, with the locks that the servers use."""
 
     def everybody_gets_both(orders: list[list[int]]) -> bool:
         locks = [allocate_lock(), allocate_lock()]
@@ -386,7 +386,7 @@ def test_two_locks_in_opposite_order_deadlock() -> None:
         def take(first: int, second: int) -> None:
             meet.wait()
             with locks[first]:
-                time.sleep(0.1)  # the other one has its first lock by now, if it can have it
+                time.sleep(0.1)  # by now the other one has its first lock, if it can get it
                 if locks[second].acquire(timeout=0.5):
                     got_both.append(first)
                     locks[second].release()
@@ -423,7 +423,7 @@ def test_the_servers_import_nothing_of_the_manager() -> None:
 
 
 def _with_path(script: str) -> str:
-    """The script, with this interpreter's packages on its path: `-S` keeps site's own imports out of the list."""
+    """Add this interpreter's packages to the path of a script: `-S` keeps site's imports out of its list."""
     import httptools
 
     return f"import sys; sys.path.append({str(Path(httptools.__file__).parents[1])!r})\n{script}"

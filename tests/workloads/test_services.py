@@ -17,7 +17,7 @@ IDS = [" ".join((model, *options)) for model, options in VARIANTS]
 
 
 def checksum(user: int) -> int:
-    """What the handler's own work makes of the user: each letter once, in order."""
+    """Return the checksum of the handler's work for a user: each letter once, in order."""
     for letter in "ABCDEFGH":
         for _ in range(20):
             user = (user * 31 + ord(letter)) % 4294967291
@@ -25,7 +25,7 @@ def checksum(user: int) -> int:
 
 
 def services(server: Server) -> dict[str, int]:
-    """The services' processes by name; they exist from the first call on."""
+    """Return the services' processes by name; they exist from the first call on."""
     server.get("/chain?user=0")
     found = json.loads(server.get("/stats")[1])["services"]
     assert sorted(found) == ["query", "stock", "user"]
@@ -71,7 +71,7 @@ def test_chain_when_a_service_fails(model: str, options: tuple[str, ...]) -> Non
 
 @pytest.mark.parametrize(("model", "options"), VARIANTS, ids=IDS)
 def test_chain_when_a_service_dies_in_the_middle(model: str, options: tuple[str, ...]) -> None:
-    # The first chain makes the connections and the second reuses them, so both ways of failing are met.
+    # The first chain opens the connections and the second reuses them, so both kinds of failure occur.
     with Server(model, "--rpc-latency", "300", *options) as server:
         pids = services(server)
         with server.connect() as client:
@@ -79,7 +79,7 @@ def test_chain_when_a_service_dies_in_the_middle(model: str, options: tuple[str,
             time.sleep(0.15)
             os.kill(pids["user"], signal.SIGKILL)
             status, body = read_response(client)
-            # On a kept connection the call is made again, and by then the port is closed.
+            # On a reused connection the call is repeated, and by then the port is closed.
             assert (status, body.split()[2]) in ((502, b"died"), (503, b"refuses"))
             client.sendall(b"GET / HTTP/1.1\r\nHost: t\r\n\r\n")
             assert read_response(client) == (200, b"hello")
@@ -90,13 +90,13 @@ def test_a_service_that_dies_under_its_first_call_is_a_bad_gateway(model: str) -
     with Server(model, "--rpc-latency", "300", "--workers", "1") as server:
         pids = services(server)
         clients = [server.connect() for _ in range(2)]
-        for client in clients:  # one takes the kept connection, the other has to make its own
+        for client in clients:  # one reuses the kept connection, the other has to open one
             client.sendall(b"GET /chain HTTP/1.1\r\nHost: t\r\n\r\n")
         time.sleep(0.15)
         os.kill(pids["user"], signal.SIGKILL)
         answers = sorted(read_response(client)[0] for client in clients)
-        # The fresh connection broke: 502. The kept one is tried anew, and is refused (503) or, in the instant in
-        # which the kernel has closed the dead process's connections but not yet its listening socket, broken (502).
+        # The new connection broke: 502. The call on the reused one is repeated, and is refused (503) or, if the kernel
+        # has closed the dead process's connections but not yet its listening socket, broken (502).
         assert answers in ([502, 503], [502, 502])
         for client in clients:
             client.close()

@@ -1,4 +1,4 @@
-"""`python -m tools.seccomp` writes the files that are shipped; a test compares them with what it would write."""
+"""Write the seccomp files of the package: `python -m tools.seccomp`. A test checks that they are up to date."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ SANDBOX = Path(__file__).resolve().parents[2] / "sandbox"
 
 
 def files() -> dict[Path, bytes]:
-    """Each file that is shipped, and what belongs into it."""
+    """Return the content of each file."""
     kernel = SANDBOX / "kernel"
     programs = {kernel / f"seccomp-{machine}.hex": lines(compiler.program(machine)) for machine in compiler.MACHINES}
     return programs | {SANDBOX / "isolation" / "docker" / "seccomp.json": docker.profile().encode()}
 
 
 def lines(program: bytes) -> bytes:
-    """A program in hexadecimal, one instruction a line, so that a change can be read."""
+    """Format a program in hexadecimal, one instruction per line, so that changes are readable."""
     return "".join(program[at : at + 8].hex() + "\n" for at in range(0, len(program), 8)).encode()
 
 

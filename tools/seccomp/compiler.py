@@ -1,9 +1,7 @@
-"""Compiles the policy to classic BPF for the filter of `sandbox.kernel.seccomp`.
+"""Compile the policy to classic BPF for the filter of `sandbox.kernel.seccomp`.
 
-Numbers are found by binary search over ranges, so that a call costs about seven comparisons where the program runs.
-
-Layout of the data that a program reads: struct seccomp_data, linux/seccomp.h. Instructions:
-Documentation/networking/filter.rst.
+A program finds the number of a call by binary search over ranges, in about seven comparisons. It reads a struct
+seccomp_data (linux/seccomp.h). For the instructions, see Documentation/networking/filter.rst.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ from operator import itemgetter
 
 from tools.seccomp import policy, table
 
-# Offsets in struct seccomp_data. An argument has 64 bits; its low half is first, both machines being little endian.
+# Offsets in struct seccomp_data. The low half of a 64-bit argument is first, as both machines are little-endian.
 _NR, _ARCH, _ARGS = 0, 4, 16
 
 # Instruction classes and modes, linux/bpf_common.h.
@@ -35,13 +33,13 @@ _EPERM = _ERRNO | errno.EPERM
 _ENOSYS = _ERRNO | errno.ENOSYS
 
 X32_BIT = 0x40000000
-"""Set in the number of a call through the x32 ABI, whose numbers mean other calls (arch/x86/entry/syscalls)."""
+"""The bit in the number of a call by the x32 ABI, whose numbers mean other calls (arch/x86/entry/syscalls)."""
 
 Instruction = tuple[int, int, int, int]
-"""Code, jump if true, jump if false, operand: struct sock_filter."""
+"""A struct sock_filter: code, jump if true, jump if false, operand."""
 
 MACHINES = {"x86_64": (0xC000003E, table.X86_64), "aarch64": (0xC00000B7, table.AARCH64)}
-"""Machine of uname(2) to AUDIT_ARCH and the numbers."""
+"""AUDIT_ARCH and the system call numbers, by the machine of uname(2)."""
 
 _Verdict = list[Instruction]
 _PASS: _Verdict = [(_RETURN, 0, 0, ALLOW)]
@@ -50,7 +48,7 @@ _ABSENT: _Verdict = [(_RETURN, 0, 0, _ENOSYS)]
 
 
 def program(machine: str) -> bytes:
-    """The filter for a machine of uname(2) as an array of struct sock_filter."""
+    """Return the filter for a machine of uname(2), as an array of struct sock_filter."""
     arch, numbers = MACHINES[machine]
     verdicts: dict[str, _Verdict] = dict.fromkeys(policy.ALLOWED, _PASS)
     verdicts |= dict.fromkeys(policy.NOT_IMPLEMENTED, _ABSENT) | CHECKED
@@ -65,20 +63,20 @@ def program(machine: str) -> bytes:
 
 
 def names(machine: str) -> frozenset[str]:
-    """Names of the calls that pass for at least some arguments."""
+    """Return the names of the calls that are allowed for at least some arguments."""
     return (policy.ALLOWED | CHECKED.keys()) & MACHINES[machine][1].keys()
 
 
 def _ranges(verdicts: list[tuple[int, _Verdict]], numbers: dict[str, int]) -> list[tuple[int, _Verdict]]:
-    """First number of each range, with what is done from there on to the next one.
+    """Return the first number of each range of numbers, with the verdict for the range.
 
-    Numbers past the table's end are calls newer than it: ENOSYS makes programs fall back, as on an older kernel.
-    From the x32 bit upwards nothing is a call of ours; -1, a call that a tracer cancelled, is up there too.
+    Numbers beyond the table are newer calls: ENOSYS makes programs fall back, as on an older kernel. Numbers from the
+    x32 bit on are refused; -1, a call that a tracer cancelled, is among them.
     """
     points = {0: _REFUSED}
     for number, verdict in sorted(verdicts, key=itemgetter(0)):
         points[number] = verdict
-        points[number + 1] = _REFUSED  # unless the next round says otherwise
+        points[number + 1] = _REFUSED  # unless the next iteration overwrites it
     points[max(numbers.values()) + 1] = _ABSENT
     points[X32_BIT] = _REFUSED
     steps = list(points.items())
@@ -86,7 +84,7 @@ def _ranges(verdicts: list[tuple[int, _Verdict]], numbers: dict[str, int]) -> li
 
 
 def _search(ranges: list[tuple[int, _Verdict]]) -> list[Instruction]:
-    """A balanced tree of comparisons, lower half first."""
+    """Return a balanced tree of comparisons, lower half first."""
     if len(ranges) == 1:
         return ranges[0][1]
     middle = len(ranges) // 2
@@ -102,7 +100,7 @@ def _return(action: int) -> Instruction:
 
 
 def _one_of(argument: int, values: tuple[int, ...], found: int, otherwise: int) -> list[Instruction]:
-    """Compare the low half of an argument; all these arguments are of type int in the kernel, which drops the rest."""
+    """Compare the low half of an argument: these arguments are of type int, and the kernel ignores the upper half."""
     tests = [(_IF_EQUAL, len(values) - at, 0, value) for at, value in enumerate(values)]
     return [(_LOAD, 0, 0, _ARGS + 8 * argument), *tests, _return(otherwise), _return(found)]
 
@@ -119,4 +117,4 @@ CHECKED: dict[str, list[Instruction]] = {
     "personality": _one_of(0, policy.PERSONALITIES, found=ALLOW, otherwise=_EPERM),
     "ioctl": _one_of(1, policy.REFUSED_IOCTLS, found=_EPERM, otherwise=ALLOW),
 }
-"""Calls that pass or not by an argument; clone's flags are its first argument on both machines."""
+"""Calls whose verdict depends on an argument. The flags of clone are its first argument on both machines."""

@@ -1,8 +1,8 @@
-"""The reviewed list of system calls as a seccomp profile for Docker: a container gets the namespace level's filter.
+"""Generate the seccomp profile for Docker, so that containers get the same filter as the level namespace.
 
-The format is the one of `docker run --security-opt seccomp=`, see profiles/seccomp in moby's repository. dockerd reads
-it, runc makes the filter with libseccomp. Docker's default profile is wider: it lets io_uring and AF_ALG through, for
-one. A call that is newer than the runtime's libseccomp has no name there and is left out, so that it is refused.
+The format is that of `docker run --security-opt seccomp=`; see profiles/seccomp in moby's repository. dockerd reads the
+profile, and runc makes the filter with libseccomp. Docker's default profile allows more, such as io_uring and AF_ALG. A
+call that the runtime's libseccomp does not know is left out, and so refused.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tools.seccomp.compiler import MACHINES
 
 _BITS = 32
 _LOW_HALF = 0xFFFFFFFF
-"""The checked arguments are of type int in the kernel, which drops the upper half; a comparison must drop it too."""
+"""Mask of an int. The kernel ignores the upper half of the checked arguments, so a comparison must ignore it too."""
 
 _ALLOW = "SCMP_ACT_ALLOW"
 _REFUSE = "SCMP_ACT_ERRNO"
@@ -25,7 +25,7 @@ _MASKED = "SCMP_CMP_MASKED_EQ"
 
 
 def profile() -> str:
-    """The profile as JSON, a rule a line."""
+    """Return the profile as JSON, one rule per line."""
     rules: list[dict[str, Any]] = [
         {"names": sorted(policy.ALLOWED), "action": _ALLOW},
         {"names": sorted(policy.NOT_IMPLEMENTED), "action": _REFUSE, "errnoRet": errno.ENOSYS},
@@ -35,7 +35,7 @@ def profile() -> str:
         *(_rule("socketpair", _masked(_LOW_HALF, family)) for family in policy.PAIR_FAMILIES),
         *(_rule("ioctl", _masked(*block, argument=1)) for block in blocks_without(policy.REFUSED_IOCTLS)),
     ]
-    # One architecture each, with no other beside it: calls through the ABIs of 32 bits and x32 kill the process.
+    # No subarchitectures: calls by the 32-bit and x32 ABIs kill the process.
     machines = [{"architecture": f"SCMP_ARCH_{machine.upper()}", "subArchitectures": []} for machine in MACHINES]
     head = {"defaultAction": _REFUSE, "archMap": machines, "syscalls": "RULES"}
     lines = ",\n".join(json.dumps(rule, separators=(",", ":")) for rule in rules)
@@ -51,10 +51,10 @@ def _masked(mask: int, value: int, *, argument: int = 0) -> dict[str, Any]:
 
 
 def blocks_without(refused: Iterable[int]) -> list[tuple[int, int]]:
-    """All numbers of 32 bits but a few, as (mask, value) of the largest aligned blocks that hold none of those.
+    """Return the largest aligned blocks, as (mask, value), of all 32-bit numbers except the refused ones.
 
-    libseccomp joins rules by "or", and within one rule looks at an argument once: "neither of two" cannot be said
-    otherwise.
+    libseccomp combines rules by "or", and one rule can check an argument only once, so "neither of two values" cannot
+    be expressed directly.
     """
     refused = sorted(set(refused))
     found = []

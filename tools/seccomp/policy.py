@@ -1,12 +1,13 @@
-"""Which system calls a sandboxed process may make: a list reviewed by hand, grouped by what the calls are for.
+"""The system calls that a sandboxed process may make: a manually reviewed list, grouped by purpose.
 
-It is about as wide as what Docker lets a container without capabilities do. What is not named here fails with EPERM.
-The reasons for what is left out stand at the end, so that nobody has to guess whether a gap is an oversight.
+It allows about as much as Docker allows a container without capabilities. A call that is not listed fails with EPERM.
+The reasons for omissions are given at the end, so that a gap is not taken for an oversight.
 
-Compared last with the default profile of moby/profiles at 02e898b (2026). Docker lets through beside these: modify_ldt,
-fanotify_mark, listmount and statmount, and what is obsolete; the *xattrat calls of Linux 6.13, which are newer than the
-table here and answer ENOSYS, so that programs use the older ones; any socket family but AF_ALG, AF_VSOCK and a few that
-the kernel has lost; pairs of sockets of any family; TIOCSTI and TIOCLINUX. Nothing passes here that Docker refuses.
+It was last compared with the default profile of moby/profiles at 02e898b (2026). Docker also allows: modify_ldt,
+fanotify_mark, listmount, statmount, and obsolete calls; the *xattrat calls of Linux 6.13, which are newer than the
+table here and fail with ENOSYS, so that programs use the older ones; all socket families except AF_ALG, AF_VSOCK and a
+few that were removed from the kernel; socket pairs of any family; TIOCSTI and TIOCLINUX. Nothing is allowed here that
+Docker refuses.
 """
 
 FILES = """
@@ -19,7 +20,7 @@ FILES = """
     sendfile setxattr splice stat statfs statx symlink symlinkat sync sync_file_range syncfs tee truncate umask unlink
     unlinkat utime utimensat utimes vmsplice write writev
 """
-"""mknod is for pipes and sockets: a device node needs CAP_MKNOD, which nobody in here has."""
+"""mknod is for pipes and sockets: a device node needs CAP_MKNOD, which no sandboxed process has."""
 
 MEMORY = """
     brk cachestat madvise map_shadow_stack membarrier memfd_create memfd_secret mincore mlock mlock2 mlockall mmap
@@ -35,7 +36,7 @@ PROCESSES = """
     sched_yield seccomp setfsgid setfsuid setgid setgroups setpgid setpriority setregid setresgid setresuid setreuid
     setrlimit setsid setuid vfork wait4 waitid
 """
-"""Calls that change identity or priority stay: without capabilities the kernel's own checks hold them."""
+"""Calls that change identity or priority are allowed: without capabilities, the kernel's own checks restrict them."""
 
 THREADS = """
     futex futex_requeue futex_wait futex_waitv futex_wake get_robust_list getcpu restart_syscall rseq
@@ -77,32 +78,32 @@ SYSTEM = """
 TRACING = """
     process_vm_readv process_vm_writev ptrace
 """
-"""The kernel applies the filter after a tracer had its say (from Linux 4.8; seccomp(2), NOTES), and the pid namespace
-bounds whom it can reach."""
+"""The kernel applies the filter after a tracer has changed a call (since Linux 4.8; seccomp(2), NOTES), and the pid
+namespace limits the processes that can be traced."""
 
 ALLOWED = frozenset(
     " ".join((FILES, MEMORY, PROCESSES, THREADS, SIGNALS, WAITING, TIME, SOCKETS, IPC, SYSTEM, TRACING)).split()
 )
 
 NOT_IMPLEMENTED = frozenset({"clone3"})
-"""ENOSYS in place of EPERM: the flags are behind a pointer, where no filter can read them, and the C library falls
-back to `clone`, whose flags it can."""
+"""Calls that fail with ENOSYS instead of EPERM. The flags of clone3 are behind a pointer, where a filter cannot read
+them; after ENOSYS, the C library falls back to `clone`, whose flags are an argument."""
 
 NAMESPACE_FLAGS = 0x7E020000
-"""Refused to clone: CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID and NEWNET (clone(2)). CLONE_NEWTIME shares
-a bit with the exit signal and can only be given to clone3 and unshare."""
+"""Flags that are refused to clone: CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID and NEWNET (clone(2)).
+CLONE_NEWTIME shares a bit with the exit signal, and only clone3 and unshare accept it."""
 PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
-"""PER_LINUX, PER_LINUX32, each with UNAME26 or without, and "only ask" (personality(2)). Not READ_IMPLIES_EXEC, nor
-what switches address randomisation off."""
+"""PER_LINUX and PER_LINUX32, each with and without UNAME26, and the value that only queries (personality(2)). Not
+READ_IMPLIES_EXEC, and not ADDR_NO_RANDOMIZE."""
 REFUSED_IOCTLS = (0x5412, 0x541C)
-"""TIOCSTI and TIOCLINUX type into the terminal that the sandbox was started from (ioctl_tty(2))."""
+"""TIOCSTI and TIOCLINUX could type into the terminal from which the sandbox was started (ioctl_tty(2))."""
 FAMILIES = (1, 2, 10, 16)
-"""AF_UNIX, AF_INET, AF_INET6 and AF_NETLINK (getifaddrs(3) needs it): what servers use, and all that may be made.
-Docker refuses AF_ALG (the kernel's cryptography, a history of holes) and AF_VSOCK (reaches the hypervisor, and is in no
-network namespace), and lets some thirty others through. Any user may have the kernel load their modules by asking for
-a socket, or for a pair of them, and without capabilities nothing here has a use for one."""
+"""The allowed socket families, which servers use: AF_UNIX, AF_INET, AF_INET6 and AF_NETLINK (for getifaddrs(3)). Docker
+refuses AF_ALG (the kernel's cryptography, with a history of vulnerabilities) and AF_VSOCK (it reaches the hypervisor,
+and has no namespaces), and allows about thirty others. Any user can make the kernel load the module of a family by
+creating a socket or a pair, and without capabilities these families are of no use."""
 PAIR_FAMILIES = (1,)
-"""socketpair(2) is for AF_UNIX, and makes sockets of the other families as `socket` does before it says so."""
+"""The families allowed for socketpair(2). It works only for AF_UNIX, but creates sockets of others before it fails."""
 
 REFUSED = {
     "changes mounts": """chroot fsconfig fsmount fsopen fspick mount mount_setattr move_mount open_tree pivot_root
@@ -124,4 +125,4 @@ REFUSED = {
         get_kernel_syms get_thread_area getpmsg nfsservctl putpmsg query_module security set_thread_area sysfs tuxcall
         uselib ustat vserver""",
 }
-"""Documentation that the tests hold complete: every call of the table is allowed, checked or here, with a reason."""
+"""The reasons for refused calls. A test checks that every call of the table is allowed, checked, or listed here."""

@@ -1,7 +1,7 @@
-"""System call numbers. Generated; not edited by hand.
+"""The system call numbers. Generated; do not edit.
 
 From the user-space headers of Linux 6.12: asm/unistd_64.h (x86_64) and asm-generic/unistd.h as arm64 includes it.
-A number, once given out, never changes (Documentation/process/adding-syscalls.rst), so the table only grows.
+A number never changes once it is assigned (Documentation/process/adding-syscalls.rst), so the table only grows.
 """
 
 X86_64: dict[str, int] = {

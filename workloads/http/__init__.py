@@ -1,1 +1,1 @@
-"""HTTP/1.1 without input or output: bytes in, requests out; responses in, bytes out (RFC 9110, RFC 9112)."""
+"""HTTP/1.1 without I/O: parse requests from bytes, and encode responses to bytes (RFC 9110, RFC 9112)."""

@@ -1,4 +1,4 @@
-"""Decodes a chunked body, strictly (RFC 9112, section 7.1)."""
+"""A strict decoder of chunked bodies (RFC 9112, section 7.1)."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ _LINE_BYTES = b"\t" + bytes(range(0x20, 0x7F)) + bytes(range(0x80, 0x100))
 _TOKEN = b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 MAX_LINE = 256
-"""Bytes of a chunk's size line with its extensions, CR LF included."""
+"""Maximum bytes of a chunk's size line, with its extensions and CR LF."""
 MAX_TRAILERS = 4096
-"""Bytes of all trailer fields together. They are checked and then dropped."""
+"""Maximum bytes of all trailer fields together. They are checked and dropped."""
 
 _SIZE, _DATA, _DATA_END, _TRAILER, _DONE = range(5)
 
 
 class ChunkedDecoder:
-    """Takes the bytes of a chunked body in any fragments, gives the data in them.
+    """Decodes a chunked body that arrives in any fragments.
 
     Attributes:
-        done: the last chunk and the trailers have been seen.
-        rest: bytes not used yet: an unfinished line, or what follows the body once it is done.
+        done: True once the last chunk and the trailers have been read.
+        rest: bytes not used yet: an incomplete line or, after the body, what follows it.
     """
 
     __slots__ = ("_left", "_state", "_trailers", "done", "rest")
@@ -34,10 +34,10 @@ class ChunkedDecoder:
         self.rest = b""
 
     def feed(self, data: bytes) -> bytes:
-        """The body's data in these bytes; may be empty.
+        """Decode more bytes. Returns the data in them, which may be empty.
 
         Raises:
-            HttpError: 400, the coding is broken; 431, the trailers are too long.
+            HttpError: 400, the coding is malformed; 431, the trailers are too long.
         """
         data = self.rest + data if self.rest else data
         self.rest = b""
@@ -91,7 +91,7 @@ class ChunkedDecoder:
     def _size(self, line: bytes) -> None:
         digits, semicolon, extension = line.partition(b";")
         if semicolon:
-            digits = digits.rstrip(b" \t")  # BWS is allowed before an extension's semicolon, and nowhere else
+            digits = digits.rstrip(b" \t")  # whitespace (BWS) is allowed only before the semicolon of an extension
         if not digits or len(digits) > 15 or digits.translate(None, _HEX) or (semicolon and not extension.strip()):
             raise HttpError(400, "malformed chunk size")
         self._left = int(digits, 16)

@@ -1,11 +1,11 @@
 """A strict parser for the head of a request.
 
-The parsing is done by httptools (Node's parser, in C). That parser lets through shapes which two servers in a row may
-read differently, the raw material of request smuggling (RFC 9112, section 11.2): bare LF, folded lines, white space
-before a colon; and which of them depends on its version. So the bytes are checked here first, the same for all
-versions. The checks are a handful of C calls on the whole head. (`find` in place of `in`: for bytes, `in` first takes
-its left side for a number, and raises and clears a TypeError inside. A regular expression would be as quick, but
-importing `re` costs a third of the server's start.)
+The parsing is done by httptools (Node's parser, in C). That parser accepts forms that two servers in a row may read
+differently, which makes request smuggling possible (RFC 9112, section 11.2): bare LF, folded lines, white space before
+a colon; which ones depends on its version. So the bytes are checked here first. The checks are a few C calls on the
+whole head. (They use `find` instead of `in` because, for bytes, `in` first tries its left side as a number, and raises
+and clears a TypeError inside. A regular expression would be as fast, but importing `re` takes a third of the server's
+start.)
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from workloads.http.request import HttpError, Request, unquote
 
 METHODS = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"TRACE", b"PATCH"))
-"""Methods that are recognised (RFC 9110, section 9; RFC 5789); any other is 501, CONNECT included: no tunnels here."""
+"""Methods that are recognised (RFC 9110, section 9; RFC 5789). Any other, also CONNECT, gets 501."""
 
 MAX_FIELDS = 100
-"""Header fields in one head; more is 431."""
+"""Maximum number of header fields; more get 431."""
 
 BAD_LINE = "a line must end with CR and LF, and have no other control character but tab"
 
@@ -29,7 +29,7 @@ _SINGLE = frozenset((b"host", b"content-length", b"transfer-encoding", b"expect"
 
 
 class HeadParser:
-    """Parses heads, one after the other, for one connection. httptools calls `on_url` and `on_header`."""
+    """Parses the heads of one connection, one after the other. httptools calls `on_url` and `on_header`."""
 
     __slots__ = ("_fields", "_headers", "_host", "_parser", "_repeated", "_target")
 
@@ -42,11 +42,11 @@ class HeadParser:
         self._repeated = False
 
     def on_url(self, url: bytes) -> None:
-        """httptools: the target."""
+        """Store a part of the target; called by httptools."""
         self._target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """httptools: one header field."""
+        """Store a header field; called by httptools."""
         self._fields += 1
         name = name.lower()
         headers = self._headers
@@ -54,10 +54,10 @@ class HeadParser:
             if name in _SINGLE:
                 self._repeated = True
             value = headers[name] + b", " + value
-        headers[name] = value.rstrip(b" \t")  # in front it is gone already
+        headers[name] = value.rstrip(b" \t")  # leading white space is removed by httptools
 
     def parse(self, head: bytes) -> Request:
-        """Read one head, from the request line to the empty line, both included.
+        """Parse one head, from the request line to the empty line, inclusive.
 
         Raises:
             HttpError: 400, 431, 501 or 505.
@@ -75,7 +75,7 @@ class HeadParser:
         self._headers = headers
         self._fields = 0
         self._feed(head if minor < 2 else head.replace(b" HTTP/1.%d\r\n" % minor, b" HTTP/1.1\r\n", 1))
-        # Each line must have come out as one field: two parsers that disagree about the bytes are what smuggling needs.
+        # Each line must be one field for httptools too: smuggling needs two parsers that disagree.
         if self._target != target or self._fields != lines - 2 or not _names_are_tokens(headers):
             raise HttpError(400, "malformed header field")
         if self._repeated:
@@ -85,12 +85,12 @@ class HeadParser:
         if path[:1] != b"/":
             path = _other_form(method, path)
         request = Request(method, unquote(path) if path.find(b"%") >= 0 else path, query, headers, 1 if minor else 0)
-        if len(headers) > 1 or not minor:  # else it is Host, which has been looked at
+        if len(headers) > 1 or not minor:  # otherwise the only field is Host, which is checked
             _framing(request)
         return request
 
     def _check_host(self, headers: dict[bytes, bytes], minor: int) -> None:
-        """One Host, and one that can be a host (RFC 9112, section 3.2). A client sends the same one each time."""
+        """Check that Host is present and well-formed (RFC 9112, section 3.2). The same one is not checked twice."""
         host = headers.get(b"host")
         if host is None:
             if minor:
@@ -101,18 +101,18 @@ class HeadParser:
             self._host = host
 
     def release(self) -> None:
-        """Let go of httptools' parser, which refers back to this one: no cycle is left for the collector."""
+        """Drop httptools' parser, which refers back to this object, so that no reference cycle remains."""
         self._parser = None
 
     def _feed(self, head: bytes) -> None:
         parser = self._parser
         if parser is None:
             parser = HttpRequestParser(self)
-        # A parser that was told of a body or an upgrade now waits for it; only one that is back at the start is kept.
+        # After a head with a body or an upgrade, the parser expects it; a parser is kept only if it expects a head.
         self._parser = None
         try:
             parser.feed_data(head)
-        except HttpParserUpgrade:  # an offer that a server may ignore (RFC 9110, section 7.8)
+        except HttpParserUpgrade:  # a server may ignore Upgrade (RFC 9110, section 7.8)
             return
         except HttpParserError as error:
             raise HttpError(400, "malformed request") from error
@@ -122,7 +122,7 @@ class HeadParser:
 
 
 _tokens: set[bytes] = set()
-"""Field names that were seen to be tokens. Clients send the same few again and again, and looking here is quicker."""
+"""Field names that are known to be tokens. Clients send the same few names, and a set is faster than a check."""
 
 
 def _names_are_tokens(headers: dict[bytes, bytes]) -> bool:
@@ -130,13 +130,13 @@ def _names_are_tokens(headers: dict[bytes, bytes]) -> bool:
         return True
     if b"" in headers or b"".join(headers).translate(None, _TOKEN):
         return False
-    if len(_tokens) < 1000:  # a client that invents names does not fill the memory
+    if len(_tokens) < 1000:  # a bound, so that a client that invents names cannot fill the memory
         _tokens.update(headers)
     return True
 
 
 def _request_line(head: bytes) -> tuple[bytes, bytes, int]:
-    """Method, target and minor version; single spaces between them (RFC 9112, section 3)."""
+    """Parse the request line into method, target and minor version (RFC 9112, section 3)."""
     line = head[: head.index(b"\r\n")]
     parts = line.split(b" ")
     if len(parts) != 3:
@@ -162,11 +162,11 @@ def _minor_version(version: bytes) -> int:
         raise HttpError(400, "malformed HTTP version")
     if version[5:6] != b"1":
         raise HttpError(505, "only HTTP/1.0 and HTTP/1.1 are spoken here")
-    return int(version[7:8])  # a higher minor version is answered as the highest known (RFC 9110, section 2.5)
+    return int(version[7:8])  # a higher minor version is treated as the highest known (RFC 9110, section 2.5)
 
 
 def _other_form(method: bytes, path: bytes) -> bytes:
-    """The path of an absolute-form target, or `*` for OPTIONS (RFC 9112, section 3.2)."""
+    """Return the path of an absolute-form target, or `*` for OPTIONS (RFC 9112, section 3.2)."""
     if path[:7].lower() == b"http://" and len(path) > 7 and path[7:8] != b"/":
         return b"/" + path[7:].partition(b"/")[2]
     if path == b"*" and method == b"OPTIONS":
@@ -175,7 +175,7 @@ def _other_form(method: bytes, path: bytes) -> bytes:
 
 
 def _framing(request: Request) -> None:
-    """How long the body is, and whether the connection stays open (RFC 9112, sections 6 and 9.3)."""
+    """Set the length of the body, and whether the connection is kept open (RFC 9112, sections 6 and 9.3)."""
     headers = request.headers
     connection = headers.get(b"connection")
     if connection is not None:
@@ -183,7 +183,7 @@ def _framing(request: Request) -> None:
             name = option.strip()
             if name == b"close":
                 request.keep_alive = False
-                break  # it outweighs the other
+                break  # it takes precedence over keep-alive
             if name == b"keep-alive":
                 request.keep_alive = True
     length = headers.get(b"content-length")

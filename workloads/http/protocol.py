@@ -1,7 +1,7 @@
-"""One connection's side of the conversation, without a socket: the same for every model of concurrency.
+"""The server's side of HTTP/1.1 on one connection, without a socket: the same for every concurrency model.
 
-A server feeds it what it received, takes requests out, puts responses in, and sends what is in `output`. Requests come
-one at a time and in order, so the responses to pipelined requests are in order by construction.
+A server feeds it the bytes it receives, takes requests out, puts responses in, and sends `output`. There is one request
+at a time, so the responses to pipelined requests are in order.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ if TYPE_CHECKING:
     from workloads.settings import Settings
 
 MAX_LINE = 8192
-"""Bytes of a request line; longer is 414 (RFC 9112, section 3, asks for 8000 at least)."""
+"""Maximum bytes of a request line; a longer one gets 414 (RFC 9112, section 3, requires at least 8000)."""
 MAX_HEAD = 16384
-"""Bytes of a head; longer is 431."""
+"""Maximum bytes of a head; a longer one gets 431."""
 HIGH_WATER = 262144
-"""Bytes of output that wait for the client; with more, no further request is taken and nothing is read."""
+"""Bytes of output waiting for the client above which no request is taken and nothing is read."""
 NEVER = float("inf")
 
 
 class Shared:
-    """What the connections of a server have in common; the server sets it."""
+    """The state that the connections of a server share; the server sets it."""
 
     limits: Settings
     routes: Routes
-    keeps_alive: bool  # False once every response has to end its connection
-    place: memoryview | None  # in a child of a server that forks: where it counts its requests
+    keeps_alive: bool  # False once every response must close its connection
+    place: memoryview | None  # the slot in which a child of a server that forks counts its requests
 
 
 class Protocol:
     """The state of one connection.
 
     Attributes:
-        output: bytes to send; the server takes from its front.
+        output: bytes to send; the server removes them from the front.
         closing: close the connection once the output is sent.
-        lingering: what the client still sends has to be read away before the close (RFC 9112, section 9.6).
-        busy: a request has been taken out and its response is not in yet.
-        deadline: when `expire` is due, on the monotonic clock.
-        requests: answered so far.
+        lingering: discard what the client still sends before the close (RFC 9112, section 9.6).
+        busy: a request has been taken out, and its response has not been put in.
+        deadline: the time on the monotonic clock at which to call `expire`.
+        requests: number of requests answered so far.
     """
 
     __slots__ = (
@@ -57,11 +57,11 @@ class Protocol:
         self._app = app
         self._parser = HeadParser()
         self._buffer = b""
-        self._position = 0  # in the buffer, of the first byte not used yet
-        self._skipped = False  # the one empty line before a request line that is forgiven (RFC 9112, section 2.2)
-        self._request: Request | None = None  # the one whose body is coming in
+        self._position = 0  # in the buffer, of the first unused byte
+        self._skipped = False  # one empty line before a request line is ignored (RFC 9112, section 2.2)
+        self._request: Request | None = None  # the request whose body is being received
         self._chunks: ChunkedDecoder | None = None
-        self._left = 0  # bytes of a sized body still to come
+        self._left = 0  # remaining bytes of a body with Content-Length
         self._pieces: list[bytes] = []
         self._size = 0  # bytes of the collected body so far
         self._streaming = False  # the head of a streamed response has been written
@@ -75,16 +75,16 @@ class Protocol:
 
     @property
     def idle(self) -> bool:
-        """Between requests: nothing received that is not answered, nothing to send."""
+        """True between requests: all that was received is answered, and there is nothing to send."""
         return not self.busy and self._request is None and not self._buffer and not self.output
 
     @property
     def pending(self) -> bool:
-        """Bytes have been received that are not used yet."""
+        """True if there are received bytes that are not used yet."""
         return bool(self._buffer)
 
     def feed(self, data: bytes) -> None:
-        """Take bytes from the network."""
+        """Add bytes from the network."""
         if self.closing:
             return
         if self._buffer:
@@ -96,7 +96,7 @@ class Protocol:
         self._position = 0
 
     def next_request(self) -> Request | None:
-        """The next complete request, or None if more bytes, or room in the output, are needed first."""
+        """Return the next complete request, or None if that needs more bytes or room in the output."""
         while self._buffer and not self.busy and not self.closing and len(self.output) <= HIGH_WATER:
             request = self._request
             try:
@@ -123,17 +123,17 @@ class Protocol:
         return None
 
     def respond(self, request: Request, response: Response) -> None:
-        """Write the response to the request that `next_request` gave last."""
+        """Write the response to the last request that `next_request` returned."""
         keep_alive = self._keeps_alive(request)
         self.output += encode(response, keep_alive=keep_alive, minor=request.minor, with_body=request.method != b"HEAD")
         self._finished(keep_alive)
 
     def release(self) -> None:
-        """The connection has ended."""
+        """Drop the parser, at the end of the connection."""
         self._parser.release()
 
     def expire(self) -> None:
-        """The deadline has passed: say 408 to a client in the middle of a request, close in any case."""
+        """End the connection because the deadline has passed, with 408 if a request is incomplete."""
         if (self._buffer or self._request is not None) and not self.closing:
             self._refuse(HttpError(408, "the request took too long to arrive"))
         self.closing = True
@@ -173,7 +173,7 @@ class Protocol:
                 raise HttpError(413, f"a body here has at most {self._app.limits.max_body} bytes")
         except HttpError as error:
             if request.length or request.chunked:
-                raise  # a body that nobody wants is on its way: the connection has to end
+                raise  # the client is sending a body that will not be read, so the connection must end
             self.respond(request, error_response(error))
             raise _Answered from None
 
@@ -186,7 +186,7 @@ class Protocol:
             self.output += CONTINUE
 
     def _body(self, request: Request) -> bool:
-        """Use what is in the buffer for the body; whether the body is complete."""
+        """Read the body from the buffer. Returns whether it is complete."""
         data = self._buffer[self._position :] if self._position else self._buffer
         if self._chunks is not None:
             piece = self._chunks.feed(data)
@@ -213,7 +213,7 @@ class Protocol:
         return done
 
     def _stream(self, request: Request, piece: bytes) -> None:
-        """Send a piece of the body back. The limit of time is on the silence here, not on the whole body."""
+        """Send a piece of the body back. The time limit is for each piece, not for the whole body."""
         if not piece:
             return
         self.deadline = monotonic() + self._app.limits.body_time
@@ -250,8 +250,8 @@ class Protocol:
             self._buffer = b""
 
     def _refuse(self, error: HttpError) -> None:
-        """Answer what is wrong with the request and end the connection: where the next one starts is not known."""
-        if not self._streaming:  # else the broken-off body itself tells the client
+        """Send an error and end the connection, as the start of the next request is not known."""
+        if not self._streaming:  # otherwise the incomplete body tells the client
             self.output += encode(error_response(error), keep_alive=False, minor=1)
             self.requests += 1
             if self._app.place is not None:
@@ -269,15 +269,15 @@ class _Answered(Exception):  # noqa: N818 - not an error: the request was answer
 
 
 def error_response(error: HttpError) -> Response:
-    """The response that tells a client of an error."""
+    """Return the response for an error."""
     return Response(error.detail.encode("utf-8") + b"\n", error.status, fields=error.fields)
 
 
 def _check_prefix(head: bytes) -> None:
-    """Refuse a head for what its first bytes show, so that it does not matter in which fragments they came.
+    """Refuse a head by its first bytes, so that the result does not depend on the fragments in which it arrives.
 
     Raises:
-        HttpError: 400, a bare LF; 414 or 431, too long; whichever is met first.
+        HttpError: 400, a bare LF; 414 or 431, too long; whichever comes first.
     """
     bare = -1
     if head.count(b"\n") != head.count(b"\r\n"):

@@ -1,8 +1,8 @@
-"""What a request says, and which handler answers it."""
+"""Requests, and the routes to the handlers that answer them."""
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # mypy takes any name so spelt as true; importing typing would cost 5 ms at every start
+TYPE_CHECKING = False  # mypy takes this name as true; importing typing would take 5 ms at every start
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -14,26 +14,26 @@ if TYPE_CHECKING:
 _HEX = b"0123456789abcdefABCDEF"
 
 SHORT = "short"
-"""Answered from memory in microseconds."""
+"""The handler answers from memory, in microseconds."""
 CPU = "cpu"
-"""Computes for as long as it is asked to."""
+"""The handler computes for as long as the request says."""
 IO = "io"
-"""Sits in a blocking system call."""
+"""The handler blocks in a system call."""
 NONBLOCKING_IO = "non-blocking io"
-"""Waits for a socket that a loop can watch; each model with a loop does it in its own way, and the handler refuses."""
+"""The request waits for a socket that a loop can watch. Models with a loop serve it; the handler refuses it."""
 CHAIN = "chain"
-"""Calls three services one after the other."""
+"""The handler calls three services, one after the other."""
 STREAM = "stream"
-"""The body is sent back while it comes in; the protocol itself does it, and no handler is called."""
+"""The protocol sends the body back while it arrives; no handler is called."""
 
 
 class HttpError(Exception):
-    """The request cannot be answered as asked; becomes a response with this status.
+    """An error that becomes a response with its status.
 
     Attributes:
         status: the HTTP status code.
         detail: one line for the client.
-        fields: further response header fields.
+        fields: further header fields of the response.
     """
 
     def __init__(self, status: int, detail: str, fields: tuple[tuple[bytes, bytes], ...] = ()) -> None:
@@ -44,19 +44,19 @@ class HttpError(Exception):
 
 
 class Request:
-    """One request. `body` is complete by the time that a handler sees it.
+    """One request.
 
     Attributes:
-        method: as sent; methods are case-sensitive.
-        path: decoded, without the query.
-        query: as sent, without the question mark.
-        headers: by lower-case name; the values of repeated fields are joined by commas (RFC 9110, section 5.3).
-        minor: of the HTTP version: 0 or 1.
+        method: the method as sent; methods are case-sensitive.
+        path: the path, decoded, without the query.
+        query: the query as sent, without the question mark.
+        headers: values by lower-case name; those of repeated fields are joined by commas (RFC 9110, section 5.3).
+        minor: the minor HTTP version, 0 or 1.
         keep_alive: whether the client wants the connection to stay open.
-        length: of the body, by Content-Length; None without one.
+        length: the value of Content-Length, or None.
         chunked: whether the body is chunked.
-        route: what answers it.
-        body: the collected body.
+        route: the route to its handler.
+        body: the body, complete when a handler is called.
     """
 
     __slots__ = (
@@ -77,7 +77,7 @@ class Request:
         self.body = b""
 
     def arguments(self) -> dict[bytes, bytes]:
-        """The query's name=value pairs, decoded; the last of equal names counts.
+        """Decode the name=value pairs of the query; the last of equal names counts.
 
         Raises:
             HttpError: 400, an escape is malformed.
@@ -86,7 +86,7 @@ class Request:
         return {unquote(name.replace(b"+", b" ")): unquote(value.replace(b"+", b" ")) for name, _, value in pairs}
 
     def integer(self, name: bytes, default: int, low: int, high: int) -> int:
-        """The query's argument `name` as a decimal number.
+        """Return the argument `name` of the query as a decimal number.
 
         Raises:
             HttpError: 400, it is not a number from `low` to `high`.
@@ -100,7 +100,7 @@ class Request:
 
 
 def unquote(text: bytes) -> bytes:
-    """Decode %XX (RFC 3986, section 2.1).
+    """Decode %XX escapes (RFC 3986, section 2.1).
 
     Raises:
         HttpError: 400, a percent sign without two hexadecimal digits.
@@ -118,14 +118,14 @@ def unquote(text: bytes) -> bytes:
 
 
 class Route:
-    """One resource.
+    """The handler of one resource.
 
     Attributes:
-        path: of the target.
-        methods: that it allows.
-        kind: what the handler does to the thread that calls it; each model decides by it where the handler runs.
-        handler: called with the request.
-        nonblocking: the route of requests that say `nonblocking=1`, where there is one.
+        path: the path of the target.
+        methods: the allowed methods.
+        kind: how the handler uses its thread; each model decides by it on which thread the handler runs.
+        handler: the handler, called with the request.
+        nonblocking: the route of requests with `nonblocking=1`, or None.
     """
 
     __slots__ = ("handler", "kind", "methods", "nonblocking", "path")
@@ -141,10 +141,10 @@ class Route:
 
 
 def find_route(routes: Routes, request: Request) -> Route:
-    """The route for a request.
+    """Find the route of a request.
 
     Raises:
-        HttpError: 404, no such path; 405, not that method there; 411, a POST that does not say its length; 400,
+        HttpError: 404, no such path; 405, the path does not allow the method; 411, a POST without a length; 400,
             `nonblocking` is neither 0 nor 1.
     """
     route = routes.get(request.path)

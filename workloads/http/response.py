@@ -1,4 +1,4 @@
-"""Responses and how they are written (RFC 9112, section 4; the Date field of RFC 9110, section 6.6.1)."""
+"""Responses and their encoding (RFC 9112, section 4; the Date field of RFC 9110, section 6.6.1)."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 
 
 class Response:
-    """What a handler answers.
+    """A response, as a handler returns it.
 
     Attributes:
         status: the HTTP status code.
-        body: the content, complete.
+        body: the complete content.
         type: the value of Content-Type.
         fields: further header fields, as pairs of name and value.
     """
@@ -45,14 +45,14 @@ class Response:
 
 
 class _Date:
-    """The Date field of this second: it is formatted once a second, not once a response."""
+    """The Date field of the current second, which is formatted once a second and not for each response."""
 
     second = 0
     line = b""
 
 
 def date_line(now: float | None = None) -> bytes:
-    """The Date header field, with its CR LF, for `now` in seconds since the epoch."""
+    """Return the Date header field, with CR LF, for `now` in seconds since the epoch."""
     second = int(time() if now is None else now)
     if second != _Date.second:
         t = gmtime(second)
@@ -65,13 +65,13 @@ def date_line(now: float | None = None) -> bytes:
 
 
 def encode(response: Response, *, keep_alive: bool, minor: int, with_body: bool = True) -> bytes:
-    """The bytes of a response.
+    """Encode a response.
 
     Args:
-        response: what to write.
-        keep_alive: whether the connection stays open; said explicitly where it is not the version's default.
-        minor: of the request's HTTP version.
-        with_body: False for HEAD: the same head, and no body (RFC 9110, section 9.3.2).
+        response: the response.
+        keep_alive: whether the connection stays open; stated in a header unless it is the default of the version.
+        minor: the minor HTTP version of the request.
+        with_body: False for HEAD, which gets the same head without the body (RFC 9110, section 9.3.2).
     """
     body = response.body
     head = b"%s%sContent-Type: %s\r\nContent-Length: %d\r\n%s%s\r\n" % (
@@ -86,7 +86,7 @@ def encode(response: Response, *, keep_alive: bool, minor: int, with_body: bool 
 
 
 def encode_stream_head(*, length: int | None, keep_alive: bool, minor: int) -> bytes:
-    """The head of a 200 response whose body follows in pieces: sized if the length is known, chunked if not."""
+    """Encode the head of a 200 response whose body follows in pieces, chunked unless the length is known."""
     framing = b"Transfer-Encoding: chunked\r\n" if length is None else b"Content-Length: %d\r\n" % length
     return b"%s%sContent-Type: %s\r\n%s%s\r\n" % (
         _STATUS_LINES[200], date_line(), BINARY, framing, _connection(keep_alive, minor),

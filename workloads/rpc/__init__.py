@@ -1,1 +1,1 @@
-"""Services A, B and C behind `/chain`, and their clients: one for each style, all with the same wire format."""
+"""The services A, B and C that `/chain` calls, and a client for each programming style."""

@@ -1,4 +1,4 @@
-"""Calls a service and blocks until it has answered."""
+"""A client of the services whose calls block the thread."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class BlockingClient:
-    """Keeps connections for the next call. Any thread may call; each call has a connection to itself."""
+    """A thread-safe client that reuses connections; each call has a connection to itself."""
 
     def __init__(self, services: Services, timeout: float) -> None:
         self._addresses = services.addresses
@@ -22,7 +22,7 @@ class BlockingClient:
         self._idle: dict[str, list[Socket]] = {name: [] for name in services.addresses}
 
     def call(self, service: str, message: Message) -> Message:
-        """Call a service.
+        """Call a service and wait for its reply.
 
         Raises:
             RpcError: 502, 503 or 504.
@@ -31,7 +31,7 @@ class BlockingClient:
             raise RpcError(503, service, "is not running")
         request = encode(message)
         try:
-            socket = self._idle[service].pop()  # list operations are atomic: no lock is needed
+            socket = self._idle[service].pop()  # list operations are atomic, so no lock is needed
         except IndexError:
             return self._exchange(self._connect(service), service, request)
         try:
@@ -39,15 +39,15 @@ class BlockingClient:
         except RpcError as error:
             if error.status != 502:
                 raise
-        # A kept connection may have been closed by the service in the meantime. The calls only read, so calling again
-        # is safe (RFC 9110, section 9.2.2, on idempotence).
+        # The service may have closed a connection that was kept. Calls only read, so it is safe to call again (RFC
+        # 9110, section 9.2.2, on idempotence).
         return self._exchange(self._connect(service), service, request)
 
     def _connect(self, service: str) -> Socket:
         socket = Socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC)
         try:
             socket.setsockopt(SOL_SOCKET, SO_RCVTIMEO, timeval(self._timeout))
-            socket.setsockopt(SOL_SOCKET, SO_SNDTIMEO, timeval(self._timeout))  # connect(2) keeps to it too (socket(7))
+            socket.setsockopt(SOL_SOCKET, SO_SNDTIMEO, timeval(self._timeout))  # also for connect(2) (socket(7))
             socket.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
             socket.connect(self._addresses[service])
         except BlockingIOError:

@@ -1,4 +1,4 @@
-"""Calls a service on an event loop: `call` returns at once, and the answer comes by a callback."""
+"""A client of the services for an event loop: a call returns at once, and the reply is passed to a callback."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class CallbackClient:
-    """Keeps connections for the next call; everything happens on the loop's thread."""
+    """A client that reuses connections; it is used on the loop's thread only."""
 
     def __init__(self, loop: EventLoop, services: Services, timeout: float) -> None:
         self._loop = loop
@@ -31,7 +31,7 @@ class CallbackClient:
         self._idle: dict[str, list[_Link]] = {name: [] for name in services.addresses}
 
     def call(self, service: str, message: Message, on_reply: OnReply, on_error: OnError) -> None:
-        """Call a service; one of the two callbacks is called, later: `on_error` with status 502, 503 or 504."""
+        """Call a service. Later, either `on_reply` or `on_error` is called, the latter with status 502, 503 or 504."""
         if service not in self._addresses:
             error = RpcError(503, service, "is not running")
             self._loop.post(lambda: on_error(error))
@@ -40,7 +40,7 @@ class CallbackClient:
         idle = self._idle[service]
 
         def again(error: RpcError) -> None:
-            # A kept connection may have been closed in the meantime; the calls only read, so calling again is safe.
+            # The service may have closed a connection that was kept. Calls only read, so it is safe to call again.
             if error.status != 502:
                 on_error(error)
             else:
@@ -56,7 +56,7 @@ class CallbackClient:
 
 
 class _Link:
-    """One connection to a service, with one call at a time."""
+    """A connection to a service, with one call at a time."""
 
     def __init__(
         self, loop: EventLoop, service: str, address: tuple[str, int], timeout: float, idle: list[_Link]
@@ -65,7 +65,7 @@ class _Link:
         self._service = service
         self._timeout = timeout
         self._idle = idle
-        self._call = 0  # tells a timer whether the call that set it is still under way
+        self._call = 0  # number of the current call, by which a timer knows whether its call has ended
         self._request = b""
         self._on_reply: OnReply | None = None
         self._on_error: OnError | None = None
@@ -78,7 +78,7 @@ class _Link:
         loop.register(self._socket, EPOLLOUT, self._handle)
 
     def exchange(self, request: bytes, on_reply: OnReply, on_error: OnError) -> None:
-        """Send a request; one of the callbacks follows."""
+        """Send a request; one of the callbacks is called later."""
         self._request, self._on_reply, self._on_error = request, on_reply, on_error
         self._call += 1
         call = self._call
@@ -97,7 +97,7 @@ class _Link:
             return
         try:
             data = self._socket.recv(RECEIVE_BYTES)
-            if self._on_reply is None:  # nothing was asked: the service has closed, or is confused
+            if self._on_reply is None:  # no call is under way: closed by the service, or an unexpected message
                 self._close()
                 return
             reply = reply_of(self._service, self._decoder, data)
@@ -113,7 +113,7 @@ class _Link:
 
     def _send(self) -> None:
         try:
-            self._socket.send(self._request)  # far below what a socket's buffer takes at once
+            self._socket.send(self._request)  # never partial: a message is far smaller than the socket's buffer
         except OSError:
             self._fail(502, "died before it answered")
 

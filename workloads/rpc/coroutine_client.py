@@ -1,4 +1,4 @@
-"""Calls a service from a coroutine: it reads like a blocking call, and blocks nobody."""
+"""A client of the services for coroutines: only the calling coroutine waits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class CoroutineClient:
-    """Keeps connections for the next call; there is one client for each scheduler."""
+    """A client that reuses connections; each scheduler has its own."""
 
     def __init__(self, scheduler: Scheduler, services: Services, timeout: float) -> None:
         self._scheduler = scheduler
@@ -27,7 +27,7 @@ class CoroutineClient:
         self._idle: dict[str, list[Stream]] = {name: [] for name in services.addresses}
 
     async def call(self, service: str, message: Message) -> Message:
-        """Call a service.
+        """Call a service and wait for its reply.
 
         Raises:
             RpcError: 502, 503 or 504.
@@ -42,7 +42,7 @@ class CoroutineClient:
             except RpcError as error:
                 if error.status != 502:
                     raise
-        # No connection was kept, or the service has closed it meanwhile; the calls only read, so calling again is safe.
+        # No connection was kept, or the service has closed it. Calls only read, so it is safe to call again.
         return await self._exchange(await self._connect(service), service, request)
 
     async def _connect(self, service: str) -> Stream:

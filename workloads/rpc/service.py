@@ -1,4 +1,4 @@
-"""One service: it takes calls on an event loop, lets its latency pass on a timer, and answers."""
+"""The server of one service: an event loop that replies to each call after a latency."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def contribution(service: str, call: Message) -> Message:
-    """What a service knows: made up, but the same each time, so that an answer can be checked.
+    """Return the reply of a service to a call. It is invented, but always the same, so that it can be checked.
 
     Raises:
-        KeyError, TypeError: the call lacks what the service needs.
+        KeyError, TypeError: the call lacks a field that the service needs.
     """
     if service == "user":
         user = int(call["user"])
@@ -29,7 +29,7 @@ def contribution(service: str, call: Message) -> Message:
 
 
 def serve(name: str, listener: Socket, life: int, *, latency: float, spread: float) -> None:
-    """Serve until the other end of `life` is closed. Latency and spread are in seconds."""
+    """Serve until the other end of the pipe `life` is closed. Latency and spread are in seconds."""
     loop = EventLoop()
     acceptor = Acceptor(listener)
     chance = Random()
@@ -71,11 +71,11 @@ class _Caller:
         except BlockingIOError:
             return
         except (OSError, ValueError, KeyError, TypeError):
-            self._close()  # a caller that is gone, or does not speak this protocol
+            self._close()  # the caller is gone, or does not speak this protocol
 
     def _answer(self, reply: bytes) -> None:
         try:
-            self._socket.send(reply)  # far below what a socket's buffer takes at once
+            self._socket.send(reply)  # never partial: a message is far smaller than the socket's buffer
         except OSError:
             self._close()
 

@@ -1,7 +1,7 @@
-"""The services A, B and C: three TCP servers in processes of their own, in the same sandbox as the server.
+"""The services A, B and C: three TCP servers in separate processes, in the same sandbox as the server.
 
-They are forked before the server has threads, and sleep on their listening sockets until the first call: until then
-they cost one fork. They end with the server, which holds the other end of a pipe: its end-of-file is the server's end.
+Their supervisor is forked before the server has threads, and forks the services at the first call: until then, they
+cost one fork. They end when the server does, as the server holds the other end of a pipe that they watch.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _BACKLOG = 4096
 
 
 class Services:
-    """The services as the server knows them.
+    """The server's handle on the services.
 
     Attributes:
-        addresses: host and port of each, by name; empty where they could not be started.
-        supervisor: their parent's pid; 0 without one.
-        life: the descriptor that keeps them alive; a child of the server must close its copy. -1 without services.
+        addresses: host and port of each service, by name; empty if they could not be started.
+        supervisor: pid of their parent process; 0 if there is none.
+        life: the descriptor that keeps them alive, -1 if there are none; a child of the server must close its copy.
     """
 
     def __init__(self) -> None:
@@ -42,27 +42,27 @@ class Services:
         self.life = -1
 
     def start(self, settings: Settings, listener: Socket) -> None:
-        """Start them; to be called before the process has threads.
+        """Start the services. Must be called before the process has threads.
 
         Args:
-            settings: their latency.
-            listener: the server's own, which the services must not hold open.
+            settings: has the latency of the services.
+            listener: the server's listening socket, which the services must not keep open.
 
         Raises:
-            OSError: the loopback interface is down, or there can be no further process.
+            OSError: the loopback interface is down, or no further process can be created.
         """
-        doors = {name: _listen() for name in NAMES}
+        listeners = {name: _listen() for name in NAMES}
         life, self.life = os.pipe2(os.O_CLOEXEC)
         self.supervisor = os.fork()
         if not self.supervisor:
-            _run_to_the_end(_supervise, doors, life, (self.life, listener.detach()), settings)
+            _run_to_the_end(_supervise, listeners, life, (self.life, listener.detach()), settings)
         os.close(life)
-        self.addresses = {name: door.getsockname() for name, door in doors.items()}
-        for door in doors.values():
-            door.close()
+        self.addresses = {name: socket.getsockname() for name, socket in listeners.items()}
+        for socket in listeners.values():
+            socket.close()
 
     def stop(self) -> None:
-        """End the services and wait for the end of their supervisor."""
+        """End the services and wait for their supervisor."""
         if self.life >= 0:
             os.close(self.life)
             self.life = -1
@@ -70,17 +70,17 @@ class Services:
             try:
                 os.waitpid(self.supervisor, 0)
             except ChildProcessError:
-                return  # a server that waits for all its children has met this one too
+                return  # a server that reaps all its children has reaped this one
             finally:
                 self.supervisor = 0
 
 
 def _run_to_the_end(work: Callable[..., None], *arguments: object) -> None:
-    """Run the whole life of a forked process; nothing of what its parent meant to do may follow."""
+    """Run a function in a forked process, then exit without the parent's cleanup."""
     code = 1
     try:
         restore(SIGTERM)
-        ignore(SIGINT)  # Ctrl-C goes to the whole group; the server drains and may still need its services
+        ignore(SIGINT)  # Ctrl-C goes to the whole process group, but the server needs its services while it drains
         work(*arguments)
         code = 0
     except Exception as error:
@@ -90,50 +90,50 @@ def _run_to_the_end(work: Callable[..., None], *arguments: object) -> None:
 
 
 def _listen() -> Socket:
-    door = Socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC)
-    door.bind((_LOOPBACK, 0))
-    door.listen(_BACKLOG)
-    return door
+    listener = Socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC)
+    listener.bind((_LOOPBACK, 0))
+    listener.listen(_BACKLOG)
+    return listener
 
 
-def _supervise(doors: dict[str, Socket], life: int, foreign: tuple[int, ...], settings: Settings) -> None:
+def _supervise(listeners: dict[str, Socket], life: int, foreign: tuple[int, ...], settings: Settings) -> None:
     for descriptor in foreign:
         os.close(descriptor)
     _name_process("rpc")
     watch = poll()
     watch.register(life, POLLIN)
-    for door in doors.values():
-        watch.register(door.fileno(), POLLIN)
+    for listener in listeners.values():
+        watch.register(listener.fileno(), POLLIN)
     if any(descriptor == life for descriptor, _ in watch.poll()):
         return
-    ignore(SIGCHLD)  # the kernel reaps: nobody here asks how a service ended
-    for name, door in doors.items():
+    ignore(SIGCHLD)  # the kernel reaps the services; their exit codes are not needed
+    for name, listener in listeners.items():
         if not os.fork():
-            for other in doors.values():
-                if other is not door:
+            for other in listeners.values():
+                if other is not listener:
                     other.close()
-            _run_to_the_end(_serve, name, door, life, settings)
-    for door in doors.values():
-        door.close()  # or a dead service's port would go on taking connections that nobody answers
+            _run_to_the_end(_serve, name, listener, life, settings)
+    for listener in listeners.values():
+        listener.close()  # otherwise the port of a dead service would still accept connections
     os.read(life, 1)
     try:
-        os.wait()  # with SIGCHLD ignored it returns when the last child has ended, by failing (wait(2))
+        os.wait()  # with SIGCHLD ignored, it fails when the last child has ended (wait(2))
     except ChildProcessError:
         return
 
 
-def _serve(name: str, door: Socket, life: int, settings: Settings) -> None:
+def _serve(name: str, listener: Socket, life: int, settings: Settings) -> None:
     from workloads.rpc.service import serve
 
     _name_process(f"rpc-{name}")
-    door.setblocking(False)
-    serve(name, door, life, latency=settings.rpc_latency / 1000, spread=settings.rpc_spread / 1000)
+    listener.setblocking(False)
+    serve(name, listener, life, latency=settings.rpc_latency / 1000, spread=settings.rpc_spread / 1000)
 
 
 def _name_process(name: str) -> None:
-    """What ps shows, and `/stats` finds a service by (proc(5), /proc/pid/comm)."""
+    """Set the name of this process, by which `/stats` recognises services (proc(5), /proc/pid/comm)."""
     try:
         with open("/proc/self/comm", "w", encoding="ascii") as comm:
             comm.write(name)
     except OSError:
-        return  # no /proc: it keeps its parent's name
+        return  # without /proc, the parent's name is kept

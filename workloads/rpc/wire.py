@@ -1,7 +1,4 @@
-"""What goes over the wire between a handler and a service: four bytes of length, then JSON, both ways.
-
-A call is an object with what the service needs to know; a reply is an object with what it contributes.
-"""
+"""The wire format of calls and replies: four bytes of length, then a JSON object."""
 
 from __future__ import annotations
 
@@ -12,14 +9,14 @@ if TYPE_CHECKING:
     Message = dict[str, Any]
 
 MAX_MESSAGE = 65536
-"""Bytes; a longer message is not one of ours."""
+"""Maximum bytes of a message."""
 _LENGTH = 4
 
 
 class RpcError(Exception):
-    """A call failed; `status` is what the handler's own client is told.
+    """A failed call, with the HTTP status for the handler's client.
 
-    503: the service refuses connections. 504: it did not answer in time. 502: it died, or its answer is no answer.
+    503: the service refuses connections. 504: it did not reply in time. 502: it died, or its reply is malformed.
     """
 
     def __init__(self, status: int, service: str, detail: str) -> None:
@@ -28,15 +25,15 @@ class RpcError(Exception):
 
 
 def encode(message: Message) -> bytes:
-    """A message as bytes."""
-    from json import dumps  # 8 ms, and most servers never see a call
+    """Encode a message."""
+    from json import dumps  # imported here because it takes 8 ms, and most servers make no call
 
     body = dumps(message, separators=(",", ":")).encode("ascii")
     return len(body).to_bytes(_LENGTH, "big") + body
 
 
 class Decoder:
-    """Takes bytes in any fragments, gives messages."""
+    """Decodes a message that arrives in any fragments."""
 
     __slots__ = ("_buffer",)
 
@@ -44,10 +41,10 @@ class Decoder:
         self._buffer = b""
 
     def feed(self, data: bytes) -> Message | None:
-        """The message that these bytes complete, if they do; one at a time is under way on a connection.
+        """Add bytes. Returns the message once it is complete, else None.
 
         Raises:
-            ValueError: this is no message of ours, or more than one.
+            ValueError: the bytes are not a message, or are more than one.
         """
         from json import loads
 
@@ -67,10 +64,10 @@ class Decoder:
 
 
 def reply_of(service: str, decoder: Decoder, data: bytes) -> Message | None:
-    """What a client makes of bytes from a service: the complete reply, or None if more is to come.
+    """Add bytes from a service to a client's decoder. Returns the reply once it is complete, else None.
 
     Raises:
-        RpcError: 502, the connection ended or the bytes are no reply.
+        RpcError: 502, the connection has ended, or the bytes are not a reply.
     """
     if not data:
         raise RpcError(502, service, "died before it answered")

@@ -1,8 +1,8 @@
-"""Blocking: a fixed pool of threads, and each blocks at every call until its request is done.
+"""Blocking: a fixed pool of threads, each of which blocks at every call of a service.
 
-A thread that takes a request keeps it to the end. At each call of a service it sits and waits, so a pool of N threads
-has N requests under way at most, and the rest queue up while the processor idles: throughput is threads ÷ latency.
-`callback` and `coroutine` lift that bound.
+A thread that takes a request keeps it to the end, and is blocked at each call of a service. So a pool of N threads has
+at most N requests under way, and the others wait in the queue while the processor is idle: throughput is threads ÷
+latency. `callback` and `coroutine` do not have this bound.
 """
 
 from __future__ import annotations
@@ -34,58 +34,58 @@ PICTURE = """
 
 
 def serve(app: Application, listener: Socket) -> bool:
-    """The main thread watches the clients who are silent; one who speaks is given to the next free thread."""
-    hall = EventLoop()
+    """Watch idle connections on the main thread, and pass each one that becomes readable to the pool."""
+    loop = EventLoop()
     pool = Pool(app.settings.workers)
 
-    def admit(socket: Socket, on_close: Callable[[Guest], None]) -> Guest:
-        return Guest(hall, pool, BlockingConnection(socket, app), on_close)
+    def admit(socket: Socket, on_close: Callable[[PooledConnection], None]) -> PooledConnection:
+        return PooledConnection(loop, pool, BlockingConnection(socket, app), on_close)
 
-    return Front(hall, app, listener, admit).run()
+    return Front(loop, app, listener, admit).run()
 
 
-class Guest:
-    """A client: in the hall while silent, with a thread of the pool from its first byte to the end of its answer."""
+class PooledConnection:
+    """A connection that is watched by the loop while idle, and served by a thread of the pool otherwise."""
 
     def __init__(
-        self, hall: EventLoop, pool: Pool, connection: BlockingConnection, on_close: Callable[[Guest], None]
+        self, loop: EventLoop, pool: Pool, connection: BlockingConnection, on_close: Callable[[PooledConnection], None]
     ) -> None:
-        self._hall = hall
+        self._loop = loop
         self._pool = pool
         self._connection = connection
         self._on_close = on_close
-        self._in_hall = True
+        self._idle = True
         self._closed = False
-        # Once it has spoken it is not watched (epoll_ctl(2)), until it is back in the hall.
-        hall.register(connection.fileno(), EPOLLIN | EPOLLONESHOT, self._speaks)
+        # EPOLLONESHOT: after an event it is not watched until `modify` is called (epoll_ctl(2)).
+        loop.register(connection.fileno(), EPOLLIN | EPOLLONESHOT, self._readable)
 
-    def _speaks(self, _event: int) -> None:
-        self._in_hall = False
+    def _readable(self, _event: int) -> None:
+        self._idle = False
         self._pool.submit(self._serve)
 
     def _serve(self) -> None:
-        """On a thread of the pool: read, handle, write, and block at each."""
-        stays = self._connection.step()
-        self._hall.post(self._back if stays else self.close)
+        """Read, handle and write, on a thread of the pool; each may block."""
+        remains = self._connection.step()
+        self._loop.post(self._watch_again if remains else self.close)
 
-    def _back(self) -> None:
-        self._in_hall = True
-        self._hall.modify(self._connection.fileno(), EPOLLIN | EPOLLONESHOT)
+    def _watch_again(self) -> None:
+        self._idle = True
+        self._loop.modify(self._connection.fileno(), EPOLLIN | EPOLLONESHOT)
 
     def check_deadline(self, now: float) -> None:
-        """Called about once a second."""
-        if self._in_hall and self._connection.protocol.deadline < now:
-            self._speaks(0)  # the thread sees by the clock what to do
+        """Close the connection if its deadline has passed. Called about once a second."""
+        if self._idle and self._connection.protocol.deadline < now:
+            self._readable(0)  # the thread finds that the deadline has passed
 
     def drain(self) -> None:
-        """Finish what has been received, and then close."""
-        if self._in_hall:
-            self._connection.hurry()
+        """Answer the requests that have been received, then close."""
+        if self._idle:
+            self._connection.stop_waiting()
 
     def close(self) -> None:
-        """Close now."""
+        """Close the connection."""
         if not self._closed:
             self._closed = True
-            self._hall.forget(self._connection.fileno())
+            self._loop.forget(self._connection.fileno())
             self._connection.close()
             self._on_close(self)

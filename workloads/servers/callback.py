@@ -1,12 +1,12 @@
-"""Callback: on an event loop, a handler that calls services is cut into callbacks.
+"""Callback: an event loop whose handlers call services with callbacks.
 
-Each call of a service returns at once; what is to be done with the answer is handed over as a function, a value like
-any other. One thread keeps any number of requests under way. The price is in the text: what was one handler is now
-four functions, and what were its local variables has to travel.
+Each call of a service returns at once; it is given a function to call with the reply. One thread keeps any number of
+requests under way. The cost is in the source code: one handler becomes four functions, and its local variables have to
+be passed between them.
 
-The two forms below do the same. In the first, the functions have names, and what they need to know is handed on as an
-argument. In the second, each function is written inside the one before it, and sees its variables: a closure is code
-together with the environment it was made in. `--form named|closure` chooses.
+`/chain` is written twice below. In the first form, the functions have names, and get the variables as arguments. In the
+second, each function is defined inside the one before it, and is a closure over its variables. `--form named|closure`
+selects one.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ PICTURE = """
 
 
 def chain_named(rpc: CallbackClient, chain: Chain, done: Done, failed: Failed) -> None:
-    """`/chain`, each step a function with a name; what the next one needs is handed on to it."""
+    """Handle `/chain` with named functions, which pass on the variables as arguments."""
     chain.work("AB")
     rpc.call("user", chain.question(), lambda reply: _after_user_info(rpc, chain, reply, done, failed), failed)
 
@@ -72,7 +72,7 @@ def _after_stock_info(chain: Chain, reply: Message, done: Done) -> None:
 
 
 def chain_closure(rpc: CallbackClient, chain: Chain, done: Done, failed: Failed) -> None:
-    """`/chain`, each step inside the one before it: `rpc`, `chain`, `done` and `failed` are seen, not handed on."""
+    """Handle `/chain` with nested functions, which capture `rpc`, `chain`, `done` and `failed`."""
     chain.work("AB")
 
     def after_user_info(reply: Message) -> None:
@@ -99,7 +99,7 @@ FORMS: dict[str, Handler] = {"named": chain_named, "closure": chain_closure}
 
 
 def serve(app: Application, listener: Socket) -> bool:
-    """Short requests are answered at once, chains by callbacks; what blocks or computes goes to a worker thread."""
+    """Answer short requests at once, chains by callbacks, and requests that block or compute on a worker thread."""
     loop = EventLoop()
     pool = Pool(app.settings.workers)
     rpc = CallbackClient(loop, app.services, app.settings.rpc_timeout)

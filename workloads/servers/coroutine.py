@@ -1,8 +1,8 @@
-"""Coroutine: handlers in straight lines, which yield wherever they would wait.
+"""Coroutine: handlers in straight-line code, which yield wherever they would block.
 
-`/chain` below reads like the blocking handler, letter by letter, and costs as little as the callbacks: each `await`
-gives the thread to another coroutine. Several worker threads each run a scheduler of their own. The kernel divides
-the processor among the threads and knows nothing of coroutines; the schedulers divide the threads' time among them.
+`/chain` below looks like the blocking handler, and costs as little as the callbacks: at each `await`, the thread runs
+another coroutine. Each of several worker threads has its own scheduler. The kernel divides the processor's time among
+threads and does not know coroutines; each scheduler divides its thread's time among coroutines.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from _socket import socketpair
 from _thread import start_new_thread
 from itertools import cycle
 
+from workloads.accept_loop import AcceptLoop
 from workloads.application import failure
 from workloads.chain import Chain, rpc_failure
 from workloads.coroutine_connection import CoroutineConnection
 from workloads.handlers import io_response, io_time
 from workloads.http.request import CHAIN, NONBLOCKING_IO, SHORT
 from workloads.pool import Pool
-from workloads.reception import Reception
 from workloads.rpc.coroutine_client import CoroutineClient
 from workloads.rpc.wire import RpcError
 from workloads.scheduler import Scheduler, Stream
@@ -44,7 +44,7 @@ DEFAULT_WORKERS = 2
 
 
 async def handle_chain(rpc: CoroutineClient, chain: Chain) -> Chain:
-    """`/chain`, straight down: compare `chain_blocking` in handlers.py, and the four functions of callback.py."""
+    """Run the chain in straight-line code; compare `chain_blocking` in handlers.py and the functions of callback.py."""
     chain.work("AB")
     chain.add("user", await rpc.call("user", chain.question()))
     chain.work("CD")
@@ -56,7 +56,7 @@ async def handle_chain(rpc: CoroutineClient, chain: Chain) -> Chain:
 
 
 async def nonblocking_read(scheduler: Scheduler, milliseconds: int) -> None:
-    """`/io?ms=N&nonblocking=1`, straight down too: compare `blocking_read` in handlers.py. Only the coroutine waits."""
+    """Read without blocking the thread: only the coroutine waits. Compare `blocking_read` in handlers.py."""
     ours, theirs = socketpair()
     stream = Stream(scheduler, ours)
     try:
@@ -70,7 +70,7 @@ async def nonblocking_read(scheduler: Scheduler, milliseconds: int) -> None:
 
 
 class Worker(Scheduler):
-    """A thread with a scheduler of its own."""
+    """The scheduler of one worker thread."""
 
     def __init__(self, app: Application, pool: Pool) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class Worker(Scheduler):
         self._rpc = CoroutineClient(self, app.services, app.settings.rpc_timeout)
 
     async def handle(self, request: Request) -> Response:
-        """One request."""
+        """Call the handler of a request, in the way that suits its kind."""
         if request.route.kind == SHORT:
             return self._app.answer(request)
         try:
@@ -97,18 +97,18 @@ class Worker(Scheduler):
 
 
 def serve(app: Application, listener: Socket) -> bool:
-    """The main thread opens the door; each client becomes a coroutine of the next worker in turn."""
+    """Accept clients on the main thread, and serve each by a coroutine of the next worker in turn."""
     pool = Pool(0)
     workers = [Worker(app, pool) for _ in range(app.settings.workers or DEFAULT_WORKERS)]
     app.coroutines = lambda: sum(worker.coroutines for worker in workers)
-    reception = Reception(app, listener)
+    accept_loop = AcceptLoop(app, listener)
     for worker in workers:
         start_new_thread(worker.run, ())
     turn = cycle(workers)
-    for client in reception.clients():
+    for client in accept_loop.clients():
         if client is not None:
-            connection = CoroutineConnection(client, app, reception.connections.discard)
-            reception.connections.add(connection)
+            connection = CoroutineConnection(client, app, accept_loop.connections.discard)
+            accept_loop.connections.add(connection)
             worker = next(turn)
             worker.spawn(connection.serve(worker, worker.handle))
-    return reception.drain()
+    return accept_loop.drain()

@@ -1,9 +1,9 @@
 """Event loop: one thread waits for all clients at once and does all the work itself.
 
-`while True: event = get_event(); handler(event)`: get_event is epoll, which waits for every socket at the same time and
-says which are ready; the handlers never wait for a client. It is as quick as a thread can be while its handlers are
-short, or leave their waiting to the loop too (`/io?ms=N&nonblocking=1`). A handler that computes or blocks stops
-everything: that is what the reactor mends.
+The loop is `while True: event = get_event(); handler(event)`. get_event is epoll, which waits for all sockets at once
+and reports the ready ones; handlers never wait for a client. This is fast as long as handlers are short or leave their
+waiting to the loop (`/io?ms=N&nonblocking=1`). A handler that computes or blocks delays all clients; the reactor solves
+this.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PICTURE = """
 
 
 def serve(app: Application, listener: Socket) -> bool:
-    """One thread does it all."""
+    """Serve all connections on the calling thread."""
     loop = EventLoop()
 
     def handler(connection: Connection, request: Request) -> None:

@@ -1,8 +1,8 @@
 """Multi-process: the parent accepts and forks a child for each connection.
 
-Each child has a copy of the memory and one client. A child that dies takes nobody with it, and children run on all
-cores. The price: making a process costs more than making a thread, and what is shared has to be shared on purpose.
-`--per request` ends each connection, and so each child, after one request.
+Each child has its own copy of the memory, and one client. The crash of a child affects no other client, and children
+run on all cores. On the other hand, a process costs more to create than a thread, and memory is shared only where the
+program arranges it. With `--per request`, each connection, and so each child, ends after one request.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from _socket import SHUT_WR, socketpair
 from os import WNOHANG, _exit, close, fork, kill, waitpid, waitstatus_to_exitcode
 from time import monotonic, sleep
 
+from workloads.accept_loop import AcceptLoop
 from workloads.application import log
 from workloads.http.response import date_line
 from workloads.net import refuse
-from workloads.reception import Reception
 from workloads.signals import SIGCHLD, SIGKILL, SIGTERM, hold_termination, release_termination, wake_on
 
 TYPE_CHECKING = False
@@ -34,67 +34,67 @@ PICTURE = """
                  +---------------------+        +------------------------+
 """
 
-REHEARSALS = 24
-"""Python adapts code that has run some 16 times."""
+WARM_UPS = 24
+"""Number of warm-up clients. Python specialises code that has run about 16 times."""
 
 
 def serve(app: Application, listener: Socket) -> bool:
-    """Accept and fork, until told to stop; then pass the word on to the children."""
+    """Accept and fork until SIGTERM or SIGINT, then pass the signal on to the children."""
     places = app.share_between_processes()
     if app.settings.per == "request":
         app.keeps_alive = False
-    reception = Reception(app, listener)
-    _rehearse(app, reception, places)
+    accept_loop = AcceptLoop(app, listener)
+    _warm_up(app, accept_loop, places)
     wake_on(SIGCHLD)
-    children: dict[int, int] = {}  # the place of each, by pid
+    children: dict[int, int] = {}  # the slot of each child, by pid
     vacant: list[int] = []
     foreign = [descriptor for descriptor in (listener.fileno(), app.services.life) if descriptor >= 0]
-    # A collection in a child would write to every object of the parent, and each page that is written to is copied.
-    # Frozen objects are left alone.
+    # A garbage collection in a child would write to all objects of the parent, and so copy their pages. It does not
+    # touch frozen objects.
     gc.freeze()
-    for client in reception.clients():
+    for client in accept_loop.clients():
         if client is not None:
-            app.counts.connections.set(len(children) + 1)  # before the child can be asked for it
-            date_line()  # formatted here once a second, not once in each child
+            app.counts.connections.set(len(children) + 1)  # set before the fork, as the child may be asked for it
+            date_line()  # formatted here once a second, instead of in each child
             place = vacant.pop() if vacant else len(children)
             app.place = places[place : place + 1]
-            child = _fork(reception, client, foreign)
+            child = _fork(accept_loop, client, foreign)
             if child:
                 children[child] = place
             else:
                 vacant.append(place)
             client.close()
-        _bury(children, vacant)
+        _reap(children, vacant)
         app.counts.connections.set(len(children))
-    reception.close()
+    accept_loop.close()
     return _drain(app, children)
 
 
-def _rehearse(app: Application, reception: Reception, places: memoryview) -> None:
-    """Serve clients of our own before the first fork.
+def _warm_up(app: Application, accept_loop: AcceptLoop, places: memoryview) -> None:
+    """Serve clients of our own before the first fork, so that children write to fewer pages.
 
-    Python adapts its code to what it meets (PEP 659), and the dynamic linker binds a function at its first call. Both
-    write to memory, and each page that a child writes to first has to be copied: so it is done here, once, for all.
-    Code that has been adapted also finds attributes without touching their names.
+    Python specialises code by what it meets (PEP 659), and the dynamic linker binds a function at its first call. Both
+    write to memory, and the first write of a child to a page copies it; so both are done once here. Specialised code
+    also finds attributes without writing to their names' reference counts.
     """
     app.place = places[:1]
-    for _ in range(REHEARSALS):
+    for _ in range(WARM_UPS):
         ours, theirs = socketpair()
-        theirs.send(b"GET / HTTP/1.1\r\nHost: rehearsal\r\nConnection: close\r\n\r\n")
+        theirs.send(b"GET / HTTP/1.1\r\nHost: warm-up\r\nConnection: close\r\n\r\n")
         theirs.shutdown(SHUT_WR)
-        reception.receive(ours)
+        accept_loop.serve_socket(ours)
         theirs.close()
     places[0] = 0
 
 
-def _fork(reception: Reception, client: Socket, foreign: list[int]) -> int:
-    """A child for the client; 0 if there cannot be one, and the client has been told."""
-    # Python forgets a signal that reaches a child in its first steps: it has to wait until the child is ready for it.
+def _fork(accept_loop: AcceptLoop, client: Socket, foreign: list[int]) -> int:
+    """Fork a child for the client. Returns its pid; or 0 if it could not be created, and the client got 503."""
+    # Python loses a signal that arrives early in a child, so signals are blocked until the child is ready.
     hold_termination()
     try:
         child = fork()
         if child == 0:
-            _child(reception, client, foreign)
+            _child(accept_loop, client, foreign)
         return child
     except OSError as error:  # the pids limit, or no memory
         log(f"fork: {error.strerror}")
@@ -104,29 +104,29 @@ def _fork(reception: Reception, client: Socket, foreign: list[int]) -> int:
         release_termination()
 
 
-def _child(reception: Reception, client: Socket, foreign: list[int]) -> None:
-    """The life of a child: one client, and the end.
+def _child(accept_loop: AcceptLoop, client: Socket, foreign: list[int]) -> None:
+    """Serve one client in a forked child, then exit.
 
-    The parent's signal handlers are the child's too: they act on the reception, of which each has a copy.
+    The child inherits the parent's signal handlers, which act on its own copy of the accept loop.
 
     Args:
-        reception: the parent's, as it was at the fork.
-        client: whom to serve.
-        foreign: descriptors that are the parent's business; an open copy would keep alive what the parent closes.
+        accept_loop: the copy of the parent's accept loop.
+        client: the client's socket.
+        foreign: descriptors of the parent to close, because the copies would keep its sockets and services alive.
     """
     code = 1
     try:
         for descriptor in foreign:
             close(descriptor)
         release_termination()
-        reception.receive(client)
+        accept_loop.serve_socket(client)
         code = 0
     finally:
-        _exit(code)  # and nothing of what the parent meant to do at its own end
+        _exit(code)  # without the parent's cleanup
 
 
-def _bury(children: dict[int, int], vacant: list[int]) -> None:
-    """Take note of the children that have ended, as every parent must (wait(2)), and of the places that they leave."""
+def _reap(children: dict[int, int], vacant: list[int]) -> None:
+    """Reap the children that have ended (wait(2)), and free their slots."""
     while children:
         pid, status = waitpid(-1, WNOHANG)
         if not pid:
@@ -142,7 +142,7 @@ def _drain(app: Application, children: dict[int, int]) -> bool:
         kill(child, SIGTERM)
     until = monotonic() + app.limits.grace
     while children and monotonic() < until:
-        _bury(children, [])
+        _reap(children, [])
         sleep(0.005)
     for child in children:
         kill(child, SIGKILL)

@@ -1,8 +1,9 @@
-"""Reactor: an event loop takes the requests and hands the long ones to worker threads.
+"""Reactor: an event loop takes the requests and passes the long ones to worker threads.
 
-The café: the owner stands at the counter and takes orders. What is on the counter, the owner hands over at once. What
-has to be cooked goes to the kitchen on a slip of paper, and the owner turns to the next guest; when a cook rings the
-bell, the owner serves the dish. The owner never cooks, so no guest waits at the counter for another's dinner.
+It works like a café. The owner (the loop) stands at the counter and takes orders (requests). Whatever is on the counter
+is served at once. A dish that has to be cooked is ordered from the kitchen (the pool), and the owner turns to the next
+guest; when a cook (a worker) rings the bell, the owner serves the dish (the response). The owner never cooks, so no
+guest waits at the counter for another guest's dinner.
 """
 
 from __future__ import annotations
@@ -34,20 +35,20 @@ PICTURE = """
 
 
 def serve(app: Application, listener: Socket) -> bool:
-    """Run the café until closing time."""
-    counter = EventLoop()
-    kitchen = Pool(app.settings.workers)
+    """Answer short requests on the loop's thread, and the others on worker threads."""
+    loop = EventLoop()
+    pool = Pool(app.settings.workers)
 
-    def take_order(guest: Connection, order: Request) -> None:
-        if order.route.kind == SHORT:
-            guest.respond(order, app.answer(order))
-        elif order.route.kind == NONBLOCKING_IO:  # in the oven: it needs no cook, only somebody who hears it ring
-            begin_read(counter, order, lambda dish: guest.respond(order, dish))
+    def handler(connection: Connection, request: Request) -> None:
+        if request.route.kind == SHORT:
+            connection.respond(request, app.answer(request))
+        elif request.route.kind == NONBLOCKING_IO:  # the loop can wait for it, without a worker
+            begin_read(loop, request, lambda response: connection.respond(request, response))
         else:
-            kitchen.submit(lambda: cook(guest, order))
+            pool.submit(lambda: work(connection, request))
 
-    def cook(guest: Connection, order: Request) -> None:
-        dish = app.answer(order)
-        counter.post(lambda: guest.respond(order, dish))
+    def work(connection: Connection, request: Request) -> None:
+        response = app.answer(request)
+        loop.post(lambda: connection.respond(request, response))
 
-    return serve_requests(counter, app, listener, take_order)
+    return serve_requests(loop, app, listener, handler)

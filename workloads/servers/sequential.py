@@ -1,12 +1,12 @@
-"""Sequential: reads one client after the other, and so waits for the slowest.
+"""Sequential: one thread reads one client after the other, and so waits for the slowest.
 
-`recv(fd1)`, then `recv(fd2)`: while the first client is silent, the second is not read, however much it has sent. The
-server exists to show this; multiplexing (see `eventloop`) is the answer to it.
+It calls `recv(fd1)`, then `recv(fd2)`: while the first client is silent, the second is not read, however much it has
+sent. This server exists to show the problem; multiplexing (see `eventloop`) is the solution.
 """
 
 from __future__ import annotations
 
-from workloads.reception import Reception
+from workloads.accept_loop import AcceptLoop
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,20 +27,20 @@ PICTURE = """
 
 
 def serve(app: Application, listener: Socket) -> bool:
-    """Round and round, one client after the other."""
-    reception = Reception(app, listener)
-    inside: list[BlockingConnection] = []
-    while not reception.draining:
-        for client in reception.clients(wait=not inside):
+    """Serve the connected clients in turn, one read at a time."""
+    accept_loop = AcceptLoop(app, listener)
+    connections: list[BlockingConnection] = []
+    while not accept_loop.draining:
+        for client in accept_loop.clients(wait=not connections):
             if client is None:
                 continue
-            inside.append(reception.open(client))
+            connections.append(accept_loop.open(client))
             break
-        for connection in list(inside):
+        for connection in list(connections):
             if not connection.step():
-                inside.remove(connection)
-                reception.leave(connection)
-    reception.close()
-    for connection in inside:
-        reception.leave(connection)
+                connections.remove(connection)
+                accept_loop.close_connection(connection)
+    accept_loop.close()
+    for connection in connections:
+        accept_loop.close_connection(connection)
     return True

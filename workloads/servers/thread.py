@@ -1,16 +1,15 @@
 """Multi-threaded: a thread for each connection, all in one address space.
 
-The code of a thread is the simplest there is: read, compute, write, again. Waiting costs nothing but the thread, for
-the kernel puts it aside and runs another. All threads see the same memory, so sharing is a plain variable, with a
-lock.
+The code of a thread is simple: read, compute, write, repeat. A thread that waits costs no processor time, as the kernel
+runs another one. All threads share the memory, so shared state is a variable with a lock.
 """
 
 from __future__ import annotations
 
 from _thread import stack_size, start_new_thread
 
+from workloads.accept_loop import AcceptLoop
 from workloads.net import refuse
-from workloads.reception import Reception
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,20 +29,21 @@ PICTURE = """
 """
 
 STACK_BYTES = 524288
-"""The default of 8 MiB is address space only, but 10,000 of them are refused under a strict overcommit policy."""
+"""Size of a thread's stack. The default of 8 MiB is only address space, but a strict overcommit policy refuses 10,000
+of them."""
 
 
 def serve(app: Application, listener: Socket) -> bool:
-    """A thread for each client, until told to stop."""
+    """Start a thread for each client, until SIGTERM or SIGINT."""
     stack_size(STACK_BYTES)
-    reception = Reception(app, listener)
-    for client in reception.clients():
+    accept_loop = AcceptLoop(app, listener)
+    for client in accept_loop.clients():
         if client is None:
             continue
-        connection = reception.open(client)
+        connection = accept_loop.open(client)
         try:
-            start_new_thread(reception.serve, (connection,))
+            start_new_thread(accept_loop.serve, (connection,))
         except RuntimeError:  # the pids limit, or no memory for a stack
             refuse(client)
-            reception.leave(connection)
-    return reception.drain()
+            accept_loop.close_connection(connection)
+    return accept_loop.drain()

@@ -1,4 +1,4 @@
-"""Which walls stand at each level: a probe tries them from inside, and a witness on the host says what came of it."""
+"""Examine the isolation of each level: a probe inside tries to get out, and a witness on the host decides."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ if TYPE_CHECKING:
     from sandbox.lifecycle.find import Running
 
 PROBE_TIMEOUT = 60.0
-"""Seconds for one run of the probe; an emulated guest takes several."""
+"""Maximum seconds of one run of the probe; an emulated guest takes several."""
 SLEEP = 1.5
-"""Seconds that the process sleeps for which the host looks."""
+"""Seconds of sleep of the process that the host looks for."""
 SMALL_PIDS = 24
-"""Limit of the throw-away sandbox that is pushed against it. gVisor spends 8 MiB on each process that waits: the
-memory limit, which is the default one, must not be met before this is."""
+"""Limit of processes of the sandbox whose limits are tested. gVisor takes 8 MiB for each waiting process, so a higher
+one would exceed the default memory limit first."""
 
 
 def examine(levels: Sequence[str], workload: str, progress: Progress) -> list[IsolationCheck]:
-    """Examine each level with two fresh sandboxes of it: one is looked at, the other is its sibling and then pushed.
+    """Examine each level with two fresh sandboxes: the subject, and a sibling whose limits are tested at the end.
 
     A level that cannot be examined has UNKNOWN for every check, with the reason.
 
     Args:
-        levels: those that this host can do.
+        levels: levels that are available on this host.
         workload: the server that runs inside meanwhile.
-        progress: told what is being done.
+        progress: called with each step.
     """
     rows: list[IsolationCheck] = []
     for level in levels:
@@ -76,10 +76,10 @@ def _examine_level(level: str, workload: str, progress: Progress) -> dict[str, F
             start.running(subject_spec, progress=progress) as one,
             start.running(sibling_spec, progress=progress) as other,
         ):
-            progress(f"isolation of {level}: looking around inside")
+            progress(f"isolation of {level}: running the probe")
             subject = observe(one, other)
             findings |= {name: check(subject) for name, check in verdicts.CHECKS.items()}
-            progress(f"isolation of {level}: pushing past the limits")
+            progress(f"isolation of {level}: exceeding the limits")
             findings |= {name: verdicts.LIMITS[name](push) for name, push in _push(other.sandbox).items()}
     except (SandboxError, ProbeError, OSError) as error:
         trouble = clean(str(error))
@@ -89,26 +89,26 @@ def _examine_level(level: str, workload: str, progress: Progress) -> dict[str, F
 
 
 def _push(sandbox: Sandbox) -> dict[str, Push]:
-    # Processes first: passing the memory limit may take the whole sandbox with it.
+    # Processes first, as exceeding the memory limit may end the whole sandbox.
     pids = limits.push_pids(sandbox)
     return {"pids limit": pids, "memory limit": limits.push_memory(sandbox)}
 
 
 def observe(one: Running, other: Running) -> Subject:
-    """Look at a sandbox from inside and from the host; nothing is pushed against.
+    """Observe a sandbox from inside and from the host, without exceeding limits.
 
     Args:
         one: the sandbox that is examined.
-        other: another of its level, which it tries to reach.
+        other: another sandbox of the same level, which the first tries to reach.
 
     Raises:
         SandboxError: a command could not be run inside.
         ProbeError: the probe gave no answer.
     """
     box = one.sandbox
-    with Witness() as witness, ThreadPoolExecutor(max_workers=2) as pool, _sibling(other, pool) as ear:
+    with Witness() as witness, ThreadPoolExecutor(max_workers=2) as pool, _sibling(other, pool) as listener:
         control = witness.check_listeners()
-        asked, words = witness.errand(ear.target())
+        asked, words = witness.errand(listener.target())
         user = observed.read_look(_run(box, observed.command("look", asked)).stdout)
         root = _look_as_root(box, asked | {"targets": {}})
         sleeper = _sleep_as_root(box, pool)
@@ -118,7 +118,7 @@ def observe(one: Running, other: Running) -> Subject:
         granted = box.limits()
         facts = host_facts(witness.disk_name)
         secrets_seen = witness.secrets(words, control)
-        heard = ear.finish()
+        heard = listener.finish()
     return Subject(
         user=user,
         root=root,
@@ -127,8 +127,8 @@ def observe(one: Running, other: Running) -> Subject:
         residents=tuple(member for member in residents if member is not None),
         default_route=has_default_route(pid) if pid is not None else None,
         forwarding_barred=forwarding_barred(),
-        sibling_up=ear.control in heard,
-        sibling_heard=ear.word in heard,
+        sibling_up=listener.control in heard,
+        sibling_heard=listener.word in heard,
         cpus=granted.cpus if granted.cpus is not None else one.record.spec.cpus,
         memory=granted.memory if granted.memory is not None else one.record.spec.memory,
         secrets=secrets_seen,
@@ -144,7 +144,7 @@ def _run(box: Sandbox, argv: list[str], *, root: bool = False) -> ExecResult:
 
 
 def _look_as_root(box: Sandbox, asked: dict[str, object]) -> Look | None:
-    """The same as root, where a level lets root in; the look as the workload's user is the one that must be there."""
+    """Run the probe as root. Returns None if that fails, as only the run as the workload's user is required."""
     try:
         return observed.read_look(_run(box, observed.command("look", asked), root=True).stdout)
     except (SandboxError, ProbeError):
@@ -173,8 +173,8 @@ def _sleep_as_root(box: Sandbox, pool: ThreadPoolExecutor) -> Sleeper:
 
 
 @dataclass(slots=True)
-class _Ear:
-    """A listener that runs in the sibling, and the words that it is told."""
+class _SiblingListener:
+    """A listener in the sibling, and the words that it is sent."""
 
     address: str
     port: int
@@ -184,11 +184,11 @@ class _Ear:
     end: str
 
     def target(self) -> list[object]:
-        """What the probe is told: where to connect, and what to say."""
+        """Return the probe's instructions: where to connect, and the word to send."""
         return ["inet", self.address, self.port, self.word]
 
     def finish(self) -> frozenset[str]:
-        """End it; the words that it heard."""
+        """End the listener and return the words that it received."""
         with suppress(OSError):
             self.say(self.end)
         with suppress(SandboxError, ProbeError):
@@ -199,30 +199,30 @@ class _Ear:
         return frozenset()
 
     def say(self, word: str) -> None:
-        """Connect from the host, which may reach every sandbox."""
+        """Send a word from the host, which can reach every sandbox."""
         with socket.create_connection((self.address, self.port), timeout=1.0) as peer:
             peer.sendall(word.encode() + b"\n")
             peer.recv(128)
 
 
 @contextmanager
-def _sibling(other: Running, pool: ThreadPoolExecutor) -> Iterator[_Ear]:
-    """Listen in a sandbox for words, until the block ends or the time is up."""
+def _sibling(other: Running, pool: ThreadPoolExecutor) -> Iterator[_SiblingListener]:
+    """Run a listener in a sandbox until the block ends or the time is up."""
     port = 20000 + secrets.randbelow(10000)
     words = [f"{kind}-{secrets.token_hex(8)}" for kind in ("control", "probe", "end")]
     errand = {"address": other.record.address, "port": port, "seconds": PROBE_TIMEOUT, "end": words[2]}
     running = pool.submit(_run, other.sandbox, observed.command("listen", errand))
-    ear = _Ear(other.record.address, port, running, *words)
+    listener = _SiblingListener(other.record.address, port, running, *words)
     deadline = time.monotonic() + 20.0
     while time.monotonic() < deadline and not running.done():
         try:
-            ear.say(ear.control)
+            listener.say(listener.control)
             break
         except OSError:
             time.sleep(0.05)
     try:
-        yield ear
+        yield listener
     finally:
         if not running.done():
             with suppress(OSError):
-                ear.say(ear.end)
+                listener.say(listener.end)

@@ -1,6 +1,6 @@
-"""A block device of the host with a random text on it, made for the time of an examination: loop(4).
+"""A temporary block device of the host with random content, which sandboxes try to read: loop(4).
 
-The host's real disks are left alone: what keeps a sandbox from this one keeps it from those.
+The host's real disks are not touched: a sandbox that cannot read this device cannot read them either.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pathlib import Path
 _CTL_GET_FREE = 0x4C82
 _CONFIGURE = 0x4C0A  # Linux 5.8
 _READ_ONLY = 1
-_AUTOCLEAR = 4  # the kernel takes it down with the last close, also when we are killed
+_AUTOCLEAR = 4  # the kernel removes it at the last close, also if we are killed
 _FLAGS_AT = 52  # lo_flags in struct loop_info64, which has 232 bytes
 _ATTEMPTS = 8
 SIZE = 4096
-"""Bytes: one page, all of it random."""
+"""Bytes of the device: one page, all random."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,8 @@ class BlockDevice:
     """A loop device that exists until `close`.
 
     Attributes:
-        path: its node.
-        major, minor: its number.
+        path: path of its node.
+        major, minor: device number.
         digest: SHA-256 of its content.
     """
 
@@ -42,7 +42,7 @@ class BlockDevice:
     descriptor: int
 
     def close(self) -> None:
-        """Let it go; nobody else has it open, unless a sandbox does at this moment."""
+        """Close the device. This removes it, unless a sandbox has it open at this moment."""
         os.close(self.descriptor)
 
 
@@ -50,7 +50,7 @@ def make() -> BlockDevice:
     """Set up a read-only loop device over a page of random bytes.
 
     Raises:
-        OSError: this host has no loop devices, or it is not for us to use them.
+        OSError: this host has no loop devices, or we may not use them.
     """
     content = os.urandom(SIZE)
     with tempfile.TemporaryFile() as backing:
@@ -67,11 +67,11 @@ def make() -> BlockDevice:
                     return BlockDevice(path, os.major(number), os.minor(number), digest, descriptor)
         finally:
             os.close(control)
-    raise OSError(errno.EBUSY, "every free loop device was taken by others")
+    raise OSError(errno.EBUSY, "another process took each free loop device first")
 
 
 def _configure(path: Path, backing: int) -> int | None:
-    """Bind the device to a file; None when somebody else was faster."""
+    """Bind the device to a file. Returns None if another process was faster."""
     info = bytearray(232)
     struct.pack_into("<I", info, _FLAGS_AT, _READ_ONLY | _AUTOCLEAR)
     config = struct.pack("<II", backing, 0) + bytes(info) + bytes(64)

@@ -1,9 +1,9 @@
-"""The probe: what runs inside a sandbox. Its text is handed to the sandbox's own Python; it is not imported there.
+"""The probe: a program that runs inside a sandbox. Its source is passed to the sandbox's own Python.
 
-Standard library alone, Python 3.11, no files of its own. It is told what to look for and answers with lines of JSON on
-standard output, each after TAG. Secrets of the host are given to it as hashes only, so that it can name one only if it
-has really seen it. What it tries is harmless where it succeeds: a read, a signal that is ignored by default, a
-connection that carries a random word.
+It uses only the standard library of Python 3.11, and no files of its own. It is told what to look for, and answers with
+lines of JSON on standard output, each after TAG. It gets the host's secrets only as hashes, so it can name one only if
+it has really seen it. What it tries is harmless if it succeeds: a read, a signal that is ignored by default, a
+connection that sends a random word.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ CALLS: dict[str, tuple[dict[str, int], tuple[int, ...]]] = {
     "userfaultfd": ({"x86_64": 323, "aarch64": 282}, (1,)),
     "personality": ({"x86_64": 135, "aarch64": 92}, (0x0040000,)),
 }
-"""Name to number and arguments. Each needs no privilege and changes nothing but this process."""
+"""Number and arguments of system calls, by name. They need no privilege and change only this process."""
 RISKY_TO_OPEN = ("watchdog", "snapshot", "cpu_dma_latency", "st", "nst")
-"""Opening these does something: arms a reset, prepares a hibernation, holds the CPUs awake; closing a tape rewinds."""
+"""Devices that act when they are opened or closed: arm a reset, prepare hibernation, keep CPUs awake, rewind a tape."""
 
 
 def say(answer: dict[str, Any]) -> None:
-    """One line of JSON."""
+    """Print an answer as one line of JSON."""
     os.write(1, (TAG + json.dumps(answer) + "\n").encode())
 
 
 def reason(error: OSError) -> str:
-    """An error's symbolic name."""
+    """Return the symbolic name of an error."""
     return errno.errorcode.get(error.errno or 0, type(error).__name__)
 
 
 def read(path: str, limit: int = 65536) -> str | None:
-    """A small file's text, None where it cannot be read."""
+    """Return the text of a small file, or None if it cannot be read."""
     try:
         with open(path, "rb") as stream:
             return stream.read(limit).decode("utf-8", "replace")
@@ -59,12 +59,12 @@ def read(path: str, limit: int = 65536) -> str | None:
 
 
 def digest(data: bytes) -> str:
-    """SHA-256 in hexadecimal."""
+    """Return the SHA-256 in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 
 
 def status() -> dict[str, int]:
-    """What the kernel in here says of this process: capability sets, no_new_privs, seccomp."""
+    """Return the status of this process by the kernel inside: capability sets, no_new_privs, seccomp."""
     found = {}
     for line in (read("/proc/self/status") or "").splitlines():
         name, _, value = line.partition(":")
@@ -74,7 +74,7 @@ def status() -> dict[str, int]:
 
 
 def namespaces() -> dict[str, str]:
-    """The links of /proc/self/ns."""
+    """Return the links of /proc/self/ns."""
     found = {}
     try:
         names = os.listdir("/proc/self/ns")
@@ -89,7 +89,7 @@ def namespaces() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """The kernel, the CPUs and the memory as they look from in here."""
+    """Return the kernel, CPUs and memory as seen from inside."""
     total = None
     for line in (read("/proc/meminfo") or "").splitlines():
         if line.startswith("MemTotal:"):
@@ -108,7 +108,7 @@ def machine() -> dict[str, Any]:
 
 
 def processes(marker_hash: str, marker_pid: int) -> dict[str, Any]:
-    """Look for a process of the host by a word in its arguments, and send it a signal by its number."""
+    """Look for a process of the host by a word in its arguments, and send it a signal by its pid."""
     seen, marker = 0, None
     try:
         entries = os.listdir("/proc")
@@ -122,7 +122,7 @@ def processes(marker_hash: str, marker_pid: int) -> dict[str, Any]:
             if digest(word.encode()) == marker_hash:
                 marker = word
     try:
-        os.kill(marker_pid, signal.SIGURG)  # ignored by whoever has that number in here
+        os.kill(marker_pid, signal.SIGURG)  # ignored by a process that has this pid inside
         signalled = "sent"
     except OSError as error:
         signalled = reason(error)
@@ -130,7 +130,7 @@ def processes(marker_hash: str, marker_pid: int) -> dict[str, Any]:
 
 
 def outside_chroot(path: str) -> bytes:
-    """Read a file after walking out of a chroot, which root can: chroot(2) keeps the working directory outside."""
+    """Read a file after leaving a chroot, which root can do: chroot(2) does not change the working directory."""
     inner = f"/tmp/{secrets.token_hex(8)}"  # noqa: S108 - inside the sandbox, a name of our own
     os.mkdir(inner)
     try:
@@ -146,7 +146,7 @@ def outside_chroot(path: str) -> bytes:
 
 
 def in_child(action: Callable[[], bytes]) -> bytes:
-    """Run something in a child, for it changes the child's root; its bytes, or its OSError."""
+    """Run a function that changes the root in a child. Returns its bytes or raises its OSError."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -167,7 +167,7 @@ def in_child(action: Callable[[], bytes]) -> bytes:
 
 
 def ways_to(path: str, marker_pid: int) -> dict[str, Callable[[], bytes]]:
-    """Every way that is tried to read a file of the host."""
+    """Return the ways to try to read a file of the host, by name."""
 
     def plain(name: str) -> Callable[[], bytes]:
         def action() -> bytes:
@@ -187,7 +187,7 @@ def ways_to(path: str, marker_pid: int) -> dict[str, Callable[[], bytes]]:
 
 
 def files(path: str, marker_pid: int) -> dict[str, str]:
-    """What each way to a file of the host gives: its text, or the error."""
+    """Try each way to read a file of the host. Returns the text or the error of each."""
     found = {}
     for way, action in ways_to(path, marker_pid).items():
         try:
@@ -198,7 +198,7 @@ def files(path: str, marker_pid: int) -> dict[str, str]:
 
 
 def nodes() -> list[dict[str, Any]]:
-    """Device nodes below /dev: which there are, and whether they can be opened for reading."""
+    """Return the device nodes below /dev, and whether each can be opened for reading."""
     found: list[dict[str, Any]] = []
     for folder, subfolders, names in os.walk("/dev"):
         subfolders[:] = [name for name in subfolders if folder.count("/") < 3]
@@ -224,7 +224,7 @@ def nodes() -> list[dict[str, Any]]:
 
 
 def disk(name: str, major: int, minor: int, marker_pid: int) -> dict[str, str]:
-    """Try to read a block device of the host; the hash of its first page, or the error, for each way."""
+    """Try each way to read a block device of the host. Returns the hash of its first page or the error of each."""
 
     def page(path: str) -> str:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -258,7 +258,7 @@ def disk(name: str, major: int, minor: int, marker_pid: int) -> dict[str, str]:
 
 
 def calls() -> dict[str, str]:
-    """System calls that a filter is expected to refuse: "ok", or the error."""
+    """Try system calls that a filter should refuse. Returns "ok" or the error of each."""
     libc = ctypes.CDLL(None, use_errno=True)
     found = {}
     for name, (numbers, values) in CALLS.items():
@@ -277,7 +277,7 @@ def calls() -> dict[str, str]:
 
 
 def connect(family: str, address: str, port: int, word: str) -> str:
-    """Open a connection, say a random word, and wait for the echo of it."""
+    """Open a connection, send a random word, and wait for its echo."""
     try:
         if family == "unix":
             peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -295,7 +295,7 @@ def connect(family: str, address: str, port: int, word: str) -> str:
 
 
 def reach(targets: dict[str, list[Any]]) -> dict[str, str]:
-    """All connections at once, for one that is dropped costs its whole timeout."""
+    """Try all connections in parallel, as a dropped one takes its whole timeout."""
     found: dict[str, str] = {}
 
     def attempt(name: str, target: list[Any]) -> None:
@@ -310,9 +310,9 @@ def reach(targets: dict[str, list[Any]]) -> dict[str, str]:
 
 
 def routes() -> dict[str, str]:
-    """Whether there is a route out. Connecting a UDP socket asks the routing table and sends nothing.
+    """Find out whether there is a route out. Connecting a UDP socket consults the routing table and sends nothing.
 
-    The addresses are for documentation (RFC 5737, RFC 3849).
+    The addresses are reserved for documentation (RFC 5737, RFC 3849).
     """
     found = {}
     for name, family, address in (("IPv4", socket.AF_INET, "203.0.113.1"), ("IPv6", socket.AF_INET6, "2001:db8::1")):
@@ -326,7 +326,7 @@ def routes() -> dict[str, str]:
 
 
 def look(asked: dict[str, Any]) -> None:
-    """Everything that can be seen and tried without pushing against a limit."""
+    """Make all observations and attempts that exceed no limit."""
     marker_pid = asked["marker_pid"]
     answer = machine() | processes(asked["marker_hash"], marker_pid)
     answer["files"] = files(asked["file"], marker_pid)
@@ -339,13 +339,13 @@ def look(asked: dict[str, Any]) -> None:
 
 
 def sleep(asked: dict[str, Any]) -> None:
-    """Be there for a while, for the host to look at; a word in the arguments makes it findable."""
+    """Sleep for a while, so that the host can find this process by a word in its arguments."""
     time.sleep(asked["seconds"])
     say({"uid": os.getuid(), "proof": digest(asked["salt"].encode() + sys.argv[-1].encode()), "status": status()})
 
 
 def listen(asked: dict[str, Any]) -> None:
-    """Echo every word that comes, until the word to end or the time is up; then say which came."""
+    """Echo each word that arrives until the end word or the time limit; then report the words."""
     heard: list[str] = []
     deadline = time.monotonic() + asked["seconds"]
     with socket.create_server((asked["address"], asked["port"])) as server:

@@ -1,8 +1,8 @@
-"""Pushes a throw-away sandbox against its limits, and has the counters of whatever enforces them say what happened.
+"""Try to exceed the limits of a sandbox, and read from the counters of the enforcing kernel what happened.
 
-The limits are read back before anything is tried. The antagonist has a bound of its own, a quarter above the limit.
-Counters: memory.failcnt, memory.oom_control and pids.events of cgroup v1 (admin-guide/cgroup-v1), memory.events,
-memory.peak and pids.events of v2 (admin-guide/cgroup-v2); the guest's own where a guest enforces them.
+The limits are read back first. The stressor has a bound of its own, a quarter above the limit. The counters are
+memory.failcnt, memory.oom_control and pids.events of cgroup v1 (admin-guide/cgroup-v1) or memory.events, memory.peak
+and pids.events of v2 (admin-guide/cgroup-v2), in the guest if a guest enforces the limits.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ if TYPE_CHECKING:
     from sandbox.isolation.base import ExecResult, Sandbox
 
 BEYOND = 1.25
-"""How far past the limit the antagonist tries to go."""
+"""Amount that the stressor tries to reach, as a multiple of the limit."""
 TIMEOUT = 60.0
-"""Seconds for one attempt; an emulated guest touches memory slowly."""
+"""Maximum seconds of one attempt; an emulated guest touches memory slowly."""
 HOLD = 0.3
-"""Seconds that what was got is held, for the sampler to see it."""
+"""Seconds that the stressor holds what it got, so that it is sampled."""
 HOLD_INSIDE = 3.0
-"""The same where another command has to go inside and look."""
+"""The same if another command has to run inside to count."""
 _SAMPLE = 0.005
 _LOOK_AGAIN = 0.2
 _STATE_PAUSE = 0.1
 _LAST_WORDS = 2.0
-"""Seconds that a command gets to return after its sandbox died."""
+"""Seconds that a command has to return after its sandbox has ended."""
 _V2_FILES = ("memory.events", "memory.peak", "memory.max", "pids.events", "pids.peak", "pids.max")
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Counters at one moment; None for what is not there.
+    """Values of the counters at one moment; None for a counter that does not exist.
 
     Attributes:
-        refusals: how often the limit was met.
-        peak: most ever charged.
-        current: charged now.
+        refusals: how often the limit was reached.
+        peak: maximum that was charged.
+        current: the amount charged now.
     """
 
     refusals: int | None = None
@@ -56,7 +56,7 @@ class Reading:
 
 
 class Group:
-    """The host's control group of a process, as far as one controller goes."""
+    """The host's cgroup of a process, for one controller."""
 
     def __init__(self, controller: str, folder: Path, *, v2: bool) -> None:
         self.controller = controller
@@ -65,7 +65,7 @@ class Group:
 
     @classmethod
     def of(cls, pid: int, controller: str) -> Group | None:
-        """The group of a process; None where the host has no such controller or process (cgroups(7))."""
+        """Find the group of a process; None if the host has no such controller or process (cgroups(7))."""
         v2 = controller in cgroup.hierarchy().v2_controllers
         try:
             folder = cgroup.places(pid).get("" if v2 else controller)
@@ -74,12 +74,12 @@ class Group:
         return None if folder is None else cls(controller, folder, v2=v2)
 
     def limit(self) -> int | None:
-        """The limit in force; None where there is none."""
+        """Return the limit in force; None if there is none."""
         names = {"memory": "memory.max" if self.v2 else "memory.limit_in_bytes", "pids": "pids.max"}
         return self._number(names[self.controller])
 
     def read(self) -> Reading:
-        """The counters now."""
+        """Read the counters."""
         if self.controller == "pids":
             events = self._keyed("pids.events")
             return Reading(events.get("max"), self._number("pids.peak"), self._number("pids.current"))
@@ -91,7 +91,7 @@ class Group:
         return Reading(refusals, self._number("memory.max_usage_in_bytes"), self._number("memory.usage_in_bytes"))
 
     def describe(self) -> str:
-        """Which counters these are."""
+        """Return a description of the counters."""
         if self.controller == "pids":
             return "the host's cgroup: pids.events"
         return "the host's cgroup: " + ("memory.events" if self.v2 else "memory.failcnt and oom_kill")
@@ -108,7 +108,7 @@ class Group:
 
 
 class Meter:
-    """Samples a group and the host's free memory while an attempt runs, for the group may not outlive it."""
+    """Samples a group and the host's free memory during an attempt, as the group may not outlive it."""
 
     def __init__(self, group: Group | None) -> None:
         self._group = group
@@ -140,21 +140,21 @@ class Meter:
         if self._group is None:
             return
         now = self._group.read()
-        # A group that is gone reads as nothing; what was last read of it stands.
+        # A group that is gone has no values; the last ones read are kept.
         self.last = Reading(*(new if new is not None else old for new, old in _pairs(now, self.last)))
         if now.current is not None:
             self.highest = max(self.highest or 0, now.current)
 
     @property
     def refusals(self) -> int | None:
-        """How often the limit was met meanwhile."""
+        """Return how often the limit was reached during the attempt."""
         if self.last.refusals is None or self.before.refusals is None:
             return None
         return self.last.refusals - self.before.refusals
 
     @property
     def peak(self) -> int | None:
-        """Most that was charged: the kernel's own maximum, or the highest sample."""
+        """Return the maximum that was charged: the kernel's value, or the highest sample."""
         known = [value for value in (self.last.peak, self.highest) if value is not None]
         return max(known) if known else None
 
@@ -164,16 +164,16 @@ def _pairs(new: Reading, old: Reading) -> list[tuple[int | None, int | None]]:
 
 
 def available() -> int:
-    """MemAvailable of the host in bytes (proc_meminfo(5))."""
+    """Return MemAvailable of the host in bytes (proc_meminfo(5))."""
     return procfs.kibibytes(Path("/proc/meminfo").read_text(encoding="ascii"), "MemAvailable") or 0
 
 
 def push_memory(sandbox: Sandbox, before: Callable[[], None] = lambda: None) -> Push:
-    """Try to take a quarter more memory than granted.
+    """Try to allocate a quarter more memory than the limit.
 
     Args:
-        sandbox: a throw-away one; it may not survive.
-        before: called after the limits were read back, before the attempt.
+        sandbox: the sandbox, which may not survive.
+        before: called before the attempt, after the limits were read back.
 
     Raises:
         SandboxError: the limits cannot be read.
@@ -183,7 +183,7 @@ def push_memory(sandbox: Sandbox, before: Callable[[], None] = lambda: None) -> 
 
 
 def push_pids(sandbox: Sandbox, before: Callable[[], None] = lambda: None) -> Push:
-    """Try to make a quarter more processes than granted; see `push_memory`.
+    """Try to create a quarter more processes than the limit; see `push_memory`.
 
     Raises:
         SandboxError: the limits cannot be read.
@@ -215,9 +215,9 @@ def _push(sandbox: Sandbox, controller: str, limit: int | None, before: Callable
 
 
 def _push_inside(sandbox: Sandbox, controller: str, limit: int, asked: int) -> Push:
-    """The same where a kernel of the sandbox's own enforces the limit: its counters, and its list of processes."""
+    """Make the attempt in a sandbox whose own kernel enforces the limit, and use that kernel's counters."""
     first = _guest(sandbox, controller)
-    # A look costs processes inside, so that it is taken only where nothing else counts them.
+    # Counting runs processes inside, so it is done only if nothing else counts them.
     looking = controller == "pids" and first.refusals is None
     most: int | None = None
     with Meter(None) as meter, ThreadPoolExecutor(max_workers=1) as pool:
@@ -246,14 +246,14 @@ def _push_inside(sandbox: Sandbox, controller: str, limit: int, asked: int) -> P
 
 
 def _enforcer(sandbox: Sandbox, controller: str, limit: int) -> Group | None:
-    """The host's group that has this very limit; None where something else enforces it."""
+    """Find the host's group that has exactly this limit; None if something else enforces it."""
     pid = sandbox.state().pid
     group = Group.of(pid, controller) if pid is not None else None
     return group if group is not None and group.limit() == limit else None
 
 
 def _guest(sandbox: Sandbox, controller: str) -> Reading:
-    """The counters of the group that a command runs in, and the processes there, as a kernel inside has them."""
+    """Read the counters of a command's cgroup, and the number of processes, from the kernel inside."""
     try:
         output = sandbox.exec(observed.command("counters", {"files": _V2_FILES}), timeout=TIMEOUT, root=True).stdout
     except (SandboxError, TimeoutError):
@@ -264,13 +264,13 @@ def _guest(sandbox: Sandbox, controller: str) -> Reading:
             numbers = {str(key): value for key, value in found.items() if type(value) is int}
             met = numbers.get(f"{controller}.events:max")
             if met is None and controller == "memory":
-                met = numbers.get("oom_kill")  # of all memory that the kernel inside has (/proc/vmstat)
+                met = numbers.get("oom_kill")  # for all memory of the kernel inside (/proc/vmstat)
             return Reading(met, numbers.get(f"{controller}.peak"), processes)
     return Reading()
 
 
 def _attempt(sandbox: Sandbox, controller: str, asked: int, hold: float) -> tuple[int | None, str]:
-    """Run the antagonist; how far it says it came, and how it ended."""
+    """Run the stressor. Returns the amount that it reports, and how it ended."""
     mode, unit = {"memory": ("memory", "bytes"), "pids": ("forks", "count")}[controller]
     outcome: list[ExecResult | Exception] = []
 
@@ -280,7 +280,7 @@ def _attempt(sandbox: Sandbox, controller: str, asked: int, hold: float) -> tupl
         except (SandboxError, TimeoutError) as error:
             outcome.append(error)
 
-    # A thread, for an engine may not notice that the command went down with the whole sandbox (gVisor's does).
+    # In a thread, as an engine may not notice that the command ended with the whole sandbox (gVisor's does not).
     thread = threading.Thread(target=act, daemon=True)
     thread.start()
     dead_since = None

@@ -1,4 +1,4 @@
-"""What was observed: inside, as the probe said it, and outside, as the host's kernel says it. Data, no judgement."""
+"""The observations, by the probe inside and by the host's kernel outside. Data, without verdicts."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from sandbox.measure.isolation import antagonist, inside
+from sandbox.measure.isolation import inside, stressor
 from sandbox.state import codec
 
 MAX_OUTPUT = 256 * 1024
-"""Bytes of a probe's output that are read. The sandbox is not trusted to be brief."""
+"""Maximum bytes of a probe's output that are read, as the sandbox is not trusted."""
 MAX_TEXT = 120
 
 
 class ProbeError(Exception):
-    """The probe did not answer, or not in a way that can be read; one line that says so."""
+    """The probe gave no answer, or a malformed one. The message is one line."""
 
 
 DIED = "the sandbox died of it"
-"""How a push ended whose sandbox was gone afterwards, as the host saw it."""
+"""The end of an attempt after which the sandbox was gone, as seen from the host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,25 +39,25 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What the probe saw inside, as one user. Texts are the sandbox's own words: clean them before they are shown.
+    """The observations of the probe, as one user. Texts come from the sandbox: `clean` them before they are shown.
 
     Attributes:
-        uid: of the probe, inside.
-        boot_id: of the kernel inside; None where it shows none.
-        release: of the kernel, uname(2).
+        uid: user id of the probe, inside.
+        boot_id: boot id of the kernel inside; None if it shows none.
+        release: release of the kernel, uname(2).
         status: capability sets, no_new_privs and seccomp, from /proc/self/status.
         namespaces: the links of /proc/self/ns.
-        affinity: CPUs that the scheduler may use, sched_getaffinity(2).
-        online: CPUs online, sysconf(3).
+        affinity: number of CPUs that the scheduler may use, sched_getaffinity(2).
+        online: number of CPUs online, sysconf(3).
         memory: MemTotal in bytes.
-        processes: how many are in /proc.
-        marker: the host's secret word, if some process's arguments hold it.
-        signalled: "sent", or why not.
+        processes: number of processes in /proc.
+        marker: the host's secret word, if a process has it among its arguments.
+        signalled: "sent", or the error.
         files: for each way to the host's file, its text or the error.
-        nodes: below /dev.
+        nodes: device nodes below /dev.
         disk: for each way to the host's block device, the hash of what it read, or the error.
-        reached: for each listener, "connected" or why not.
-        routes: for each address family, "from <source>" or why there is none.
+        reached: for each listener, "connected" or the error.
+        routes: for each address family, "from <source>" or the error.
         calls: for each system call, "ok" or the error.
     """
 
@@ -85,11 +85,11 @@ class Resident:
     """A process as the host's kernel shows it in /proc/<pid>.
 
     Attributes:
-        pid: on the host.
-        name: what it calls itself.
-        uids: real, effective, saved and file-system user.
+        pid: pid on the host.
+        name: name of the process.
+        uids: real, effective, saved and file-system user id.
         status: capability sets, no_new_privs, seccomp.
-        namespaces: name to link.
+        namespaces: links of the namespaces by name.
     """
 
     pid: int
@@ -101,12 +101,12 @@ class Resident:
 
 @dataclass(frozen=True, slots=True)
 class Sleeper:
-    """A process that was started inside as root, with a random word in its arguments, while the host looked for it.
+    """A process that was started inside as root with a random word in its arguments, and looked for on the host.
 
     Attributes:
-        ran: it gave the answer that only that very process could compute.
-        uid: its own word for its user.
-        found: as the host's kernel shows it; None when the host has no such process.
+        ran: True if it gave the answer that only this process could compute.
+        uid: its user id, as it reports.
+        found: the process as the host's kernel shows it; None if the host has no such process.
     """
 
     ran: bool
@@ -116,15 +116,15 @@ class Sleeper:
 
 @dataclass(frozen=True, slots=True)
 class Secrets:
-    """What the host has hidden, and what its witnesses noticed of the sandbox.
+    """The secrets of the host that a sandbox might find, and what the witness noticed of the sandbox.
 
     Attributes:
         marker: the word in the arguments of the host's marker process.
         token: the text of the host's file.
-        disk: hash of what is on the host's block device; None where the host could make none.
-        signals: signals that the marker process received from the sandbox.
-        listeners: names of the host's listeners that answered the host itself.
-        heard: those of them that heard this sandbox's word.
+        disk: hash of the content of the host's block device; None if the host could not create one.
+        signals: number of signals that the marker process received from the sandbox.
+        listeners: names of the host's listeners that the host itself could reach.
+        heard: names of those listeners that received this sandbox's word.
     """
 
     marker: str
@@ -137,7 +137,7 @@ class Secrets:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """The host's own values, to compare with."""
+    """The host's own values, for comparison."""
 
     boot_id: str
     release: str
@@ -150,17 +150,17 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Push:
-    """An attempt to pass a limit.
+    """An attempt to exceed a limit.
 
     Attributes:
-        limit: as read back before the attempt; None where it could not be.
-        asked: what the antagonist was to reach: above the limit.
-        got: how far it says it came; None when it said nothing.
-        ended: how it ended: "complete", an error's name, or "killed".
-        refusals: by how much the counter of refusals rose; None where there is none to read.
-        counter: which counter.
-        peak: most that was ever charged, or None.
-        sunk: by how much the host's free memory sank meanwhile, bytes; None where it does not matter.
+        limit: the limit, read back before the attempt; None if it could not be read.
+        asked: the amount that the stressor tried to reach, above the limit.
+        got: the amount that it reports; None if it reported nothing.
+        ended: how it ended: "complete", the name of an error, or "killed".
+        refusals: increase of the counter of refusals; None if there is no counter.
+        counter: description of the counter.
+        peak: maximum that was charged, or None.
+        sunk: decrease of the host's free memory in bytes; None if it does not matter.
     """
 
     limit: int | None
@@ -175,20 +175,20 @@ class Push:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Everything about one sandbox that the verdicts are made from.
+    """All observations of one sandbox, from which the verdicts follow.
 
     Attributes:
-        user: seen inside as the workload's user.
-        root: seen inside as root; None where that could not be done.
+        user: observations inside as the workload's user.
+        root: observations inside as root; None if there are none.
         sleeper: root's process, looked for on the host.
-        carrier: the host's process that carries the sandbox: its init, gVisor's sentry, QEMU. None when unknown.
-        residents: the sandbox's processes on the host, as far as they belong to the carrier.
-        default_route: whether the carrier's network namespace has one, as the host's kernel shows it.
-        forwarding_barred: whether the host drops what would be forwarded from the lab's bridge.
-        sibling_up: the sibling's listener heard the host.
-        sibling_heard: the sibling's listener heard this sandbox.
-        cpus: granted.
-        memory: granted, bytes.
+        carrier: the host's process that runs the sandbox: its init, gVisor's sentry or QEMU; None if unknown.
+        residents: the carrier and its descendants on the host.
+        default_route: whether the carrier's network namespace has a default route, by the host's kernel.
+        forwarding_barred: whether the host drops packets that would be forwarded from the lab's bridge.
+        sibling_up: True if the sibling's listener received the host's word.
+        sibling_heard: True if the sibling's listener received this sandbox's word.
+        cpus: the limit of CPUs.
+        memory: the memory limit in bytes.
     """
 
     user: Look
@@ -208,12 +208,12 @@ class Subject:
 
     @property
     def looks(self) -> list[Look]:
-        """Both looks, as far as there are two."""
+        """Return the observations of the user, and those of root if there are any."""
         return [self.user] if self.root is None else [self.user, self.root]
 
 
 def answers(output: bytes) -> Iterator[dict[str, Any]]:
-    """The probe's lines of JSON in a command's output; other lines and broken ones are passed over."""
+    """Yield the probe's lines of JSON in a command's output; other and malformed lines are skipped."""
     for line in output[:MAX_OUTPUT].decode("utf-8", "replace").splitlines():
         if not line.startswith(inside.TAG):
             continue
@@ -226,10 +226,10 @@ def answers(output: bytes) -> Iterator[dict[str, Any]]:
 
 
 def read_look(output: bytes) -> Look:
-    """The answer of the probe's mode `look`.
+    """Parse the answer of the probe's mode `look`.
 
     Raises:
-        ProbeError: there is none, or it is not of that form.
+        ProbeError: there is no answer, or it is malformed.
     """
     for answer in answers(output):
         try:
@@ -241,24 +241,24 @@ def read_look(output: bytes) -> Look:
 
 
 def clean(text: str, limit: int = MAX_TEXT) -> str:
-    """Text from a sandbox made fit for a table: printable characters alone, one line, not long."""
+    """Make text from a sandbox safe for a table: one line of printable characters, cut at `limit`."""
     shown = "".join(char if char.isprintable() else " " for char in text)
     shown = " ".join(shown.split())
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
 
 
 def command(mode: str, asked: dict[str, Any], *words: str) -> list[str]:
-    """The command that runs the probe, or the antagonist, inside.
+    """Return the command that runs the probe, or the stressor, inside.
 
-    -I and -S: none of the sandbox's own Python files has a say in it (python(1)).
+    -I and -S keep the sandbox's own Python files from affecting it (python(1)).
     """
     return ["/usr/bin/python3", "-I", "-S", "-c", _packed(mode), mode, json.dumps(asked), *words]
 
 
 @cache
 def _packed(mode: str) -> str:
-    """A program's text, packed: an SSH server may take a few thousand bytes of command only (dropbear: 9000)."""
-    name = "antagonist.py" if mode in antagonist.MODES else "inside.py"
+    """Compress a program's source, as an SSH server may limit a command to a few thousand bytes (dropbear: 9000)."""
+    name = "stressor.py" if mode in stressor.MODES else "inside.py"
     text = files("sandbox.measure.isolation").joinpath(name).read_bytes()
     data = base64.b85encode(zlib.compress(text, 9)).decode("ascii")
     return f"import base64,zlib;exec(zlib.decompress(base64.b85decode('{data}')))"

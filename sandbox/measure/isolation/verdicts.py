@@ -1,7 +1,7 @@
-"""The verdicts: from what was observed to one word and the evidence for it. Pure; each can come out both ways.
+"""Derive the verdicts, with their evidence, from the observations. Pure functions.
 
-A claim of the sandbox counts only where the host can check it: that it saw a thing of the host, by a secret that it
-could know from nowhere else; that it did not, by the host's own view of the walls around it.
+A claim of the sandbox counts only if the host can check it: that it saw something of the host, by a secret that it
+cannot know otherwise; that it did not, by the host's own view of its isolation.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One verdict with its evidence, "inside" and "host" and what else there is to say; texts fit for a table."""
+    """A verdict with its evidence: what was seen inside, what the host saw, and how the host checked."""
 
     verdict: Verdict
     inside: str
@@ -33,27 +33,27 @@ class Finding:
 
     @property
     def evidence(self) -> dict[str, str]:
-        """The evidence by name, empty texts left out."""
+        """Return the evidence by name, without empty texts."""
         return {name: text for name, text in (("inside", self.inside), ("host", self.host)) if text}
 
 
 def own_kernel(subject: Subject) -> bool | None:
-    """Whether the sandbox runs on another kernel than the host's; None where the evidence disagrees or is elsewhere.
+    """Return whether the sandbox has a kernel of its own; None if the evidence is contradictory or missing.
 
-    A process that runs inside is in the host's /proc if, and only if, the host's kernel runs it. The boot id must not
-    contradict that; a kernel may show none (gVisor's does not).
+    A process that runs inside is in the host's /proc if and only if the host's kernel runs it. The boot id must not
+    contradict this; a kernel may show none (gVisor's does not).
     """
     if not subject.sleeper.ran:
         return None
     same_boot = subject.user.boot_id == subject.host.boot_id
     if subject.sleeper.found is not None:
         return False if same_boot or subject.user.boot_id is None else None
-    # Not in this /proc, nor anything that carries it: it may run on another host.
+    # Neither it nor a carrier is in this /proc: it may run on another host.
     return None if same_boot or subject.carrier is None else True
 
 
 def kernel(subject: Subject) -> Finding:
-    """Does the host's kernel run what is inside?"""
+    """Does the host's kernel run the processes inside?"""
     own = own_kernel(subject)
     found = subject.sleeper.found
     boot = subject.user.boot_id
@@ -65,7 +65,7 @@ def kernel(subject: Subject) -> Finding:
 
 
 def processes(subject: Subject) -> Finding:
-    """Can the inside see a process of the host, or signal it?"""
+    """Can a process inside see a process of the host, or signal it?"""
     seen = any(look.marker == subject.secrets.marker for look in subject.looks)
     hit = subject.secrets.signals > 0
     inside = f"sees {subject.user.processes} processes" + (", the host's marker among them" if seen else "")
@@ -78,23 +78,23 @@ def processes(subject: Subject) -> Finding:
 
 
 def files(subject: Subject) -> Finding:
-    """Can the inside read a file of the host?"""
+    """Can a process inside read a file of the host?"""
     ways = sorted({way for look in subject.looks for way, text in look.files.items() if text == subject.secrets.token})
     own, apart = own_kernel(subject), _apart(subject, "mnt")
-    inside = f"read it by {', '.join(ways)}" if ways else f"{len(subject.looks[-1].files)} ways tried, none led there"
+    inside = f"read it by {', '.join(ways)}" if ways else f"{len(subject.looks[-1].files)} ways tried, none succeeded"
     host = "another kernel" if own else f"mount namespace {_same_or_own(apart)}"
     if ways:
         verdict = SHARED
     elif own or apart:
         verdict = ISOLATED
     else:
-        # A changed root directory in the host's own mount namespace: out of sight is not out of reach.
+        # A changed root directory in the host's own mount namespace only hides the host's files.
         verdict = UNKNOWN if apart is None else PARTIAL
-    return Finding(verdict, inside, host, "a file with a random text at a random path, readable by everybody")
+    return Finding(verdict, inside, host, "a file with random text at a random path, readable by all")
 
 
 def host_services(subject: Subject) -> Finding:
-    """Can the inside connect to what listens on the host?"""
+    """Can a process inside connect to a server on the host?"""
     working, heard = subject.secrets.listeners, subject.secrets.heard
     shown = ", ".join(f"{name}: {clean(text, 14)}" for name, text in sorted(_listeners(subject).items()))
     host = f"{len(heard)} of {len(working)} listeners heard it" + (f": {', '.join(sorted(heard))}" if heard else "")
@@ -106,12 +106,12 @@ def host_services(subject: Subject) -> Finding:
     elif working <= tried.keys() and "connected" not in tried.values():
         verdict = ISOLATED
     else:
-        verdict = UNKNOWN  # without an attempt from inside, silence proves nothing
+        verdict = UNKNOWN  # without an attempt from inside, this proves nothing
     return Finding(verdict, shown, host, "accept logs with random words; each listener heard the host before")
 
 
 def sibling(subject: Subject) -> Finding:
-    """Can the inside connect to another sandbox of its level?"""
+    """Can a process inside connect to another sandbox of its level?"""
     tried = subject.user.reached.get("sibling")
     inside = f"connection: {clean(tried, 20)}" if tried else "not tried"
     witness = "a listener in a sibling reports the random words that reached it; it heard the host"
@@ -124,7 +124,7 @@ def sibling(subject: Subject) -> Finding:
 
 
 def route_out(subject: Subject) -> Finding:
-    """Is there a route to anything beyond? Nothing is contacted; only the routing tables are asked."""
+    """Is there a route to other networks? Only the routing tables are consulted, and nothing is contacted."""
     inside = ", ".join(f"{name}: {clean(text, 40)}" for name, text in sorted(subject.user.routes.items()))
     witness = "the routing table of the sandbox's network namespace, and the bridge's forwarding rules"
     leads = any(text.startswith("from ") for text in subject.user.routes.values())
@@ -137,7 +137,7 @@ def route_out(subject: Subject) -> Finding:
         host += "forwarding from the bridge is dropped" if subject.forwarding_barred else "forwarding is not barred"
         barred = bool(own_kernel(subject)) and subject.forwarding_barred
     if leads:
-        # A route of the sandbox's own that the host does not forward leads nowhere; one of the host's does.
+        # A route in the sandbox's own namespace leads nowhere if the host does not forward; one of the host's does.
         return Finding(PARTIAL if apart and subject.forwarding_barred else SHARED, inside, host, witness)
     if not subject.user.routes:
         return Finding(UNKNOWN, "not tried", host, witness)
@@ -145,7 +145,7 @@ def route_out(subject: Subject) -> Finding:
 
 
 def root_user(subject: Subject) -> Finding:
-    """Who is root of the inside on the outside?"""
+    """As which user of the host does root of the sandbox run?"""
     inside = f"uid {subject.sleeper.uid}" if subject.sleeper.ran else "no root process could be started"
     witness = "the host's /proc/<pid>/status of a process that root started inside, found by a random word"
     found = subject.sleeper.found
@@ -156,17 +156,17 @@ def root_user(subject: Subject) -> Finding:
         return Finding(verdict, inside, f"uid {found.uids[1]} on the host (pid {found.pid})", witness)
     if subject.carrier is None or not own_kernel(subject):
         return Finding(UNKNOWN, inside, "no such process on the host", witness)
-    # Not a process of the host at all; whoever breaks out of the carrier is its user.
+    # It is not a process of the host. An attacker who breaks out of the carrier has the carrier's user.
     host = f"no such process; its carrier {subject.carrier.name} is uid {subject.carrier.uids[1]}"
     return Finding(PARTIAL if 0 in subject.carrier.uids else ISOLATED, inside, host, witness)
 
 
 def namespaces(subject: Subject) -> Finding:
-    """Which of the host's namespaces does it live in?"""
+    """Which namespaces does the sandbox share with the host?"""
     witness = "the links of /proc/<pid>/ns of the sandbox's first process beside the host's own"
     carrier = subject.carrier
     if carrier is None or not carrier.namespaces:
-        return Finding(UNKNOWN, "", "its first process is not to be seen on the host", witness)
+        return Finding(UNKNOWN, "", "its first process is not visible on the host", witness)
     own = sorted(name for name, link in carrier.namespaces.items() if link != subject.host.namespaces.get(name))
     shared = sorted(carrier.namespaces.keys() - set(own))
     host = f"{carrier.name}: own {' '.join(own) or 'none'}; the host's {' '.join(shared) or 'none'}"
@@ -179,12 +179,12 @@ def namespaces(subject: Subject) -> Finding:
 
 
 def capabilities(subject: Subject) -> Finding:
-    """What could root of the inside do to the host's kernel?"""
+    """Which capabilities does root of the sandbox have in the host's kernel?"""
     witness = "CapEff, CapPrm, CapInh, CapAmb and CapBnd in the host's /proc/<pid>/status"
     judged = _on_the_host(subject)
     inside = f"root says CapEff {subject.root.status.get('CapEff', 0):x}" if subject.root else ""
     if not judged:
-        return Finding(UNKNOWN, inside, "no process of it is to be seen on the host", witness)
+        return Finding(UNKNOWN, inside, "none of its processes is visible on the host", witness)
     held, bound, locked = 0, 0, True
     for one in judged:
         for name in _CAPABILITY_SETS:
@@ -202,7 +202,7 @@ def capabilities(subject: Subject) -> Finding:
 
 
 def seccomp(subject: Subject) -> Finding:
-    """Does a filter stand between the inside and the host's system calls?"""
+    """Does a filter restrict the system calls to the host's kernel?"""
     witness = "the field Seccomp in the host's /proc/<pid>/status (2: a filter is in force), and calls tried inside"
     passed = sorted(name for name, text in subject.user.calls.items() if text not in ("EPERM", "EACCES", "ENOSYS"))
     tried = len(subject.user.calls)
@@ -211,11 +211,11 @@ def seccomp(subject: Subject) -> Finding:
     )
     judged = _on_the_host(subject)
     if not judged:
-        return Finding(UNKNOWN, inside, "no process of it is to be seen on the host", witness)
+        return Finding(UNKNOWN, inside, "none of its processes is visible on the host", witness)
     bare = [one for one in judged if one.status.get("Seccomp") != 2]
     host = f"{len(judged) - len(bare)} of {len(judged)} processes filtered"
     if own_kernel(subject):
-        # Its calls go to its own kernel; the filter is one more wall, around the carrier.
+        # Its calls go to its own kernel; the filter of the carrier is additional isolation.
         return Finding(PARTIAL if bare else ISOLATED, inside, host + " (the carrier)", witness)
     if len(bare) == len(judged):
         return Finding(SHARED, inside, host, witness)
@@ -223,12 +223,12 @@ def seccomp(subject: Subject) -> Finding:
 
 
 def no_new_privileges(subject: Subject) -> Finding:
-    """Could a set-user-id program lift somebody's privileges?"""
+    """Can a set-user-id program raise privileges?"""
     witness = "the field NoNewPrivs in the host's /proc/<pid>/status"
     inside = f"says {subject.user.status['NoNewPrivs']}" if "NoNewPrivs" in subject.user.status else ""
     judged = _on_the_host(subject)
     if not judged:
-        return Finding(UNKNOWN, inside, "no process of it is to be seen on the host", witness)
+        return Finding(UNKNOWN, inside, "none of its processes is visible on the host", witness)
     bare = [one for one in judged if one.status.get("NoNewPrivs") != 1]
     host = f"set for {len(judged) - len(bare)} of {len(judged)} processes"
     if not bare:
@@ -238,29 +238,27 @@ def no_new_privileges(subject: Subject) -> Finding:
 
 
 def devices(subject: Subject) -> Finding:
-    """Which devices are there, which open, and can a disk of the host be read?"""
-    witness = f"a block device of the host ({subject.host.disk or 'none'}) with a random content"
+    """Which devices exist, which can be opened, and can a disk of the host be read?"""
+    witness = f"a block device of the host ({subject.host.disk or 'none'}) with random content"
     nodes = {node.name: node for look in subject.looks for node in look.nodes}
     opened = {node.name for look in subject.looks for node in look.nodes if node.opened}
     odd = sorted(name for name in opened if not HARMLESS_NODES.fullmatch(name))
-    inside = f"{len(nodes)} nodes, {len(opened)} open" + (
-        f", beyond the usual: {clean(', '.join(odd), 60)}" if odd else ""
-    )
+    inside = f"{len(nodes)} nodes, {len(opened)} open" + (f", unusual ones: {clean(', '.join(odd), 60)}" if odd else "")
     ways = sorted({way for look in subject.looks for way, text in look.disk.items() if text == subject.secrets.disk})
     if ways:
         host = f"the host's device was read by {clean(', '.join(ways), 80)}"
         return Finding(SHARED, inside, host, witness)
     other = any(_HASH.fullmatch(text) for look in subject.looks for text in look.disk.values())
-    host = "what was read is not the host's" if other else "the host's device was not read"
+    host = "the content read is not the host's" if other else "the host's device was not read"
     if not subject.secrets.disk or not any(look.disk for look in subject.looks):
-        return Finding(UNKNOWN, inside, "the host has no device to try", witness)
+        return Finding(UNKNOWN, inside, "the host could not create a device to try", witness)
     if own_kernel(subject):
         return Finding(ISOLATED, inside, host + "; devices are those of another kernel", witness)
     return Finding(PARTIAL if odd or other else ISOLATED, inside, host, witness)
 
 
 def cpus_seen(subject: Subject) -> Finding:
-    """Does the inside see the CPUs that it was granted, or the host's?"""
+    """Does a process inside see the CPUs that the sandbox was granted, or the host's?"""
     seen, online = subject.user.affinity, subject.user.online
     granted = max(1, -int(-subject.cpus // 1))
     inside = f"may use {seen}, sees {online}"
@@ -273,7 +271,7 @@ def cpus_seen(subject: Subject) -> Finding:
 
 
 def memory_seen(subject: Subject) -> Finding:
-    """Does the inside see the memory that it was granted, or the host's?"""
+    """Does a process inside see the memory that the sandbox was granted, or the host's?"""
     seen, granted, total = subject.user.memory, subject.memory, subject.host.memory
     host = f"granted {mib(granted)} of {mib(total)}"
     witness = "compared MemTotal inside with the limit read back and the host's own"
@@ -288,7 +286,7 @@ def memory_seen(subject: Subject) -> Finding:
 
 
 def memory_limit(push: Push) -> Finding:
-    """Was the attempt to take more memory than granted held?"""
+    """Did the memory limit hold?"""
     witness = f"{push.counter}, and the host's free memory meanwhile"
     got = mib(push.got) if push.got is not None else "?"
     inside = f"took {got} of {mib(push.asked)} tried, {clean(push.ended, 30)}"
@@ -297,7 +295,7 @@ def memory_limit(push: Push) -> Finding:
 
 
 def pids_limit(push: Push) -> Finding:
-    """Was the attempt to make more processes than granted held?"""
+    """Did the limit of processes hold?"""
     got = push.got if push.got is not None else "?"
     inside = f"made {got} of {push.asked} tried, {clean(push.ended, 30)}"
     peak = str(push.peak) if push.peak is not None else None
@@ -316,10 +314,10 @@ def _limit(push: Push, inside: str, limit: str, peak: str | None, witness: str, 
         return Finding(Verdict.NOT_HELD, inside, host, witness)
     if push.sunk is not None and push.sunk > 2 * push.limit and push.peak is None:
         return Finding(UNKNOWN, inside, host + ", more than the limit explains", witness)
-    # Where nothing counts refusals: one that the antagonist met, and somebody else's count that stayed within.
+    # Without a counter of refusals: the stressor was refused, and an independent count stayed within the limit.
     met = push.refusals is None and push.peak is not None and push.ended.startswith("refused")
-    # The counter goes with the control group, and a sandbox that dies takes it away before its last value is read; the
-    # peak that was read stands, and one right at the limit means that the next charge was refused.
+    # The counter disappears with the cgroup of a sandbox that ended, before its last value is read. The peak was read,
+    # and a peak at the limit means that the next charge was refused.
     at_limit = push.peak is not None and push.limit * 0.98 <= push.peak and push.ended == DIED
     if push.refusals or met or at_limit:
         return Finding(Verdict.HELD, inside, host, witness)
@@ -348,19 +346,19 @@ NAMES = (*CHECKS, *LIMITS)
 
 
 def mib(size: int | None) -> str:
-    """A size for people."""
+    """Format a size."""
     return "?" if size is None else f"{size / 1048576:.0f} MiB" if size < 10 << 30 else f"{size / 1073741824:.1f} GiB"
 
 
 def _apart(subject: Subject, name: str) -> bool | None:
-    """Whether the carrier has a namespace of its own; None where it cannot be seen."""
+    """Return whether the carrier has its own namespace of this kind; None if it is not visible."""
     if subject.carrier is None or name not in subject.carrier.namespaces:
         return None
     return subject.carrier.namespaces[name] != subject.host.namespaces.get(name)
 
 
 def _same_or_own(apart: bool | None) -> str:
-    return {True: "of its own", False: "the host's", None: "not to be seen"}[apart]
+    return {True: "of its own", False: "the host's", None: "not visible"}[apart]
 
 
 def _listeners(subject: Subject) -> dict[str, str]:
@@ -368,7 +366,7 @@ def _listeners(subject: Subject) -> dict[str, str]:
 
 
 def _on_the_host(subject: Subject) -> list[Resident]:
-    """The sandbox's processes that the host's kernel knows: root's among them, where there is one."""
+    """Return the processes of the sandbox on the host, including root's if there is one."""
     found = {one.pid: one for one in subject.residents}
     if subject.sleeper.found is not None:
         found[subject.sleeper.found.pid] = subject.sleeper.found

@@ -1,7 +1,8 @@
-"""The witness: puts things of the host where a sandbox might reach them, and sees whether it did.
+"""The witness: set up targets on the host that a sandbox may try to reach, and see whether it did.
 
-A marker process with a random word in its arguments, a file with a random text, listeners with an accept log, and the
-host's own view of the sandbox's processes in /proc. See proc(5), namespaces(7), capabilities(7).
+The targets are a marker process with a random word in its arguments, a file with random text, a block device, and
+listeners that log what they receive. The witness also reads the sandbox's processes in the host's /proc. See proc(5),
+namespaces(7), capabilities(7).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 _ACCEPT_TIMEOUT = 1.0
 _MAX_WORD = 128
 
-# Reports each SIGURG as a byte, and how it came; it is sent by the sandbox alone. Ends with its parent.
+# Writes a byte for each SIGURG, which only the sandbox sends. Ends with its parent.
 _MARKER = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, 9)
@@ -44,7 +45,7 @@ while os.getppid() == int(sys.argv[1]):
 
 @dataclass(slots=True)
 class Listener:
-    """A listening socket of the host and what it heard."""
+    """A listening socket of the host, and the words that it received."""
 
     name: str
     family: str
@@ -54,12 +55,12 @@ class Listener:
     heard: list[str]
 
     def target(self, word: str) -> list[Any]:
-        """What the probe is told: where to connect, and what to say."""
+        """Return the probe's instructions: where to connect, and the word to send."""
         return [self.family, self.address, self.port, word]
 
 
 class Witness:
-    """Everything that the host sets out; a context manager that takes it all away again."""
+    """The targets of the host. As a context manager, it creates and removes them."""
 
     def __init__(self) -> None:
         self.marker = "sbx-marker-" + secrets.token_hex(16)
@@ -74,7 +75,7 @@ class Witness:
     def __enter__(self) -> Witness:
         with ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sbx-witness-"))
-            # For everybody to read: what is tried is the wall, not the file's permissions.
+            # Readable for all, as the isolation is tested and not the file's permissions.
             os.chmod(folder, 0o755)  # noqa: S103
             self._file = Path(folder) / "token"
             self._file.write_text(self.token, encoding="ascii")
@@ -97,7 +98,7 @@ class Witness:
         self._stack.close()
 
     def _start_marker(self) -> subprocess.Popen[bytes]:
-        # As the same user as the workload: what is tried is the wall between processes, not that between users.
+        # As the same user as the workload: the isolation of processes is tested, not that of users.
         user = SANDBOX_UID if os.geteuid() == 0 else None
         return subprocess.Popen(
             [_interpreter(), "-I", "-S", "-c", _MARKER, str(os.getpid()), self.marker],
@@ -133,7 +134,7 @@ class Witness:
         stack.callback(stop.set)
 
     def check_listeners(self) -> frozenset[str]:
-        """Connect to each of our own listeners; the names of those that heard it. The control of the network check."""
+        """Connect to each listener from the host, as a control. Returns the names of those that received the word."""
         working = set()
         for listener in self.listeners:
             word = "control-" + secrets.token_hex(8)
@@ -144,7 +145,7 @@ class Witness:
         return frozenset(working)
 
     def errand(self, sibling: list[Any] | None) -> tuple[dict[str, Any], dict[str, str]]:
-        """What a probe is to look for, and the word that it will say to each listener."""
+        """Return the instructions of a probe, and the word that it will send to each listener."""
         words = {listener.name: "probe-" + secrets.token_hex(8) for listener in self.listeners}
         targets = {listener.name: listener.target(words[listener.name]) for listener in self.listeners}
         if sibling is not None:
@@ -164,11 +165,11 @@ class Witness:
 
     @property
     def disk_name(self) -> str | None:
-        """The block device of the host that is tried, such as /dev/loop3."""
+        """The block device of the host that the probe tries to read, such as /dev/loop3."""
         return str(self._disk.path) if self._disk else None
 
     def _signals(self) -> int:
-        """Signals that reached the marker process since the last call."""
+        """Return the number of signals that reached the marker process since the last call."""
         assert self._process is not None  # noqa: S101 - set on entering
         assert self._process.stdout is not None  # noqa: S101 - asked for with PIPE
         try:
@@ -177,14 +178,14 @@ class Witness:
             return 0
 
     def secrets(self, words: dict[str, str], control: frozenset[str]) -> Secrets:
-        """What was hidden and what was noticed, for the verdicts."""
+        """Return the secrets and what the witness noticed, for the verdicts."""
         heard = frozenset(one.name for one in self.listeners if words.get(one.name) in one.heard)
         digest = self._disk.digest if self._disk else None
         return Secrets(self.marker, self.token, digest, self._signals(), control, heard)
 
 
 def host_facts(disk: str | None) -> Host:
-    """The host's own values."""
+    """Return the host's own values."""
     return Host(
         boot_id=boot_id(),
         release=os.uname().release,
@@ -197,7 +198,7 @@ def host_facts(disk: str | None) -> Host:
 
 
 def namespaces(pid: int | str) -> dict[str, str]:
-    """The namespaces of a process, name to link; empty when it is gone."""
+    """Return the links of a process's namespaces by name; empty if it is gone."""
     found = {}
     for name in NAMESPACES:
         with suppress(OSError):
@@ -206,7 +207,7 @@ def namespaces(pid: int | str) -> dict[str, str]:
 
 
 def resident(pid: int) -> Resident | None:
-    """A process as the host's kernel shows it; None when it is gone."""
+    """Describe a process as the host's kernel shows it; None if it is gone."""
     try:
         text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -219,7 +220,7 @@ def resident(pid: int) -> Resident | None:
 
 
 def _title(pid: int, title: str) -> str:
-    """What a process calls itself: its zeroth argument, else the kernel's name for it (runsc's is "exe")."""
+    """Return the name of a process: its zeroth argument, else the kernel's name for it (runsc's is "exe")."""
     with suppress(OSError):
         zeroth = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]
         title = os.path.basename(zeroth.decode("utf-8", "replace")) or title
@@ -227,7 +228,7 @@ def _title(pid: int, title: str) -> str:
 
 
 def find_by_word(word: str) -> int | None:
-    """The process of the host that has a word as its last argument."""
+    """Find the process of the host that has a word as its last argument."""
     wanted = b"\0" + word.encode() + b"\0"
     for entry in os.listdir("/proc"):
         if not entry.isdigit():
@@ -239,7 +240,7 @@ def find_by_word(word: str) -> int | None:
 
 
 def family(pid: int) -> list[int]:
-    """A process and its descendants, by the parents in /proc/<pid>/stat."""
+    """Return a process and its descendants, by the parents in /proc/<pid>/stat."""
     children: dict[int, list[int]] = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -253,7 +254,7 @@ def family(pid: int) -> list[int]:
 
 
 def has_default_route(pid: int) -> bool | None:
-    """Whether the network namespace of a process has a default route (proc_pid_net(5)); None when it is gone."""
+    """Return whether a process's network namespace has a default route (proc_pid_net(5)); None if it is gone."""
     try:
         table = Path(f"/proc/{pid}/net/route").read_text(encoding="ascii")
     except OSError:
@@ -262,7 +263,7 @@ def has_default_route(pid: int) -> bool | None:
 
 
 def forwarding_barred() -> bool:
-    """Whether the host's table that drops what is forwarded from the bridge is loaded."""
+    """Return whether the nftables table that drops packets forwarded from the bridge is loaded."""
     try:
         return nftables.table_exists("inet", lab.TABLE)
     except OSError:
@@ -274,7 +275,7 @@ def _interpreter() -> str:
 
 
 def _other_address() -> str | None:
-    """An address of the host that is on another link than the lab's. Connecting a UDP socket sends nothing."""
+    """Return an address of the host on another link than the lab's. Connecting a UDP socket sends nothing."""
     for probe in ("203.0.113.1", "10.255.255.255", "192.168.255.255"):
         with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
             peer.connect((probe, 9))

@@ -66,7 +66,7 @@ def test_without_vagrant_no_level_is_missing(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_vagrant_can_be_said_to_be_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the name that SANDBOX_MUST_WORK has for it, whichever part of it is missing."""
+    """The extra has a name for SANDBOX_MUST_WORK, whichever part of it is missing."""
     lacking = (host.Missing("program.dnsmasq", "no dnsmasq", "install it"),)
     monkeypatch.setattr(conftest, "missing_for", lambda name: lacking if name == "vagrant" else ())
     marker = pytest.mark.needs("vagrant").mark
@@ -76,7 +76,7 @@ def test_vagrant_can_be_said_to_be_needed(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.fixture
 def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Vagrant's home, and the place of the distribution's plugins, both empty; Vagrant is the distribution's."""
+    """Make Vagrant the distribution's, with an empty home and an empty directory of plugins."""
     monkeypatch.setattr(vagrant, "which", lambda _: "/usr/bin/vagrant")
     monkeypatch.setattr(vagrant, "SYSTEM_PLUGINS", tmp_path / "plugins.d")
     monkeypatch.setenv("VAGRANT_HOME", str(tmp_path))

@@ -1,4 +1,4 @@
-"""The one Docker client: which engine it takes, which it refuses, and what an engine's answers mean."""
+"""The Docker client: the engines that it uses or refuses, and the meaning of their answers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ REMOTE = [
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Docker's configuration directory, empty."""
+    """Use an empty directory for Docker's configuration."""
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "config"))
@@ -67,9 +67,9 @@ def test_docker_host_is_honoured(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     (folder / "config.json").write_text('{"currentContext": "near"}')
     monkeypatch.setenv("DOCKER_HOST", "unix:///run/other.sock")
     assert socket_path() == "/run/other.sock"
-    monkeypatch.setenv("DOCKER_CONTEXT", "near")  # docker(1) of today: the host stands above the context
+    monkeypatch.setenv("DOCKER_CONTEXT", "near")  # current docker(1): the host takes precedence over the context
     assert socket_path() == "/run/other.sock"
-    monkeypatch.setenv("DOCKER_TLS_VERIFY", "1")  # says nothing of a local socket
+    monkeypatch.setenv("DOCKER_TLS_VERIFY", "1")  # does not apply to a local socket
     assert socket_path() == "/run/other.sock"
     monkeypatch.setenv("DOCKER_HOST", "")
     assert socket_path() == "/run/near.sock"
@@ -97,7 +97,7 @@ def test_a_damaged_configuration_is_one_line(folder: Path, content: bytes) -> No
 
 
 def refusals() -> Iterator[SandboxError]:
-    """What the levels, the images and the doctor say."""
+    """Return the messages of the levels, the images and the doctor."""
     for level in (ContainerIsolation(), GVisorIsolation()):
         with pytest.raises(UnavailableError) as caught:
             level.prepare(SandboxSpec("a", "reactor", level.name, ("true",)), lambda _: None)
@@ -212,7 +212,7 @@ def test_a_stream_begins_with_its_first_byte(engine: FakeEngine) -> None:
 
 
 def saying(tmp_path: Path, *pieces: bytes) -> Engine:
-    """An engine that takes a request and says this, whatever it was."""
+    """Run an engine that gives this answer to any request."""
     server = socket.socket(socket.AF_UNIX)
     server.bind(str(tmp_path / "raw"))
     server.listen()
@@ -220,12 +220,12 @@ def saying(tmp_path: Path, *pieces: bytes) -> Engine:
     def serve() -> None:
         with server, server.accept()[0] as connection:
             request = b""
-            while not request.endswith(b"{}"):  # closed with something unread it would be reset, see unix(7)
+            while not request.endswith(b"{}"):  # a close with unread data would reset the connection, see unix(7)
                 request += connection.recv(65536)
             for piece in pieces:
                 connection.sendall(piece)
             connection.shutdown(socket.SHUT_WR)
-            while connection.recv(65536):  # unread bytes would turn the end of the stream into a reset
+            while connection.recv(65536):  # a close with unread data would reset the connection
                 pass
 
     threading.Thread(target=serve, daemon=True).start()

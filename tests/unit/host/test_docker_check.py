@@ -1,4 +1,4 @@
-"""The doctor's look at Docker, against a listener that sends the replies of the test."""
+"""The doctor's check of Docker, with a listener that sends the replies of the test."""
 
 from __future__ import annotations
 

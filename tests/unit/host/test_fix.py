@@ -1,4 +1,4 @@
-"""`doctor --fix`: what it would install and write where, tested without doing it."""
+"""`doctor --fix`: the packages and files that it would install and write, without doing it."""
 
 from __future__ import annotations
 
@@ -238,7 +238,7 @@ def test_it_is_started_beside_a_libvirtd_that_runs(monkeypatch: pytest.MonkeyPat
 def test_pid_files_of_others_are_swept_before_a_start(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str
 ) -> None:
-    """A pid file of no process, of one with another name, of one not reaped yet, and without a number."""
+    """Pid files of no process, of one with another name, of a zombie, and without a number."""
     ended = subprocess.Popen(["/bin/true"])
     os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
     stale, living = tmp_path / "stale", tmp_path / "living"

@@ -1,4 +1,4 @@
-"""The Docker form: the image's configuration, and what an engine's answers mean."""
+"""The Docker form: the image's configuration, and the meaning of an engine's answers."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_used_image_is_kept(engine: FakeEngine) -> None:
 
 
 def test_an_import_that_fails_half_way(engine: FakeEngine, tmp_path: Path) -> None:
-    # The engine has answered 200 before it reads the archive.
+    # The engine answers 200 before it reads the archive.
     (tmp_path / "root").mkdir()
     (tmp_path / "root/file").write_bytes(b"x" * 3_000_000)
     said = b'{"status":"x"}\r\n{"error":"no space left on device","errorDetail":{}}\r\n'

@@ -1,4 +1,4 @@
-"""The Vagrant box: what is added to the root filesystem, and that nothing half-made is taken for a box."""
+"""The Vagrant box: the additions to the root filesystem, and incomplete boxes, which are not used."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ACCOUNTS = {
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """As much of a root filesystem as is added to; owners are left out, so that it takes no root."""
+    """Make the part of a root filesystem that is added to, without changing owners, which needs root."""
     tree = tmp_path / "root"
     for name in ("etc/pam.d", "usr/lib", "usr/sbin"):
         (tree / name).mkdir(parents=True)
@@ -49,7 +49,7 @@ def test_the_user_has_the_key_and_no_password(root: Path) -> None:
     assert (root / "etc/shadow").read_text().splitlines()[-1].split(":")[1] == "*"
     keys = root / "home/vagrant/.ssh/authorized_keys"
     assert keys.read_text() == KEY
-    # dropbear takes no key from a file that others may write to.
+    # dropbear ignores a file of keys that others can write to.
     assert [stat.S_IMODE(path.stat().st_mode) for path in (keys, keys.parent, keys.parent.parent)] == [
         0o600,
         0o700,
@@ -101,7 +101,7 @@ def test_the_init_takes_the_place_of_the_levels_own() -> None:
     archive = vagrant.init_archive()
     (entry,) = read_cpio(archive)
     assert entry[:3] == ("guest/init", stat.S_IFREG | 0o755, (data_dir("vm") / "box" / "init").read_bytes())
-    # The kernel unpacks one archive after the other where each begins on a multiple of four.
+    # The kernel unpacks consecutive archives if each begins at a multiple of four.
     assert len(archive) % 4 == 0
 
 
@@ -122,7 +122,7 @@ def test_the_archive_is_for_its_owner_alone(tmp_path: Path) -> None:
 
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Box:
-    """A box in a state directory of its own, as far as `find` looks."""
+    """Make the files of a box that `find` checks, in a temporary state directory."""
     monkeypatch.setenv(paths.STATE_ENV, str(tmp_path))
     home = vagrant.box_dir()
     home.mkdir()

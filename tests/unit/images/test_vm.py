@@ -1,4 +1,4 @@
-"""The VM's kernel, initramfs and disk: formats, and that nothing of the root filesystem is replaced."""
+"""The VM's kernel, initramfs and disk: their formats, and the root filesystem, which is not changed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAGIC = b"\x02\x21\x4c\x18"
 
 
 def lz4_literals(data: bytes) -> bytes:
-    """One LZ4 block of literals alone."""
+    """Return one LZ4 block of literals."""
     length = len(data)
     if length < 15:
         return bytes([length << 4]) + data
@@ -36,7 +36,7 @@ def legacy(*blocks: bytes, size: int) -> bytes:
 
 
 def bzimage(payload: bytes) -> bytes:
-    """A boot sector with a setup header, four sectors of setup, and a payload 64 bytes behind them."""
+    """Return a boot sector with a setup header, four sectors of setup, and a payload 64 bytes after them."""
     image = bytearray(5 * 512 + 64)
     image[0x1F1] = 4
     image[0x202:0x206] = b"HdrS"
@@ -76,12 +76,12 @@ def test_an_unknown_kernel_is_left_as_it_is() -> None:
 @needs_lz4
 def test_a_kernel_of_the_wrong_size_or_kind_is_refused() -> None:
     for payload in (legacy(lz4_literals(ELF), size=1), legacy(lz4_literals(b"no ELF"), size=6)):
-        with pytest.raises(ImageError, match="no kernel"):
+        with pytest.raises(ImageError, match="is not a kernel"):
             vm.unpack_kernel(bzimage(payload))
 
 
 def read_cpio(data: bytes) -> list[tuple[str, int, bytes, tuple[int, int]]]:
-    """An independent reader of the format, up to and without the trailer."""
+    """Read the format independently, up to the trailer."""
     found: list[tuple[str, int, bytes, tuple[int, int]]] = []
     at = 0
     while True:
@@ -137,7 +137,7 @@ def test_an_application_is_readable_and_belongs_to_nobody(tmp_path: Path) -> Non
 
 def test_an_application_has_no_pipes_nor_devices(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ImageError, match="no file, directory or symbolic link"):
+    with pytest.raises(ImageError, match="is not a file, directory or symbolic link"):
         list(vm.app_archive(tmp_path))
 
 
@@ -163,7 +163,7 @@ def test_the_initramfs_has_every_driver_in_order(tmp_path: Path) -> None:
     assert all(entries[f"lib/modules/{name}.ko"].content for name in names)
     assert entries["init"].mode == stat.S_IFREG | 0o755
     assert entries["dev/console"].device == (5, 1)
-    # What the root filesystem has is not brought along again.
+    # A library that the root filesystem has is not added again.
     assert "guest/lib/libz.so.1" not in entries
     assert "guest/lib/libtomcrypt.so.1" in entries
 
@@ -207,7 +207,7 @@ def test_the_disk_is_the_root_filesystem_and_three_names(tmp_path: Path) -> None
     assert (back / "etc/passwd").read_bytes() == b"etc/passwd" * 2000
     looked = (back / "etc/passwd").stat()
     assert (looked.st_uid, looked.st_mtime) == (os.getuid(), 1_100_000_000)
-    # fsck.erofs does not extract the bits beyond rwx: the inode is read (Documentation/filesystems/erofs.rst).
+    # fsck.erofs extracts only the rwx bits, so the inode is read (Documentation/filesystems/erofs.rst).
     said = subprocess.run(["dump.erofs", "--path=/etc/passwd", disk], capture_output=True, text=True, check=True).stdout
     (mode,) = struct.unpack_from("<H", disk.read_bytes(), 32 * int(said.partition("NID: ")[2].split()[0]) + 4)
     assert oct(mode) == "0o104751"
@@ -218,7 +218,7 @@ def test_the_disk_is_the_root_filesystem_and_three_names(tmp_path: Path) -> None
 
 @needs_erofs
 def test_the_same_tree_gives_the_same_disk(tmp_path: Path) -> None:
-    """Whatever the times of access and of status change, and the order in which a directory lists its files."""
+    """The disk does not depend on access and change times, or on the order of a directory's entries."""
     rootfs = rootfs_tree(tmp_path / "rootfs")
     vm.stage_disk(rootfs, tmp_path / "one")
     vm.stage_disk(rootfs, tmp_path / "two")
@@ -237,7 +237,7 @@ def test_the_same_tree_gives_the_same_disk(tmp_path: Path) -> None:
 def test_what_the_root_filesystem_has_is_not_replaced(tmp_path: Path) -> None:
     rootfs = rootfs_tree(tmp_path / "rootfs")
     (rootfs / vm.GUEST_HOME).mkdir()
-    with pytest.raises(ImageError, match="of its own"):
+    with pytest.raises(ImageError, match="already has"):
         vm.stage_disk(rootfs, tmp_path / "staging")
 
 

@@ -1,4 +1,4 @@
-"""The course of a comparison: order, warm-up, failures, interruption. The sandboxes here are scripted."""
+"""The course of a comparison: order, warm-up, failures, interruption. The sandboxes are scripted."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LEVELS = ("process", "namespace", "vm")
 
 
 class Scripted:
-    """Stands in for the lifecycle; `act` decides what the n-th sandbox does."""
+    """A replacement for the lifecycle; `act` decides what the n-th sandbox does."""
 
     def __init__(self, act: Callable[[str, int], None]) -> None:
         self.act = act
@@ -75,7 +75,7 @@ class Silent:
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything around the sandboxes that would need the host."""
+    """Replace all functions that would need the host."""
     monkeypatch.setattr(compare, "_level_info", lambda level: LevelInfo(level, level, False, True, None, None))
     monkeypatch.setattr(host, "caveats", lambda *_args, **_kwargs: [])
     monkeypatch.setattr(load, "fetch", lambda *_args: (200, b"hello\n"))
@@ -84,7 +84,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def nothing(level: str, number: int) -> None:
-    """Every sandbox works."""
+    """Let every sandbox work."""
 
 
 def run(
@@ -147,7 +147,7 @@ class TestRun:
         _, manager, observer = run(tmp_path, act, samples=9)
         assert manager.started.count("namespace") == 3
         assert manager.started.count("process") == 10
-        assert "namespace: 3 failures in a row; no more are tried" in observer.notes
+        assert "namespace: 3 failures in a row; it is not tried again" in observer.notes
 
     def test_a_level_that_turns_out_unavailable_becomes_a_row_with_its_reason(self, tmp_path: Path) -> None:
         def act(level: str, number: int) -> None:
@@ -198,7 +198,7 @@ class TestRun:
         monkeypatch.setattr(load, "fetch", lambda *_args: (200, next(pages)))
         run(tmp_path, nothing)
         errors = [sample.error for sample in results.load(tmp_path / "results.json").samples if sample.error]
-        assert errors == ["/ was answered with other bytes than the first sandbox gave"]
+        assert errors == ["/ was answered with different bytes than by the first sandbox"]
 
     def test_the_isolation_table_is_filled_by_the_probes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def examine(levels: list[str], workload: str, progress: object) -> list[IsolationCheck]:
@@ -211,11 +211,11 @@ class TestRun:
 
 @pytest.mark.usefixtures("measured")
 class TestVagrant:
-    """Beside the levels, and none of them."""
+    """Vagrant machines have a row beside the levels."""
 
     @pytest.fixture
     def machines(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-        """What was done to machines, the project's end among it."""
+        """Record the actions on machines, including the end of the project."""
         done: list[str] = []
 
         @contextmanager
@@ -275,7 +275,7 @@ class TestVagrant:
         run(tmp_path, nothing, with_vagrant=True)
         document = results.load(tmp_path / "results.json")
         errors = [sample.error for sample in document.samples if sample.level == "vagrant"]
-        assert errors == ["/ was answered with status 500, not 200"] * compare.GIVE_UP
+        assert errors == ["/ was answered with status 500 instead of 200"] * compare.GIVE_UP
         assert machines == ["up", "destroy"] * compare.GIVE_UP + ["end"]
 
     def test_an_interrupt_ends_the_project(self, tmp_path: Path, machines: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""The load generator's summary, its time limit, and the host's particulars around it."""
+"""The load generator's summary and time limit, and the description of the host."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_output_without_a_summary_is_an_error(output: bytes) -> None:
 
 
 def test_a_load_without_any_answer_is_an_error_that_counts_what_happened() -> None:
-    with pytest.raises(EngineError, match="wrk got no answer: 1 read errors, 2 timeout errors, 3 status errors"):
+    with pytest.raises(EngineError, match="wrk got no reply: 1 read errors, 2 timeout errors, 3 status errors"):
         load.parse(LINE.replace(b"100000", b"0"))
 
 

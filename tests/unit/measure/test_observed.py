@@ -1,4 +1,4 @@
-"""The probe's answers are a stranger's words; the probe itself runs here on the host, as the positive control."""
+"""The probe's answers are untrusted input. The probe itself runs here on the host, as the positive control."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.measure.isolation import antagonist, blockdevice, inside, observed
+from sandbox.measure.isolation import blockdevice, inside, observed, stressor
 from sandbox.measure.isolation.limits import Group, Meter, Reading
 from sandbox.measure.isolation.observed import Look, ProbeError
 from sandbox.measure.isolation.witness import (
@@ -29,7 +29,7 @@ from sandbox.measure.isolation.witness import (
 
 
 def run(mode: str, asked: dict[str, Any], *words: str) -> bytes:
-    """The probe outside any sandbox."""
+    """Run the probe outside any sandbox."""
     argv = [sys.executable, *observed.command(mode, asked, *words)[1:]]
     return subprocess.run(argv, capture_output=True, timeout=60, check=True).stdout
 
@@ -80,7 +80,7 @@ def test_a_sleeper_proves_that_it_ran_and_the_host_finds_it() -> None:
     assert answer["uid"] == os.getuid()
 
 
-def test_the_antagonists_stop_at_their_own_bound() -> None:
+def test_the_stressors_stop_at_their_own_bound() -> None:
     *_, last = observed.answers(run("memory", {"bytes": 8 << 20, "seconds": 0}))
     assert last == {"held": 8 << 20, "complete": True}
     (last,) = observed.answers(run("forks", {"count": 5, "seconds": 0}))
@@ -88,8 +88,8 @@ def test_the_antagonists_stop_at_their_own_bound() -> None:
 
 
 def test_both_programs_speak_the_same_language() -> None:
-    assert antagonist.TAG == inside.TAG
-    assert not antagonist.MODES.keys() & inside.MODES.keys()
+    assert stressor.TAG == inside.TAG
+    assert not stressor.MODES.keys() & inside.MODES.keys()
 
 
 def test_processes_and_routes_of_the_host() -> None:
@@ -99,7 +99,7 @@ def test_processes_and_routes_of_the_host() -> None:
     assert resident(2**22 + 1) is None
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: loop devices are root's")
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for loop devices")
 def test_a_block_device_has_the_content_and_goes_with_its_last_user() -> None:
     try:
         device = blockdevice.make()

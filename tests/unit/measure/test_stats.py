@@ -78,7 +78,7 @@ def test_the_largest_size_is_quick_enough_and_sound() -> None:
 
 
 def test_ratios_are_paired_by_round() -> None:
-    # The host slowed down tenfold after round 2; each pair still says "twice".
+    # The host slowed down tenfold after round 2; the ratio of each pair is still 2.
     baseline = {1: 1.0, 2: 1.1, 3: 10.0, 4: 11.0}
     values = {1: 2.0, 2: 2.2, 3: 20.0, 4: 22.0}
     figure = stats.paired_ratio(values, baseline)

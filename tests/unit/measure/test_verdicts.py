@@ -1,4 +1,4 @@
-"""Every check comes out both ways, and UNKNOWN where the evidence is missing or disagrees."""
+"""Every check has both results, and UNKNOWN if the evidence is missing or contradictory."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ WALLED = Subject(
     secrets=SECRETS,
     host=HOST,
 )
-"""A sandbox of the host's kernel behind every wall there is."""
+"""A sandbox on the host's kernel, with all isolation."""
 
 QEMU = Resident(100, "qemu", (64055,) * 4, HARDENED | {"CapBnd": ALL}, HOST_NS)
 MACHINE = replace(
@@ -83,22 +83,22 @@ OPEN = replace(
     residents=(OPEN_INIT,),
     default_route=True,
 )
-"""A plain process that happens to have found nothing."""
+"""A plain process that has found nothing."""
 
 
 def seen(subject: Subject, **changes: Any) -> Subject:
-    """The subject with something else seen inside, by either user."""
+    """Return the subject with different observations inside, for both users."""
     root = replace(subject.root, **changes) if subject.root else None
     return replace(subject, user=replace(subject.user, **changes), root=root)
 
 
 def hidden(subject: Subject, **changes: Any) -> Subject:
-    """The subject with something else noticed by the witness."""
+    """Return the subject with different observations of the witness."""
     return replace(subject, secrets=replace(subject.secrets, **changes))
 
 
 def carried(subject: Subject, **changes: Any) -> Subject:
-    """The subject with another process carrying it, root's process alike."""
+    """Return the subject with a different carrier and process of root."""
     carrier = replace(subject.carrier or INIT, **changes)
     found = replace(subject.sleeper.found, **changes) if subject.sleeper.found else None
     return replace(subject, carrier=carrier, residents=(carrier,), sleeper=replace(subject.sleeper, found=found))

@@ -1,4 +1,4 @@
-"""Pushing past a limit: held, not held, and unknown where no counter says so."""
+"""Attempts to exceed a limit: held, not held, and unknown if no counter shows it."""
 
 from __future__ import annotations
 

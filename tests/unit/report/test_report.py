@@ -1,4 +1,4 @@
-"""What a comparison looks like in each format."""
+"""The output of a comparison in each format."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VOID = {"meta", "br", "link"}
 
 
 class Page(HTMLParser):
-    """Collects elements, and checks that each is closed in its turn."""
+    """Collects elements, and checks that they are closed in order."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Page(HTMLParser):
 
 
 def damaged() -> Document:
-    """Every text of it is hostile."""
+    """Make a document whose every text is hostile."""
     document = comparison(samples=2, unavailable=("gvisor",), failing=("namespace",))
     document.warnings.append(Caveat("x", NASTY))
     document.levels = [replace(info, label=f"{info.label} {NASTY}") for info in document.levels]
@@ -92,7 +92,9 @@ def test_the_emulated_machine_is_labelled_wherever_it_appears() -> None:
 def test_failed_samples_are_counted_in_the_row_and_told_in_the_warnings() -> None:
     text = terminal.render(comparison(samples=5, failing=("container",)))
     assert re.search(r"^container .* 4 of 5$", text, re.MULTILINE)
-    assert "container: 1 of 5 samples failed and are in no figure; first: the server died" in re.sub(r"\s+", " ", text)
+    assert "container: 1 of 5 samples failed and are not in the figures; first: the server died" in re.sub(
+        r"\s+", " ", text
+    )
 
 
 def test_a_level_that_always_failed_has_no_figure() -> None:
@@ -112,7 +114,7 @@ def test_an_incomplete_run_says_so_first() -> None:
     document = comparison(samples=4)
     document.status = Status.INCOMPLETE
     document.samples = document.samples[:13]
-    expected = "INCOMPLETE: the run was cut short after 8 of 20 samples"
+    expected = "INCOMPLETE: the run was interrupted after 8 of 20 samples"
     assert terminal.render(document).splitlines()[1] == expected
     assert expected in html.render(document)
     assert f"**{expected}**" in markdown.render(document)

@@ -1,4 +1,4 @@
-"""The door of the servers that block: it lets clients in one by one, until the server is told to stop."""
+"""The accept loop of the blocking servers: it accepts clients one by one until SIGTERM or SIGINT."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     from workloads.application import Application
     from workloads.net import Socket
 
-    class Inside(Protocol):
-        """A connection, as the reception sees it."""
+    class Connection(Protocol):
+        """The method of a connection that the accept loop calls."""
 
-        def hurry(self) -> None:
-            """Stop waiting for the next request."""
+        def stop_waiting(self) -> None:
+            """End a read that waits for the next request."""
 
 
-class Reception:
-    """Accepts clients and knows which are still here.
+class AcceptLoop:
+    """Accepts clients, and keeps the set of open connections.
 
     Attributes:
-        connections: the open ones.
-        draining: SIGTERM or SIGINT has come.
+        connections: the open connections.
+        draining: True once SIGTERM or SIGINT has arrived.
     """
 
     def __init__(self, app: Application, listener: Socket) -> None:
@@ -38,15 +38,15 @@ class Reception:
         self._acceptor = Acceptor(listener)
         self._listener = listener
         self._wake_read, self.wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self.connections: set[Inside] = set()
+        self.connections: set[Connection] = set()
         self.draining = False
         on_termination(self._terminate, self.wake_write)
 
     def clients(self, *, wait: bool = True) -> Iterator[Socket | None]:
-        """Sockets of clients as they come, until the server is told to stop; None when it was only woken up.
+        """Yield the sockets of new clients until SIGTERM or SIGINT; yields None after another wake-up.
 
         Args:
-            wait: for clients to come; otherwise those who wait at the door are let in, and that is all.
+            wait: wait for clients; otherwise only those that are waiting already are accepted.
         """
         watch = poll()
         watch.register(self._listener.fileno(), POLLIN)
@@ -67,36 +67,36 @@ class Reception:
                 yield None
 
     def open(self, socket: Socket) -> BlockingConnection:
-        """A connection for a client that was let in."""
+        """Create the connection of an accepted client."""
         connection = BlockingConnection(socket, self._app)
         self.connections.add(connection)
-        if self.draining:  # since a moment ago, too late to be in the set
-            connection.hurry()
+        if self.draining:  # the signal arrived before the connection was in the set
+            connection.stop_waiting()
         return connection
 
-    def receive(self, socket: Socket) -> None:
-        """Serve a client that was let in until it leaves."""
+    def serve_socket(self, socket: Socket) -> None:
+        """Serve an accepted client until its connection ends."""
         self.serve(self.open(socket))
 
     def serve(self, connection: BlockingConnection) -> None:
-        """Serve a client until it leaves."""
+        """Serve a connection until it ends."""
         try:
             connection.serve()
         finally:
             self.connections.discard(connection)
 
-    def leave(self, connection: BlockingConnection) -> None:
-        """A client is gone."""
+    def close_connection(self, connection: BlockingConnection) -> None:
+        """Close a connection and forget it."""
         self.connections.discard(connection)
         connection.close()
 
     def drain(self) -> bool:
-        """Close the door and wait for those inside, up to the grace time; whether all have finished."""
+        """Stop listening and wait, up to the grace time, for the open connections. Returns whether all have ended."""
         self.close()
         until = monotonic() + self._app.limits.grace
         while self.connections and monotonic() < until:
             for connection in list(self.connections):
-                connection.hurry()
+                connection.stop_waiting()
             sleep(0.01)
         return not self.connections
 
@@ -108,4 +108,4 @@ class Reception:
         self.draining = True
         self._app.keeps_alive = False
         for connection in list(self.connections):
-            connection.hurry()
+            connection.stop_waiting()

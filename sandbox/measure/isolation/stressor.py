@@ -1,7 +1,7 @@
-"""The antagonist: runs inside a throw-away sandbox and takes more than was granted, up to a bound of its own.
+"""The stressor: a program that tries to exceed the limits of the sandbox it runs in, up to a bound of its own.
 
-Like `inside`, its text is handed to the sandbox's own Python: standard library alone, nothing shared but the form of
-the answers.
+As with `inside`, its source is passed to the sandbox's own Python. It uses only the standard library, and answers in
+the same form.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ TAG = "sandbox-probe "
 
 
 def say(answer: dict[str, Any]) -> None:
-    """One line of JSON."""
+    """Print an answer as one line of JSON."""
     os.write(1, (TAG + json.dumps(answer) + "\n").encode())
 
 
 def reason(error: OSError) -> str:
-    """An error's symbolic name."""
+    """Return the symbolic name of an error."""
     return errno.errorcode.get(error.errno or 0, type(error).__name__)
 
 
 def read(path: str) -> str | None:
-    """A small file's text, None where it cannot be read."""
+    """Return the text of a small file, or None if it cannot be read."""
     try:
         with open(path, encoding="utf-8", errors="replace") as stream:
             return stream.read(65536)
@@ -41,18 +41,18 @@ def read(path: str) -> str | None:
 
 
 def memory(asked: dict[str, Any]) -> None:
-    """Take memory, every page of it touched, up to a bound of its own; say how far it came."""
+    """Allocate memory up to a bound and touch every page; report the amount reached."""
     try:
-        with open("/proc/self/oom_score_adj", "w") as stream:  # the one to be killed, if one has to be
+        with open("/proc/self/oom_score_adj", "w") as stream:  # to be the first that the OOM killer kills
             stream.write("1000")
     except OSError as error:
         say({"note": reason(error)})
     step, bound = 16 << 20, asked["bytes"]
-    # Twice the bound: room for the interpreter, and an end even if the loop below were wrong.
+    # Twice the bound leaves room for the interpreter, and ends this program even if the loop below were wrong.
     resource.setrlimit(resource.RLIMIT_AS, (bound * 2 + (256 << 20),) * 2)
     kept, held = [], 0
-    # Filled by the kernel, a large piece at a time: page by page from here, a small guest would first evict this very
-    # program, again and again, before it gives up.
+    # The kernel fills large pieces at a time: if the pages were touched one by one, a small guest would evict this
+    # program again and again before it gave up.
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
     try:
         while held < bound:
@@ -70,7 +70,7 @@ def memory(asked: dict[str, Any]) -> None:
 
 
 def forks(asked: dict[str, Any]) -> None:
-    """Fork up to a bound of its own; the children wait and do nothing, and end with this process at the latest."""
+    """Fork children up to a bound; they wait, and end with this process at the latest."""
     reader, writer = os.pipe()
     children: list[int] = []
     refused = None
@@ -81,7 +81,7 @@ def forks(asked: dict[str, Any]) -> None:
             if child == 0:
                 os.close(writer)
                 signal.alarm(60)
-                os.read(reader, 1)  # end of file when the parent closes, or is gone
+                os.read(reader, 1)  # end of file when the parent closes its end or has ended
                 os._exit(0)
             children.append(child)
     except OSError as error:
@@ -94,9 +94,9 @@ def forks(asked: dict[str, Any]) -> None:
 
 
 def counters(asked: dict[str, Any]) -> None:
-    """What limits what runs in here, version 2, and how many processes are not root's.
+    """Report the counters of this sandbox's cgroups (version 2), and the number of processes that are not root's.
 
-    A file comes from the nearest control group upwards that has it: that is the one whose limit binds.
+    Each file is read from the nearest cgroup upwards that has it, as that group's limit applies.
     """
     found: dict[str, int] = {}
     own = next((line[3:] for line in (read("/proc/self/cgroup") or "").splitlines() if line.startswith("0::")), "/")
@@ -111,7 +111,7 @@ def counters(asked: dict[str, Any]) -> None:
     for entry in (read("/proc/vmstat") or "").splitlines():
         if entry.startswith("oom_kill "):
             found["oom_kill"] = int(entry.split()[1])
-    others = 0  # this runs as root and is no part of what is limited
+    others = 0  # this program runs as root, and is not counted
     for entry in os.listdir("/proc"):
         try:
             others += entry.isdigit() and os.stat(f"/proc/{entry}").st_uid != os.getuid()
