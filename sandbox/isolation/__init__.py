@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from sandbox.isolation.base import Isolation
 
 LEVELS: dict[str, str] = {
-    "process": "sandbox.isolation.local.process:ProcessIsolation",
-    "namespace": "sandbox.isolation.local.namespace:NamespaceIsolation",
+    "process": "sandbox.isolation.local.driver:ProcessIsolation",
+    "namespace": "sandbox.isolation.local.driver:NamespaceIsolation",
     "container": "sandbox.isolation.docker.driver:ContainerIsolation",
     "gvisor": "sandbox.isolation.docker.driver:GVisorIsolation",
     "vm": "sandbox.isolation.vm.driver:VmIsolation",

@@ -68,7 +68,7 @@ def test_bad_input_gets_one_line(argv: list[str], word: str) -> None:
 def test_no_root_is_said() -> None:
     # Imported, and the workload looked up, as root; run as nobody: a checkout below /root cannot be read by others.
     script = (
-        "import os, sys, sandbox.cli, sandbox.cli.run, sandbox.isolation.local.namespace\n"
+        "import os, sys, sandbox.cli, sandbox.cli.run, sandbox.isolation.local.driver\n"
         "from sandbox.request import resolve\n"
         "made = resolve.make('reactor', 'namespace')\n"
         "resolve.make = lambda *_args, **_kwargs: made\n"

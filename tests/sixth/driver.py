@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sandbox.isolation.local.namespace import NamespaceIsolation, NamespaceSandbox
+from sandbox.isolation.local.driver import NamespaceIsolation, NamespaceSandbox
 from sandbox.spec import SandboxSpec
 from sandbox.state.record import Record
 from tests.sixth import LEVEL

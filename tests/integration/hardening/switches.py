@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from sandbox.isolation.base import environment as environment_asked_for
-from sandbox.isolation.local import namespace
+from sandbox.isolation.local import driver
 from sandbox.isolation.local import sandbox as local
 from sandbox.kernel import (
     caps,
@@ -50,7 +50,7 @@ def _nothing(*arguments: Any, **named: Any) -> None:
 
 def same_users(patch: pytest.MonkeyPatch) -> None:
     """Root inside is root outside."""
-    patch.setattr(namespace, "MAP_BASE", 0)
+    patch.setattr(driver, "MAP_BASE", 0)
 
 
 def setgroups_allowed(patch: pytest.MonkeyPatch) -> None:
@@ -263,7 +263,7 @@ def parents_environment(patch: pytest.MonkeyPatch) -> None:
     def environment(spec: SandboxSpec) -> dict[str, str]:
         return dict(environment_asked_for(spec)) | dict(os.environ)
 
-    for module in (namespace, local):
+    for module in (driver, local):
         patch.setattr(module, "environment", environment)
 
 
@@ -287,7 +287,7 @@ def no_limit(controller: str) -> Switch:
 
 
 def no_init(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(namespace, "INIT", ())
+    patch.setattr(driver, "INIT", ())
 
 
 # Namespaces.
