@@ -1,4 +1,4 @@
-"""The keeper: every byte in the log and at the reader, back-pressure, its end, and what becomes of it in between."""
+"""Test the keeper: all bytes reach the log and the reader, back-pressure, the end, and a detached keeper."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def comes_true(condition: Callable[[], object], timeout: float = 10.0) -> bool:
 
 
 def program(script: str, out: int, err: int) -> Callable[[], int]:
-    """What makes an init: a Python script with these as its outputs."""
+    """Return a function that starts an init: a Python script with these descriptors as its outputs."""
 
     def spawn() -> int:
         pid = os.fork()
@@ -52,7 +52,7 @@ def program(script: str, out: int, err: int) -> Callable[[], int]:
 
 
 def ignore(_count: int) -> None:
-    """Nothing is dropped."""
+    """Ignore a number of dropped bytes."""
 
 
 @pytest.fixture

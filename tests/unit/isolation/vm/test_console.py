@@ -1,4 +1,4 @@
-"""The words of the guest's init: none but its own count, and a machine that ends says why."""
+"""Test the console: only messages of the guest's init count, and the error says why a machine ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ports of the workload's output: what goes to the log, and when a port is let go of."""
+"""Test the ports of the workload's output: the bytes that reach the log, and when a port is closed."""
 
 from __future__ import annotations
 
