@@ -216,7 +216,7 @@ def test_signals_to_a_terminals_processes_do_not_end_it(start: Callable[..., Kee
     assert kept.wait_exit_code(0) == 137
 
 
-def test_hushed_it_writes_nothing_down_and_still_tells_the_code(start: Callable[..., Keeper], tmp_path: Path) -> None:
+def test_silenced_it_records_nothing_and_still_reports_the_code(start: Callable[..., Keeper], tmp_path: Path) -> None:
     kept = start("import time; time.sleep(60)")
     supervision.silence(tmp_path)
     os.kill(kept.child, signal.SIGKILL)
