@@ -349,7 +349,7 @@ def test_what_is_in_force_is_said(shared: Running) -> None:
     assert found.user.uid == SANDBOX_UID
 
 
-def test_paused_and_let_go(shared: Running) -> None:
+def test_paused_and_unpaused(shared: Running) -> None:
     sandbox = shared.sandbox
     assert not sandbox.state().paused
     sandbox.pause()

@@ -168,7 +168,7 @@ def test_the_disk_is_held(seen: dict[str, Any]) -> None:
     assert 0.9 * DISK < int(written) <= DISK
 
 
-def test_a_group_is_frozen_and_let_go(seen: dict[str, Any]) -> None:
+def test_a_group_is_frozen_and_thawed(seen: dict[str, Any]) -> None:
     found = part(seen, "freeze")
     assert found["frozen"]
     assert found["running"] > 0.05

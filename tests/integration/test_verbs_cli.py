@@ -254,7 +254,7 @@ def test_an_archive_to_the_host_has_nothing_of_the_sandboxs(web: tuple[str, str]
         assert {(one.uid, one.gid, one.mode & 0o7000) for one in found} == {(0, 0, 0)}
 
 
-def test_paused_and_let_go(web: tuple[str, str]) -> None:
+def test_paused_and_unpaused(web: tuple[str, str]) -> None:
     name = web[0]
     assert sandbox("pause", name, name).stdout.split() == [name, name]
     try:

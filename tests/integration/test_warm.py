@@ -244,7 +244,7 @@ def test_what_cannot_start_warm_is_refused(manager: Manager, tmp_path: Path) -> 
     for level in ("process", "gvisor"):
         with pytest.raises(SpecError, match=f"no warm start at level {level}"):
             pool.fill(spec(level), 1, quiet)
-    with pytest.raises(SpecError, match="no published port, mount or application"):
+    with pytest.raises(SpecError, match="a published port, a mount or an application"):
         manager.run(spec(publish=["18099:8080"]), progress=quiet, warm=True)
     pool.fill(spec(), 1, quiet)
     with pytest.raises(SpecError, match="only the reference servers"):

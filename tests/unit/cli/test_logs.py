@@ -1,4 +1,4 @@
-"""The times before the lines of a log."""
+"""Test the times that `sandbox logs -t` prints before each line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Levels are told apart by what they can do: by `Features` and by optional interfaces, never by a name or a class."""
+"""Check that code distinguishes levels by `Features` and optional interfaces, never by a name or a class."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_each_level_says_what_it_can(level: str) -> None:
     assert found.name == level
     assert isinstance(found.features, Features)
     assert set(found.features.requires) <= set(CHECKS)
-    # One way to start warm at most: by a zygote, or by what waits paused.
+    # At most one way to start warm: by a zygote, or by a paused sandbox.
     assert not (isinstance(found, Forking) and found.features.warm_by_pause)
 
 

@@ -1,4 +1,4 @@
-"""The one reader of what is in force, over files that somebody made, and over this very process."""
+"""Test the reader of the settings in force, with made-up files and with the test's own process."""
 
 from __future__ import annotations
 
@@ -277,7 +277,7 @@ def test_the_schema_has_the_same_words() -> None:
 
 
 def sample() -> dict[str, Any]:
-    """A document of this very process."""
+    """Return an inspection of the test's own process."""
     view = inspection.host_view(os.getpid())
     limits = inspection.limits_in_force(None, view)
     found = inspection.inspection(view, os.getpid(), limits, inspection.network_of(view, "", own=False), (False, None))

@@ -1,4 +1,4 @@
-"""The keeper: every byte in the log and at the reader, back-pressure, its end, and what becomes of it in between."""
+"""Test the keeper: all bytes reach the log and the reader, back-pressure, the end, and a detached keeper."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def comes_true(condition: Callable[[], object], timeout: float = 10.0) -> bool:
 
 
 def program(script: str, out: int, err: int) -> Callable[[], int]:
-    """What makes an init: a Python script with these as its outputs."""
+    """Return a function that starts an init: a Python script with these descriptors as its outputs."""
 
     def spawn() -> int:
         pid = os.fork()
@@ -52,7 +52,7 @@ def program(script: str, out: int, err: int) -> Callable[[], int]:
 
 
 def ignore(_count: int) -> None:
-    """Nothing is dropped."""
+    """Ignore a number of dropped bytes."""
 
 
 @pytest.fixture
@@ -216,7 +216,7 @@ def test_signals_to_a_terminals_processes_do_not_end_it(start: Callable[..., Kee
     assert kept.wait_exit_code(0) == 137
 
 
-def test_hushed_it_writes_nothing_down_and_still_tells_the_code(start: Callable[..., Keeper], tmp_path: Path) -> None:
+def test_silenced_it_records_nothing_and_still_reports_the_code(start: Callable[..., Keeper], tmp_path: Path) -> None:
     kept = start("import time; time.sleep(60)")
     supervision.silence(tmp_path)
     os.kill(kept.child, signal.SIGKILL)

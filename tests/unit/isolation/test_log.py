@@ -1,4 +1,4 @@
-"""Reading the log: a tail as of the lines of each stream, times, rotation under the reader, what was cut off."""
+"""Test the reader of the log: a tail by the lines of each stream, times, rotation during a read, truncated frames."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def text(pieces: Sequence[Piece], stream: int | None = None) -> bytes:
 
 
 def lines_of(pieces: Written) -> list[tuple[int, bytes]]:
-    """The lines of both streams in the order in which they begin: the model that `tail` is held against."""
+    """Return the lines of both streams in the order in which they begin: the model that `tail` is compared with."""
     lines: list[tuple[int, bytearray]] = []
     unfinished: dict[int, bytearray] = {}
     for stream, data in pieces:
@@ -148,7 +148,7 @@ def test_following_ends_with_the_workload_and_misses_nothing(tmp_path: Path) -> 
 
     def running() -> bool:
         answer = next(answers)
-        if not answer:  # written after the last look, and before the keeper went
+        if not answer:  # written after the last check, and before the keeper exited
             write(tmp_path, [(STDOUT, b"one\n"), (STDERR, b"two\n")])
         return answer
 

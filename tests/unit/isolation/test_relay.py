@@ -1,4 +1,4 @@
-"""The relay over a backend of pipes: bytes in both directions, a reader that went away, the end from either side."""
+"""Test the relay with a backend of pipes: bytes in both directions, a closed reader, the end from either side."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sandbox.isolation.relay import END_OF_INPUT, Backend, Relay, collect, to_de
 
 
 class Fake(Backend):
-    """A command that says what is put into its queue; an empty piece ends it."""
+    """A command whose output is put into a queue; an empty piece ends it."""
 
     def __init__(self) -> None:
         self.said: queue.SimpleQueue[tuple[int, bytes]] = queue.SimpleQueue()
@@ -131,7 +131,7 @@ def test_closing_does_not_wait_for_a_reader_that_reads_no_more(fake: Fake, pipe:
     assert time.monotonic() - begin < 1
     assert fake.calls == ["end"], "a thread still uses it"
     os.close(pipe[0])
-    relay._threads[0].join(10)  # before its descriptor's number is another's
+    relay._threads[0].join(10)  # before its descriptor's number is reused
 
 
 def test_a_writer_that_does_not_block_is_waited_for(pipe: tuple[int, int]) -> None:

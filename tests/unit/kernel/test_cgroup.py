@@ -119,7 +119,7 @@ def test_the_real_one_freezes_what_is_in_it_and_kills_it_frozen() -> None:
         assert group.frozen()
         assert group.pids() == [process.pid]
         read, written = group.block_io()
-        assert read is not None  # what of its program was not in memory yet
+        assert read is not None  # the parts of its program that were not in memory yet
         assert read % 512 == 0
         assert written == 0
         group.kill()

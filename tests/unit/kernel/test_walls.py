@@ -1,4 +1,4 @@
-"""Looking a program up as execvp(3) would, before an init would say that it is not there."""
+"""Test the look-up of a program as by execvp(3), whose failure is reported before the init starts."""
 
 from __future__ import annotations
 

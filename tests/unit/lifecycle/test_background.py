@@ -1,4 +1,4 @@
-"""What a keeper does at the end: how it ended is in the file and in the record, whoever started it."""
+"""Test a keeper's actions at the end: the end is recorded in the file and in the record."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_an_end_is_read_strictly(record: Record, nonsense: str) -> None:
 
 
 def test_a_file_that_names_a_stranger_kills_nobody(record: Record) -> None:
-    """Only the kernel says who the keeper is: what the file says is not looked at."""
+    """The keeper is identified by the kernel's lock; the file's content is ignored."""
     with subprocess.Popen(["sleep", "60"]) as stranger:
         (record.directory / keeper.LOCK).write_text(json.dumps([stranger.pid]))
         assert supervision.holder(record.directory) is None

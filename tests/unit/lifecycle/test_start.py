@@ -1,4 +1,4 @@
-"""The manager's own steps of a start, beside sandboxes that are made up."""
+"""Test the steps of a start that are the manager's own, with fake sandboxes."""
 
 from __future__ import annotations
 

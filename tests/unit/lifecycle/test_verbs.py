@@ -1,4 +1,4 @@
-"""The verbs beside a level that does nothing: what they note, whom they wait for, and what one `force` means."""
+"""Test the verbs with a level that does nothing: what they record, how they wait, and the meaning of `force`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_stop_notes_how_it_ended() -> None:
 
 
 def test_what_was_noted_of_an_end_is_kept() -> None:
-    """The keeper knows more than the command that stops what has ended."""
+    """The end that the keeper recorded takes precedence over that of a later `stop`."""
     noted = Exit(137, 5.0, oom_killed=True, reason="it met its memory limit")
     record = faked.add("web", running=False, noted={"exit": noted})
     stop.stop("web", 1)
@@ -57,7 +57,7 @@ def test_an_end_of_unknown_code_is_noted_anew() -> None:
 
 @pytest.mark.parametrize("code", [137, None])
 def test_what_the_keeper_wrote_down_goes_into_the_record(code: int | None) -> None:
-    """The code is the engine's where the keeper does not know it."""
+    """The exit code is the engine's if the keeper does not know it."""
     record = faked.add("web", running=False)
     said = {"code": code, "time": 7.5, "oom_killed": True, "reason": "out of memory"}
     (record.directory / keeper.EXIT).write_text(json.dumps(said))
@@ -117,7 +117,7 @@ def test_several_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "held" in str(found[3])
     assert sorted(Store().ids()) == sorted([running.id, held_by_another.id])
     with Store().lock(running.id, wait=False):
-        pass  # one that was refused is not held any longer
+        pass  # the lock of a refused one has been released
 
 
 @pytest.mark.parametrize(("alive", "status"), [(True, Status.RUNNING), (False, Status.REMOVING)])

@@ -1,4 +1,4 @@
-"""The state on disk: claims that cannot both win, records that are whole or refused, locks that die with a holder."""
+"""Test the state on disk: exclusive claims, records that are complete or refused, locks that end with their holder."""
 
 from __future__ import annotations
 
@@ -251,7 +251,7 @@ def test_any_part_may_be_anything(data: st.DataObject) -> None:
         break
     with contextlib.suppress(StoreError, ValueError, KeyError, TypeError, AttributeError):
         found = Record.from_json(raw)
-        # What was let through can be written again, and is the same then.
+        # A record that was accepted can be written again, unchanged.
         assert Record.from_json(json.loads(json.dumps(found.to_json()))) == found
 
 
@@ -336,7 +336,7 @@ def test_no_regular_file_at_the_records_place(store: Store, make: Callable[[Path
     record = add(store)
     path = record.directory / "record.json"
     outside = tmp_path / "outside"
-    outside.write_bytes(path.read_bytes())  # even a sound record, elsewhere, is none
+    outside.write_bytes(path.read_bytes())  # even a valid record is refused through a link
     path.unlink()
     make(path, outside)
     with pytest.raises(StoreError, match="unreadable"):
@@ -494,7 +494,7 @@ def test_who_waited_for_a_sandbox_that_was_removed_is_told(store: Store) -> None
 
 
 def test_an_id_is_never_claimed_in_a_directory_that_prune_took(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between making the directory and locking it, another command may sweep it away: then there is another one."""
+    """If another command prunes the directory before it is locked, a new one is created."""
     taken: list[str] = []
 
     def sweep(failpoint: Failpoint) -> None:

@@ -1,4 +1,4 @@
-"""The Docker driver's pure parts, and the engine's errors in our words. The rest is tried on a real dockerd."""
+"""Test the Docker driver without an engine, and its translation of errors; the rest is tested with a real dockerd."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_create_that_is_refused_says_what_would_be_right(monkeypatch: pytest.M
     assert level._create_refused(other) is other
 
 
-# What is asked of the engine
+# The request to the engine
 
 
 def body(level: ContainerIsolation, spec: SandboxSpec = SPEC, version: tuple[int, ...] = (1, 41)) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def test_the_create_call_asks_for_the_spec() -> None:
     assert found["Labels"][LABEL_ID] == RECORD.id
     assert sorted(entry.partition("=")[0] for entry in found["Env"]) == ["A", "HOME", "HOSTNAME", "LANG", "PATH"]
     assert "A=b=c d" in found["Env"]
-    assert "HOSTNAME" in found["Env"]  # without a value: the engine's own is taken out
+    assert "HOSTNAME" in found["Env"]  # without a value, which removes the engine's own
     named = body(ContainerIsolation(), replace(SPEC, env=(("HOSTNAME", "x"),)))["Env"]
     assert "HOSTNAME=x" in named
     assert "HOSTNAME" not in named
@@ -196,7 +196,7 @@ def fake(tmp_path: Path) -> Iterator[FakeEngine]:
 
 
 def test_a_commands_output_begins_after_the_first_line(fake: FakeEngine) -> None:
-    # dockerd copies the two outputs apart: the command's errors may overtake the line that says it has begun.
+    # dockerd copies the streams separately: stderr may arrive before the line which says that the command has begun.
     said = frame(2, b"early") + frame(1, b"star") + frame(1, b"ted 7\nout") + frame(2, b"err") + frame(1, b"\x00\xff")
     fake.answers["POST /exec/e/start"] = (101, said)
     backend = start(["true"], engine=Engine(fake.path))
@@ -291,7 +291,7 @@ def test_limits_of_v1(tmp_path: Path) -> None:
     assert group.read_limits() == (None, 64 * MIB, None)
 
 
-# What is made of an inspect
+# Use of an inspect
 
 
 def sandbox_with(monkeypatch: pytest.MonkeyPatch, found: dict[str, Any] | None) -> ContainerSandbox:
@@ -360,7 +360,7 @@ def test_what_the_init_keeps_is_refused(monkeypatch: pytest.MonkeyPatch, number:
 
 
 def verdict(name: str, arguments: tuple[int, ...]) -> int | str:
-    """What the profile says: an error's number, or "allow". Rules are joined by "or"; see libseccomp's manual."""
+    """Return the profile's verdict: an errno, or "allow". Rules are joined by "or"; see libseccomp's manual."""
     found: set[int | str] = set()
     for rule in json.loads(docker_seccomp.profile())["syscalls"]:
         if name not in rule["names"]:
@@ -429,7 +429,9 @@ def test_no_link_is_followed(tmp_path: Path) -> None:
 def test_what_is_mounted_is_compared_with_what_was_meant(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
-    inside = replace(SPEC, mounts=(Mount(str(source), str(source), read_only=True),))  # our own root, seen as another's
+    inside = replace(
+        SPEC, mounts=(Mount(str(source), str(source), read_only=True),)
+    )  # our own root stands in for the container's
     noted = docker_mounts.identities(inside, RECORD)
     docker_mounts.verify(inside, RECORD, noted, os.getpid())
     docker_mounts.verify_sources(noted)

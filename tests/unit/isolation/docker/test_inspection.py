@@ -1,4 +1,4 @@
-"""What is in force in a container, out of what dockerd says of it; this very process stands in for its init."""
+"""Test the inspection of a container from dockerd's description; the test's own process stands in for its init."""
 
 from __future__ import annotations
 

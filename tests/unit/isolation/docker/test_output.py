@@ -1,4 +1,4 @@
-"""A container's output by its keeper: the attach stream, the end as dockerd tells it, and a dockerd that restarts."""
+"""Test the keeper of a container: the attach stream, the end reported by dockerd, and a restart of dockerd."""
 
 from __future__ import annotations
 

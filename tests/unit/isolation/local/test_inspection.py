@@ -1,4 +1,4 @@
-"""What is in force in a local sandbox: this very process stands in for one."""
+"""Test the inspection of a local sandbox; the test's own process stands in for one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where mounts may go, and what is made where the root filesystem has no place for them."""
+"""Test which mount targets are allowed, and the skeleton for those that the root filesystem lacks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signals that the init would keep go to its child."""
+"""Test that signals which the init does not forward are sent to its child."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from sandbox.isolation.local import signals
 
-# Its child sleeps; it says which signal the child died of, or which one it got itself.
+# Its child sleeps; it prints the signal that killed the child, or that it received itself.
 INIT = (
     "import os,signal,sys\n"
     "pid=os.fork()\n"

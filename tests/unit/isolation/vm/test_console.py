@@ -1,4 +1,4 @@
-"""The words of the guest's init: none but its own count, and a machine that ends says why."""
+"""Test the console: only messages of the guest's init count, and the error says why a machine ended."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_the_exit_code_survives_a_rotation(tmp_path: Path) -> None:
     assert vm_console.exit_code(log, NONCE) == 3
 
 
-def test_the_last_words_name_the_cause() -> None:
+def test_the_last_message_names_the_cause() -> None:
     panic = b"[ 1.0] Kernel panic - not syncing: no init\r\n[ 1.1] CPU: 0\r\n[ 1.2] Kernel Offset: disabled\r\n"
     assert vm_console.last_message(panic) == "[ 1.0] Kernel panic - not syncing: no init"
     assert vm_console.last_message(b"one\r\n\x1b[31mtwo\r\n\r\n") == "?[31mtwo"

@@ -1,4 +1,4 @@
-"""What is known of a domain without asking libvirt, and a connection that outlives libvirtd."""
+"""Test what can be found out about a domain without libvirt, and a connection across a restart of libvirtd."""
 
 from __future__ import annotations
 

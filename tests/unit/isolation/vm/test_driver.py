@@ -1,4 +1,4 @@
-"""What the vm level refuses, and what it says before it asks any engine."""
+"""Test the specs that the level vm refuses, before it asks any engine."""
 
 from __future__ import annotations
 

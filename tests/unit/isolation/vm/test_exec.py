@@ -1,4 +1,4 @@
-"""A command behind an SSH channel: its streams, its end, and a machine that goes away."""
+"""Test a command over an SSH channel: its streams, its end, and a machine that is switched off."""
 
 from __future__ import annotations
 

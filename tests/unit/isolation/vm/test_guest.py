@@ -1,4 +1,4 @@
-"""What the guest is told: quoting that survives any value, and keys in their formats."""
+"""Test the guest's configuration: quoting of any value, and the formats of the keys."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_paramiko_reads_both_keys(tmp_path: Path) -> None:
 def test_a_machine_that_ends_during_the_handshake_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Switched off, it says nothing any more: without a look at it, 30 s would pass."""
+    """A machine that was switched off sends nothing; without checking it, the attempt would take 30 s."""
     keys = config.make_keys()
     (tmp_path / "key").write_bytes(keys.client_private)
     answers = iter([True, True])

@@ -1,4 +1,4 @@
-"""What is in force, out of what the guest, the domain and the kernel say."""
+"""Test the inspection of a machine, from the guest's answer, the domain's XML and the kernel."""
 
 from __future__ import annotations
 

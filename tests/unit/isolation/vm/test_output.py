@@ -1,4 +1,4 @@
-"""The ports of the workload's output: what goes to the log, and when a port is let go of."""
+"""Test the ports of the workload's output: the bytes that reach the log, and when a port is closed."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_the_guest_is_told_that_somebody_is_there(machine: Machine) -> None:
     assert [port.recv(64) for port in machine.ports] == [b"\n", b"\n"]
 
 
-def test_a_port_is_let_go_of_at_its_mark_and_not_before(machine: Machine, tmp_path: Path) -> None:
+def test_a_port_is_closed_at_its_mark_and_not_before(machine: Machine, tmp_path: Path) -> None:
     out, err = machine.ports
     for port in machine.ports:
         port.recv(64)

@@ -1,4 +1,4 @@
-"""The domain's XML: what it says, and that values cannot become structure."""
+"""Test the domain's XML: its contents, and that no value can become markup."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_emulated_and_not() -> None:
     kvm = tree(replace(PLAN, accelerator="kvm"))
     assert kvm.attrib["type"] == "kvm"
     assert attributes(kvm, "cpu")["mode"] == "host-passthrough"
-    # A guest on real processors keeps its defences.
+    # A guest on real processors keeps its mitigations.
     assert "mitigations" not in (kvm.findtext("os/cmdline") or "")
 
 
@@ -105,7 +105,7 @@ def test_the_output_has_a_port_each() -> None:
         if source is not None and target is not None and address is not None
     ] == [("/box/stdout", "org.sandbox.stdout", "1"), ("/box/stderr", "org.sandbox.stderr", "2")]
     assert attributes(tree(), "devices/controller[@type='virtio-serial']")["ports"] == "3"
-    # QEMU listens, so that nothing that the guest writes goes by before we are there.
+    # QEMU listens, so that nothing which the guest writes is lost before we connect.
     assert {channel.attrib["type"] for channel in channels} == {"unix"}
     assert {source.attrib["mode"] for source, _, _ in found if source is not None} == {"bind"}
 
@@ -168,7 +168,7 @@ def test_no_value_becomes_structure(field: str, value: str) -> None:
     values = [element.text or "" for element in root.iter()]
     values += [given for element in root.iter() for given in element.attrib.values()]
     assert wanted in values or f"sbx-{wanted}" in values
-    # What was not given is as it was.
+    # Everything else is unchanged.
     known = [element.text or "" for element in tree().iter()]
     known += [given for element in tree().iter() for given in element.attrib.values()]
     assert {given for given in values if wanted not in given} <= set(known)
