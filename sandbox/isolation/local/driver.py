@@ -34,7 +34,7 @@ ROOT_DIR = "root"
 """The mount point's name in a sandbox's directory at `process`, whose mounts are in the host's mount namespace."""
 
 SUBREAPER_INIT = (INIT[0], "-s", *INIT[1:])
-"""The init at `process`. It is not process 1 there, so `-s` makes it adopt orphans; see prctl(2), PR_SET_CHILD_SUBREAPER."""
+"""The init at `process`, where it is not process 1: `-s` makes it adopt orphans (prctl(2), PR_SET_CHILD_SUBREAPER)."""
 
 MAP_BASE = 1_879_048_192
 """The id outside for id 0 inside (0x70000000). It is far above the ranges of adduser, subuid(5) and systemd (see
