@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,7 +10,7 @@ from sandbox.cli import completing
 from sandbox.cli.dockerflags import refuse_docker_flags
 from sandbox.cli.options import isolation_option
 from sandbox.cli.output import Progress, print_pieces, tell_dropped
-from sandbox.errors import EXIT_ERROR, SandboxError
+from sandbox.errors import EXIT_ERROR
 from sandbox.spec import GRACE
 
 if TYPE_CHECKING:
@@ -127,8 +123,6 @@ def command(workload: str | None, isolation: str, detach: bool, remove: bool, wa
         if made:
             _end(made[0])
         raise
-    if remove and running.sandbox.keeper is None:
-        _remove_when_over(running)
     click.echo(running.record.id)
     click.echo(f"{running.record.name} {_where(running)}", err=True)
     return 0
@@ -194,27 +188,3 @@ def _end(running: Running) -> None:
         running.sandbox.stop(GRACE)
     finally:
         remove(running, force=True)
-
-
-def _remove_when_over(running: Running) -> None:
-    """Fork a background process that waits for the end and removes the sandbox."""
-    from sandbox.lifecycle.remove import remove
-
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if os.fork():
-        return
-    os.setsid()
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)
-    null = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):
-        os.dup2(null, descriptor)
-    code = 1
-    try:
-        with suppress(SandboxError, OSError):  # errors cannot be shown; another command has removed it, or `prune` will
-            running.sandbox.wait()
-            remove(running.record.id, force=True)
-            code = 0
-    finally:
-        os._exit(code)

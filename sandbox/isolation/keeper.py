@@ -487,7 +487,7 @@ class _Loop:
         program = os.path.abspath(__file__)
         data = marshal.dumps(self.state).hex()
         try:
-            self._execute(["-I", "-S", program, f"sbx-{self.state['ident']}", data])
+            _execute(["-I", "-S", program, f"sbx-{self.state['ident']}", data])
         except OSError:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGUSR1,))
 
@@ -497,15 +497,21 @@ class _Loop:
         if action not in (NOTE, NOTIFY, REMOVE):
             os._exit(0)
         os.set_inheritable(state["lock"], True)  # a concurrent removal still finds this process by its lock
-        package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-        # The bare interpreter is enough for the store; the manager needs the site packages.
-        options = ["-I", "-S"] if action == NOTE else ["-I"]
-        self._execute([*options, "-c", _FINISH, package, f"sbx-{state['ident']}", state["code"], action])
-        os._exit(1)
+        act(f"sbx-{state['ident']}", state["code"], action)
 
-    def _execute(self, arguments: list[str]) -> None:
-        env = {name: text for name, text in os.environ.items() if name in _KEPT_ENV or name.startswith("SANDBOX_")}
-        os.execve(sys.executable, [sys.executable, *arguments], env)  # noqa: S606 - no shell is the point
+
+def act(label: str, code: str, action: str) -> NoReturn:
+    """Become `lifecycle.background.finish` with these arguments, by exec."""
+    package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    # The bare interpreter is enough for the store; the other actions need the site packages.
+    options = ["-I", "-S"] if action == NOTE else ["-I"]
+    _execute([*options, "-c", _FINISH, package, label, code, action])
+    os._exit(1)
+
+
+def _execute(arguments: list[str]) -> None:
+    env = {name: text for name, text in os.environ.items() if name in _KEPT_ENV or name.startswith("SANDBOX_")}
+    os.execve(sys.executable, [sys.executable, *arguments], env)  # noqa: S606 - no shell is the point
 
 
 def _capacity(descriptor: int) -> int:

@@ -46,7 +46,8 @@ def finish(label: str, code: str, action: str) -> None:
     """
     ident = label.removeprefix("sbx-")
     if action == keeper.NOTE:
-        _note(ident, int(code) if code else None)
+        if _note(ident, int(code) if code else None):
+            keeper.act(label, code, keeper.REMOVE)
         return
     from sandbox.errors import NotFoundError
     from sandbox.lifecycle.find import get
@@ -62,7 +63,8 @@ def finish(label: str, code: str, action: str) -> None:
         return  # another command has removed it
 
 
-def _note(ident: str, code: int | None) -> None:
+def _note(ident: str, code: int | None) -> bool:
+    """Record the end; return whether the sandbox is to be removed."""
     from sandbox.errors import NotFoundError
     from sandbox.isolation import ending
     from sandbox.phases import Status
@@ -76,5 +78,6 @@ def _note(ident: str, code: int | None) -> None:
             if record.exit_code is None:
                 record.exit = ending.noted(record.directory, code)
             store.save(record)
+            return record.remove_at_end
     except NotFoundError:
-        return  # another command has removed it
+        return False  # another command has removed it

@@ -95,14 +95,14 @@ def start_warm(
     check(spec)
     level = driver(spec.isolation)
     if not isinstance(level, Forking):
-        return _take_paused(spec, owner=owner, then=then)
+        return _take_paused(spec, owner=owner, remove=remove, then=then)
     if level.zygote(current=True) is None:
         raise _nothing(spec)
     warm = replace(spec, warm=True)
     return start(warm, progress=progress, owner=owner, follow=follow, remove=remove, then=then)
 
 
-def _take_paused(spec: SandboxSpec, *, owner: bool, then: Callable[[Running], object] | None) -> Running:
+def _take_paused(spec: SandboxSpec, *, owner: bool, remove: bool, then: Callable[[Running], object] | None) -> Running:
     wanted, store = key(spec), Store()
     begun = time.monotonic_ns()
     for record in waiting():
@@ -112,6 +112,7 @@ def _take_paused(spec: SandboxSpec, *, owner: bool, then: Callable[[Running], ob
             with store.lock(record.id, wait=False):
                 current = store.load(record.id)
                 if current.warm == wanted:
+                    current.remove_at_end = remove and not owner
                     return _take(spec, current, begun, owner=owner, then=then)
         except (BusyError, NotFoundError):
             continue  # another command has just taken it

@@ -77,6 +77,7 @@ class Record:
         exit: how its workload ended, once that is recorded.
         paused: whether a pause was requested; the level knows whether it is still paused.
         warm: the key of the warm starts that may use it (see `lifecycle.warm`); None otherwise.
+        remove_at_end: whether its keeper removes it when the workload ends by itself.
         accelerator: "kvm" or "tcg" for a virtual machine.
         handle: the data by which its level finds it again: see `read_handle` and `keep_handle`.
     """
@@ -93,6 +94,7 @@ class Record:
     exit: Exit | None = None
     paused: bool = False
     warm: str | None = None
+    remove_at_end: bool = False
     accelerator: str | None = None
     handle: dict[str, str | None] | None = None
 

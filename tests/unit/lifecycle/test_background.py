@@ -164,3 +164,13 @@ def test_what_was_written_is_in_the_log_before_the_end_is_told(record: Record) -
     assert comes_true(lambda: ending.read(record.directory))
     assert (record.directory / keeper.LOG).stat().st_size > 1_000_000
     assert comes_true(lambda: over(kept))
+
+
+def test_one_that_is_to_be_removed_at_its_end_is_removed(record: Record) -> None:
+    """As a warm start is: its keeper was started before anybody said so, and learns it from the record."""
+    kept = keep(record, "sleep 0.3; exit 3")
+    changed = Store().load(record.id)
+    changed.remove_at_end = True
+    Store().save(changed)
+    kept.detach(keeper.NOTE)
+    assert comes_true(lambda: not record.directory.exists())
