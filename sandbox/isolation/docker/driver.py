@@ -11,7 +11,6 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from sandbox import images
 from sandbox.errors import ImageError, SandboxError, SpecError, UnavailableError
 from sandbox.failpoints import Failpoint, reached
 from sandbox.host.docker import Engine, RefusalError, socket_path
@@ -64,6 +63,8 @@ class ContainerIsolation(Isolation):
 
         engine = self.engine()
         engine.version()  # fails before an image is built if the engine does not run
+        from sandbox import images  # `exec` and the like do without them, and they take 8 ms
+
         self._image = images.ensure(images.Form.DOCKER, progress).reference
         engines.note(self.lab.name, engine.socket)
         network.ensure(engine, self.lab)
@@ -128,6 +129,8 @@ class ContainerIsolation(Isolation):
     def _reference(self) -> str:
 
         if self._image is None:
+            from sandbox import images
+
             image = images.find(images.Form.DOCKER)
             if image is None or image.reference is None:
                 raise ImageError("the Docker image has not been built", "sandbox images build")
