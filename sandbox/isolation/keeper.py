@@ -91,6 +91,7 @@ HANDLED = (
 )
 """Signals that a command may have handlers for; the keeper must not run them."""
 _DOCKER = struct.Struct(">BxxxL")
+_INIT_FAILED = b"[FATAL tini ("
 _PATIENCE = 2.0
 """Seconds to wait for something that normally takes milliseconds."""
 _RETRY = 0.5
@@ -217,6 +218,7 @@ class _Loop:
         self.paused = False
         self.ended = False
         self.poller = select.poll()
+        state.setdefault("init_said", b"")
 
     def set_up(self) -> None:
         """Take the lock, and close everything else that the command had open: terminal, locks, pipes."""
@@ -303,6 +305,7 @@ class _Loop:
         if data:
             self._append(source, data)
         if at_end:
+            self._append_init_message()
             self.poller.unregister(descriptor)
             self.state["sources"].remove(source)
             os.close(descriptor)
@@ -310,12 +313,30 @@ class _Loop:
     def _append(self, source: list[Any], data: bytes) -> None:
         if source[1] == MULTIPLEXED:
             for stream, part in demultiplexed(source[2], data):
-                first = stream == STDERR and self.log.position == 0
-                self.log.append(stream, _in_our_words(part) if first else part)
+                self._append_of_engine(stream, part)
         else:
             self.log.append(source[1], data)
         if self.state["hold"]:
             self._wake()
+
+    def _append_of_engine(self, stream: int, part: bytes) -> None:
+        """Append a part of a container's output, and put the init's message that it cannot start into our words.
+
+        tini(1) writes that message in pieces, before anything else is written.
+        """
+        if stream == STDERR and self.log.position == 0:
+            said = self.state["init_said"] = self.state["init_said"] + part
+            begins = said.startswith(_INIT_FAILED) or _INIT_FAILED.startswith(said)
+            if not begins or b"\n" in said or len(said) > CHUNK:
+                self._append_init_message()
+            return
+        self._append_init_message()
+        self.log.append(stream, part)
+
+    def _append_init_message(self) -> None:
+        if self.state["init_said"]:
+            self.log.append(STDERR, _in_our_words(self.state["init_said"]))
+            self.state["init_said"] = b""
 
     def _wake(self) -> None:
         if self.state["wake"] >= 0:
@@ -327,10 +348,7 @@ class _Loop:
     def _receive(self) -> None:
         """Handle a message from the command; an end of file means that the command has ended."""
         state = self.state
-        try:
-            message = os.read(state["control"], 64)
-        except OSError:
-            message = b""
+        message = self._read_control()
         kind, rest = message[:1], message[1:].decode("ascii")
         if kind == b"A":
             self.acknowledged = int(rest)
@@ -350,6 +368,21 @@ class _Loop:
         if self.paused and (not state["hold"] or self.log.may_rotate(self.acknowledged)):
             self.paused = False
             self._listen()
+
+    def _read_control(self) -> bytes:
+        """Return a message from the command; empty if its end is closed and no message is left.
+
+        If the command closed its end without reading all of ours, the kernel reports ECONNRESET first, and only then
+        the messages that the command sent before it.
+        """
+        for _ in range(2):
+            try:
+                return os.read(self.state["control"], 64)
+            except ConnectionResetError:
+                continue
+            except OSError:
+                break
+        return b""
 
     def _end(self) -> None:
         """Read the remaining output after the sandbox has ended, find out the exit code, and write it down."""
@@ -524,7 +557,7 @@ def _capacity(descriptor: int) -> int:
 
 def _in_our_words(said: bytes) -> bytes:
     """Replace the init's message that it cannot execute the workload (tini(1)) by the one of the other levels."""
-    if not said.startswith(b"[FATAL tini ("):
+    if not said.startswith(_INIT_FAILED):
         return said
     command, failed, reason = said.rstrip(b"\n").decode("utf-8", "replace").rpartition(" failed: ")
     name = command.partition(" exec ")[2]

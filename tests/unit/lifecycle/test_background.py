@@ -174,3 +174,14 @@ def test_one_that_is_to_be_removed_at_its_end_is_removed(record: Record) -> None
     Store().save(changed)
     kept.detach(keeper.NOTE)
     assert comes_true(lambda: not record.directory.exists())
+
+
+def test_a_workload_that_ended_before_its_command_had_let_go_is_kept(record: Record) -> None:
+    """The keeper has reported the end by then, and the command closes the connection without reading that."""
+    record.owner = None
+    kept = keep(record, "exit 6")
+    assert comes_true(lambda: ending.read(record.directory) is not None)
+    time.sleep(0.1)
+    kept.detach(keeper.NOTE)
+    assert comes_true(lambda: over(kept))
+    assert Store().load(record.id).exit_code == 6

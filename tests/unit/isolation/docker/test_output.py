@@ -83,6 +83,7 @@ def test_the_stream_is_logged_and_the_end_is_dockerds(record: Any, engine: FakeE
     assert engine.asked[0] == ATTACH
 
 
+@pytest.mark.parametrize("in_pieces", [False, True])
 @pytest.mark.parametrize(
     ("said", "words"),
     [
@@ -94,9 +95,10 @@ def test_the_stream_is_logged_and_the_end_is_dockerds(record: Any, engine: FakeE
     ],
 )
 def test_an_init_that_cannot_execute_is_put_in_our_words(
-    record: Any, engine: FakeEngine, said: bytes, words: bytes
+    record: Any, engine: FakeEngine, said: bytes, words: bytes, in_pieces: bool
 ) -> None:
-    engine.answers[ATTACH] = (101, frame(2, said))
+    whole, pieces = frame(2, said), b"".join(frame(2, said[at : at + 5]) for at in range(0, len(said), 5))
+    engine.answers[ATTACH] = (101, pieces if in_pieces else whole)
     engine.answers[LOOK] = state(127)
     kept(record, engine, None)
     assert ending.wait(record.directory) is not None
