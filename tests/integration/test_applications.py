@@ -177,7 +177,7 @@ class TestTheCommandLine:
         ("argv", "word"),
         [
             ([], "WORKLOAD"),
-            (["reactor", "--", "true"], "one of them"),
+            (["reactor", "--", "true"], "not both"),
             (["--"], "empty"),
             (["--port", "80", "reactor"], "--port"),
             (["--port", "0", "--", "true"], "65535"),
