@@ -109,7 +109,7 @@ def test_an_interrupt_reports_what_was_measured_and_removes_the_sandbox(tmp_path
             process.kill()
             process.communicate()
     assert process.returncode == 128 + signal.SIGINT, err
-    assert "INCOMPLETE: the run was cut short" in out
+    assert "INCOMPLETE: the run was interrupted" in out
     document = results.load(path)
     assert document.status is Status.INCOMPLETE
     assert len(document.samples) >= 3

@@ -322,7 +322,7 @@ def test_a_comparison_that_is_cut_short_leaves_no_machine(
         assert f"removed Vagrant machine of a comparison, {paths.vagrant_dir()}" in done.stdout
     else:
         assert process.returncode == 128 + number, err
-        assert "INCOMPLETE: the run was cut short" in out
+        assert "INCOMPLETE: the run was interrupted" in out
     assert COMPARED not in domains()
     assert leaks.libvirt_volumes() == volumes
     assert not paths.vagrant_dir().exists()
