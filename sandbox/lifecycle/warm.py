@@ -18,6 +18,7 @@ from sandbox.interrupts import deferred
 from sandbox.isolation import LEVELS, driver
 from sandbox.isolation.base import Forking, Progress
 from sandbox.lifecycle import lab
+from sandbox.lifecycle.background import detach
 from sandbox.lifecycle.find import Running, adopt, held
 from sandbox.lifecycle.remove import remove, remove_held
 from sandbox.lifecycle.start import Clock, await_reply, start
@@ -68,6 +69,7 @@ def _prepare(spec: SandboxSpec, progress: Progress) -> Record:
         record.owner = None  # until here, `prune` would have removed it if we had died
         record.paused, record.warm = True, key(spec)
         Store().save(record)
+    detach(running, remove=False)
     return record
 
 

@@ -100,9 +100,10 @@ def test_the_keeper_is_alone_and_small(level: str, name: str) -> None:
     assert {os.readlink(f"/proc/{kept}/fd/{number}") for number in range(3)} == {"/dev/null"}
     assert os.readlink(f"/proc/{kept}/cwd") == "/"
     assert os.getsid(kept) == kept
-    pss = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{kept}/smaps_rollup").read_text(), re.MULTILINE)
-    assert pss is not None
-    assert int(pss[1]) < 6 * 1024, "KiB"
+    # Of its own: how much of the interpreter's file it is charged for depends on who else runs it.
+    own = re.search(r"^Anonymous:\s+(\d+) kB", Path(f"/proc/{kept}/smaps_rollup").read_text(), re.MULTILINE)
+    assert own is not None
+    assert int(own[1]) < 6 * 1024, "KiB"
 
 
 @pytest.mark.parametrize("verb", [("rm", "-f"), ("stop", "-t", "0"), ("kill",)])
