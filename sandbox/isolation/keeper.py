@@ -9,8 +9,8 @@ creates the sandbox, and keeps running after that command has ended. It
 - waits for the workload to end, and writes its exit code to the file `exit` once the log is complete;
 - then does what `Keeper.detach` asked for: records the end, withdraws published ports, or removes the sandbox.
 
-When the command detaches, the keeper executes the bare Python interpreter with this file alone, which takes 4 MiB
-(PSS). Therefore this module imports little at its top, and nothing from this package.
+When the command detaches, the keeper executes the bare Python interpreter with this file alone, which has 4 MiB
+of its own. Therefore this module imports little at its top, and nothing from this package.
 
 A level starts the keeper in `create`, or in `start` before the workload begins:
 

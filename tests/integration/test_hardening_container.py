@@ -433,7 +433,8 @@ def test_the_log_is_capped(network: None) -> None:
     """The keeper's is; dockerd keeps none, where its default would grow with all that is written."""
 
     def flood(lines: int) -> tuple[str, ...]:
-        return ("/usr/bin/python3", "-c", f"import sys; sys.stdout.write(('x' * 99 + '\\n') * {lines})")
+        script = f"import sys\nfor _ in range({lines // 1000}): sys.stdout.write(('x' * 99 + '\\n') * 1000)"
+        return ("/usr/bin/python3", "-c", script)
 
     with ExitStack() as undo:
         sandbox = start(ContainerIsolation(LAB), undo, argv=flood(800_000))
