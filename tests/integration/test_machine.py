@@ -20,7 +20,7 @@ from sandbox.kernel.cgroup import Group, all_groups
 from sandbox.network import lab
 from sandbox.spec import SandboxSpec
 from sandbox.state.store import Store
-from tests import machine
+from tests import leaks, machine
 from tests.verbs import Manager, Running
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,6 +46,7 @@ class InTheKernel(machine.Lifecycle):
     def die(self, at: int, verb: str, name: str) -> None:
         failpoint = (WAY_IN if verb == "run" else WAY_OUT)[at]
         command = ["run", "-d", "reactor", "--name", name] if verb == "run" else ["rm", "-f", name]
+        before = leaks.keepers()
         plan = json.dumps({"at": [failpoint.value, 0], "signals": ["SIGKILL"]})
         done = subprocess.run(
             [sys.executable, "-m", "tests.integration.dying", plan, *command],
@@ -56,6 +57,10 @@ class InTheKernel(machine.Lifecycle):
             check=False,
         )
         assert done.returncode in (0, -9), done.stderr
+        deadline = time.monotonic() + _SETTLE
+        # The keeper of a start whose command was killed removes the sandbox by itself.
+        while done.returncode and leaks.keepers() - before and time.monotonic() < deadline:
+            time.sleep(0.01)
 
     def made(self) -> dict[str, bool]:
         groups = {ident: bool(Group(ident).pids()) for ident in all_groups()}
