@@ -25,7 +25,6 @@ from tests.integration.test_cli import ROOT, sandbox
 __all__ = ["nothing_left_of_the_shared_one"]
 
 LEVELS = ("namespace", "container", "vm")
-"""Levels whose log has times."""
 
 
 @pytest.fixture(scope="module", params=[pytest.param(level, marks=pytest.mark.level(level)) for level in LEVELS])
