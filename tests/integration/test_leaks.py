@@ -303,7 +303,6 @@ CASES: list[tuple[str, Callable[[], AbstractContextManager[None]], tuple[str, ..
     ("published", a_published_port, ()),
     ("keepers", a_keeper, ()),
     ("keepers", a_detached_keeper, ()),
-    ("processes", a_detached_keeper, ()),
     ("terminals", a_terminal, ()),
     ("half images", a_half_image, ()),
     ("ports", a_port, ()),
