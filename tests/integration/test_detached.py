@@ -93,7 +93,10 @@ def test_the_keeper_is_alone_and_small(level: str, name: str) -> None:
     (kept,) = keepers(ident)
 
     def held() -> list[str]:
-        links = (os.readlink(f"/proc/{kept}/fd/{one}") for one in os.listdir(f"/proc/{kept}/fd") if int(one) > 2)
+        try:
+            links = [os.readlink(f"/proc/{kept}/fd/{one}") for one in os.listdir(f"/proc/{kept}/fd") if int(one) > 2]
+        except FileNotFoundError:  # it is closing what it does not need
+            return []
         return sorted(link.rpartition("/")[2].partition(":")[0] for link in links)
 
     assert comes_true(lambda: held() == ["anon_inode", "keeper", "log", "pipe", "pipe"]), held()
