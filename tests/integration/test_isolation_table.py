@@ -85,7 +85,7 @@ def test_the_table(level: str) -> None:
     assert not wrong
     for row in rows:
         assert all(text.isprintable() and len(text) < 260 for text in row.evidence.values()), row
-    assert any("pushing" in line for line in said)
+    assert any("exceeding the limits" in line for line in said)
 
 
 @pytest.mark.level("namespace")
